@@ -1,0 +1,124 @@
+"""The types that flow from data through layers to the loop: `Tokens`, `Layout`, `Batch`, `Loss`.
+
+Shapes: B rows, T tokens a row, D width. Position and document id are data; `Layout` is static, hashable and made on
+the host by whoever made the batch, so that a kernel is chosen without looking at a tensor's values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+PADDING = -1  # document id of a token that is not there
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids with their place. `ids`, `pos`, `doc`: int64 [B, T]; `doc` -1 is padding.
+
+    `kind`: int64 [B, T], a small integer per token (segment, prefix, global mark). `embeds`: [B, T, D], rows that replace
+    the embedding's. Positions count from 0 inside each document.
+    """
+
+    ids: Tensor
+    pos: Tensor
+    doc: Tensor
+    kind: Tensor | None = None
+    embeds: Tensor | None = None
+
+    def to(self, device: torch.device) -> Tokens:
+        moved = (None if t is None else t.to(device) for t in (self.ids, self.pos, self.doc, self.kind, self.embeds))
+        return Tokens(*moved)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class OneDocument:
+    """Each row is one whole document of T tokens: no padding, no boundary."""
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Row b holds one document in its first `lengths[b]` tokens; the rest is padding."""
+
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Documents side by side. Over the flattened B·T tokens document i is `cu_seqlens[i]:cu_seqlens[i+1]`.
+
+    `longest` is the longest document. No document crosses a row. Padding counts as documents of its own
+    (doc id -1 in Tokens); its outputs are never read.
+    """
+
+    cu_seqlens: tuple[int, ...]
+    longest: int
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Decoding: row b's T tokens stand at positions `starts[b]…` of the document in cache slot `slots[b]`.
+
+    Only the first `counts[b]` tokens of the row are real; the rest is padding, written nowhere.
+    """
+
+    slots: tuple[int, ...]
+    starts: tuple[int, ...]
+    counts: tuple[int, ...]
+
+
+Layout: TypeAlias = OneDocument | Padded | Packed | Cached
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One global batch: `tokens`; `targets` int64 [B, T] (the id each position must predict); `weight` float32 [B, T]
+    (0: not trained on); `layout`; `sample_ids`, one name a row, for error messages."""
+
+    tokens: Tokens
+    targets: Tensor
+    weight: Tensor
+    layout: Layout
+    sample_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of a loss: `total` is a sum over targets (0-dim, differentiable), `weight` the number (or summed
+    weight) of those targets, a plain float known from data alone. `coupled`: the term couples its batch and must not be
+    split into micro-batches."""
+
+    total: Tensor
+    weight: float
+    coefficient: float = 1.0
+    coupled: bool = False
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Sums, never means: the step's loss is Σ coefficient · Σtotal / Σweight over micro-batches and ranks, each term by
+    its own global weight. `metrics` are plain sums for the log."""
+
+    terms: dict[str, Term]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def one_document(ids: Tensor) -> Tokens:
+    """Tokens of rows that are each one whole document, from ids [B, T]."""
+    pos = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    return Tokens(ids, pos, torch.zeros_like(ids))
+
+
+def padded(rows: list[list[int]], pad_id: int = 0) -> tuple[Tokens, Padded]:
+    """Right-padded Tokens and their Layout from rows of ids of any lengths."""
+    longest = max((len(row) for row in rows), default=0)
+    ids = torch.full((len(rows), longest), pad_id, dtype=torch.int64)
+    doc = torch.full_like(ids, PADDING)
+    for b, row in enumerate(rows):
+        ids[b, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        doc[b, : len(row)] = 0
+    pos = torch.arange(longest).expand_as(ids)
+    return Tokens(ids, torch.where(doc == PADDING, 0, pos), doc), Padded(tuple(len(row) for row in rows))

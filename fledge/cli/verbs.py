@@ -1,0 +1,60 @@
+"""The table of verbs: name, config class, function. Names are imported only when the verb runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One command. `config` and `run` are `module:name`; `run(config)` gives the result as plain values.
+
+    `positionals` maps words on the command line, in order, to config keys; a name in brackets may be left out.
+    `aliases` maps a flag to a config key (`--out` to `run.dir`). `yaml`: a positional ending in .yaml is the config file.
+    """
+
+    name: str
+    summary: str
+    config: str
+    run: str
+    positionals: tuple[str, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
+    yaml: bool = True
+
+
+OUT = (("out", "run.dir"),)
+
+VERBS = (
+    Verb("data build", "gather text, hold documents out, drop near-duplicates, tokenise into shards",
+         "fledge.data.config:BuildConfig", "fledge.data.build:build", aliases=(("out", "out"),)),
+    Verb("data qa", "make question/answer conversations from signatures and docstrings",
+         "fledge.data.config:QaConfig", "fledge.data.qa:build_qa", aliases=(("out", "out"),)),
+    Verb("tokenizer train", "train a tokenizer on text",
+         "fledge.text.config:TokenizerTrainConfig", "fledge.text.train:train_tokenizer", aliases=(("out", "out"),)),
+    Verb("tokenizer report", "compare tokenizers on texts: bytes per token, fertility, unused entries",
+         "fledge.text.config:TokenizerReportConfig", "fledge.text.report:report_tokenizers", ("[tokenizer]", "[text]")),
+    Verb("pretrain", "train a language model on text",
+         "fledge.recipes.config:PretrainConfig", "fledge.recipes.pretrain:pretrain", aliases=OUT),
+    Verb("sft", "instruction-tune a model on conversations",
+         "fledge.recipes.config:SftConfig", "fledge.recipes.sft:sft", aliases=OUT),
+    Verb("evaluate", "bits per byte on held-out text, beside gzip, xz and a bigram; held-out questions",
+         "fledge.evals.config:EvaluateConfig", "fledge.evals.run:evaluate", ("[model]",)),
+    Verb("generate", "continue a prompt",
+         "fledge.engine.config:GenerateConfig", "fledge.cli.generate:generate", ("model",)),
+    Verb("chat", "talk to a model in the terminal",
+         "fledge.engine.config:ChatConfig", "fledge.cli.chat:chat", ("model",)),
+    Verb("serve", "OpenAI-compatible server with a chat page",
+         "fledge.serve.config:ServeConfig", "fledge.serve.main:serve", ("model",)),
+    Verb("show", "module tree, parameters, bytes, FLOPs and KV bytes per token, before anything is allocated",
+         "fledge.model.show:ShowConfig", "fledge.model.show:show", ("[model]",)),
+    Verb("convert", "another checkpoint format into a fledge folder",
+         "fledge.model.convert_config:ConvertConfig", "fledge.model.convert:convert", ("source", "target")),
+    Verb("report", "one self-contained HTML page about a run",
+         "fledge.train.report:ReportConfig", "fledge.train.report:report", ("[run]",), aliases=(("out", "out"),)),
+    Verb("quickstart", "raw text to a chat page: every step, with the files in runs/",
+         "fledge.cli.quickstart:QuickstartConfig", "fledge.cli.quickstart:quickstart"),
+    Verb("config schema", "JSON schema of a verb's config",
+         "fledge.cli.schema:SchemaConfig", "fledge.cli.schema:print_schema", ("verb",), yaml=False),
+    Verb("env", "versions, device, threads and the measured matmul peak",
+         "fledge.cli.env:EnvConfig", "fledge.cli.env:env", yaml=False),
+)

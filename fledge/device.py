@@ -1,0 +1,84 @@
+"""Device, dtype, rank and seeds as values: asked for once, passed on, never read from a global."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from fledge.errors import ConfigError
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and how precisely to compute: `device` (torch), `dtype` of the weights, `threads` on CPU, this `rank`."""
+
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+    rank: int = 0
+    world_size: int = 1
+
+
+def pick(name: str = "auto", dtype: str = "auto", threads: int = 0) -> Device:
+    """The device of this process; `auto` takes CUDA, then MPS, then CPU; dtype `auto` is float32 on CPU, else bfloat16.
+
+    `threads` 0 leaves torch's choice. Raises ConfigError if the device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: expected a CUDA GPU, found none; use device=cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device: expected Apple's MPS, found none; use device=cpu")
+    if name not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"device: expected auto, cpu, cuda or mps, got {name!r}")
+    if dtype == "auto":
+        dtype = "bfloat16" if name == "cuda" else "float32"
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    if threads:
+        torch.set_num_threads(threads)
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    where = torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name == "cuda" else torch.device(name)
+    return Device(where, DTYPES[dtype], torch.get_num_threads(), rank, world_size)
+
+
+def matmul_peak(device: Device, size: int = 2048, rounds: int = 5) -> float:
+    """Measured FLOP/s of a size×size matrix product in the device's dtype: the best of `rounds` after a warm-up."""
+    a = torch.randn(size, size, device=device.device, dtype=device.dtype)
+    b = torch.randn(size, size, device=device.device, dtype=device.dtype)
+    best = 0.0
+    for round_index in range(rounds + 1):
+        synchronize(device)
+        began = time.perf_counter()
+        torch.mm(a, b)
+        synchronize(device)
+        if round_index:
+            best = max(best, 2 * size**3 / (time.perf_counter() - began))
+    return best
+
+
+def synchronize(device: Device) -> None:
+    if device.device.type == "cuda":
+        torch.cuda.synchronize(device.device)
+    elif device.device.type == "mps":
+        torch.mps.synchronize()
+
+
+def facts(device: Device) -> dict[str, object]:
+    """What decides bits: threads, torch version, CPU capability, device and dtype. Kept in run.yaml."""
+    return {
+        "device": str(device.device),
+        "dtype": str(device.dtype).removeprefix("torch."),
+        "threads": device.threads,
+        "world_size": device.world_size,
+        "torch": torch.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }

@@ -1,0 +1,148 @@
+"""What goes into the engine and what comes out: `Request`, `Event`, `Completion`. Plain data; imports no torch.
+
+A request's tokens depend on its prompt, its `Sampling` and its seed alone. Log-probabilities are natural logs of the
+model's own distribution: before penalties, temperature and truncation.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fledge.errors import RequestError
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+MAX_CHOICES = 16
+MAX_STOPS = 4
+MAX_TOP_LOGPROBS = 20
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. Defaults are the model's plain distribution."""
+
+    max_tokens: int = 128
+    """Most tokens to generate."""
+    min_tokens: int = 0
+    """No stop token before this many tokens."""
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of likeliest tokens whose probability reaches top_p."""
+    min_p: float = 0.0
+    """Drop tokens less likely than min_p times the likeliest."""
+    repetition_penalty: float = 1.0
+    """Divide (multiply when negative) the logits of tokens already in prompt or answer (Keskar 2019)."""
+    presence_penalty: float = 0.0
+    """Subtract from the logits of tokens already in the answer."""
+    frequency_penalty: float = 0.0
+    """Subtract this times the count of a token in the answer."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, added logit) pairs."""
+    seed: int = 0
+    """The seed decides the sample: the same seed gives the same tokens whatever else runs."""
+    n: int = 1
+    """Number of independent answers (choices)."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer; not part of it."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Further token ids that end the answer."""
+    ignore_eos: bool = False
+    """Go on past the model's own stop tokens."""
+    logprobs: int | None = None
+    """None: no log-probabilities; k: the chosen token's and the k likeliest's."""
+
+    def validated(self, vocab_size: int) -> Sampling:
+        """This, after checking every range. Raises RequestError naming the parameter."""
+        whole = ("max_tokens", "min_tokens", "top_k", "seed", "n")
+        for name in whole:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise RequestError(f"{name}: expected an integer, got {value!r:.40}", name)
+        check(1 <= self.max_tokens < 2**31, "max_tokens", "at least 1 and below 2^31", self.max_tokens)
+        check(0 <= self.min_tokens <= self.max_tokens, "min_tokens", "0..max_tokens", self.min_tokens)
+        check(0 <= self.top_k, "top_k", "0 or more", self.top_k)
+        check(1 <= self.n <= MAX_CHOICES, "n", f"1..{MAX_CHOICES}", self.n)
+        check(-MAX_SEED - 1 <= self.seed <= MAX_SEED, "seed", "a 64-bit integer", self.seed)
+        ranges = {
+            "temperature": (0.0, 100.0),
+            "top_p": (0.0, 1.0),
+            "min_p": (0.0, 1.0),
+            "repetition_penalty": (0.01, 100.0),
+            "presence_penalty": (-2.0, 2.0),
+            "frequency_penalty": (-2.0, 2.0),
+        }
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            check(number and low <= value <= high, name, f"a number in {low:g}..{high:g}", value)
+        check(self.top_p > 0, "top_p", "above 0", self.top_p)
+        check(len(self.stop) <= MAX_STOPS, "stop", f"at most {MAX_STOPS} texts", len(self.stop))
+        for text in self.stop:
+            check(isinstance(text, str) and text != "", "stop", "texts that are not empty", text)
+        for name, ids in (("logit_bias", [i for i, _ in self.logit_bias]), ("stop_token_ids", self.stop_token_ids)):
+            for token in ids:
+                check(isinstance(token, int) and 0 <= token < vocab_size, name, f"ids in 0..{vocab_size - 1}", token)
+        for _, bias in self.logit_bias:
+            check(math.isfinite(bias) and -100 <= bias <= 100, "logit_bias", "values in -100..100", bias)
+        k = self.logprobs
+        check(k is None or 0 <= k <= MAX_TOP_LOGPROBS, "logprobs", f"0..{MAX_TOP_LOGPROBS}", k)
+        return self
+
+
+def check(ok: bool, param: str, expected: str, got: object) -> None:
+    if not ok:
+        raise RequestError(f"{param}: expected {expected}, got {got!r:.60}", param)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt and how to answer it. `tenant` isolates caches and shares capacity; `priority` is reserved."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    tenant: str = ""
+    prompt_logprobs: bool = False
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token's natural log-probability and the likeliest alternatives (id, log-probability), best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Event:
+    """One step of one choice. `token_ids` are new tokens (stop tokens included, for usage), `text` is new text that
+    will not be taken back (whole UTF-8, no part of a stop string). `finish_reason` is set in a choice's last event."""
+
+    request_id: str
+    index: int
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished choice: all of its events joined. `token_ids` include the stop token; `text` never does."""
+
+    request_id: str
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    finish_reason: FinishReason
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None

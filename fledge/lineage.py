@@ -1,0 +1,123 @@
+"""Lineage: what an artefact is made of, by content.
+
+Every artefact folder (corpus, tokenizer, checkpoint, model) carries a `card.json`: its kind, the digest of its own
+content, the digests of its parents, the config that made it and the code's version. `verify` reads the content again.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import fledge
+from fledge.errors import CheckpointError
+
+CARD = "card.json"
+CARD_FORMAT = 1
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hex SHA-256 of a file's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hex SHA-256 of a plain value's canonical JSON (sorted keys, no spaces)."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def folder_digest(files: dict[str, str]) -> str:
+    """One digest for a folder, from its files' digests by relative name."""
+    return sha256_json(sorted(files.items()))
+
+
+def write_card(
+    folder: str | Path,
+    kind: str,
+    parents: dict[str, str] | None = None,
+    config: Any = None,
+    facts: dict[str, Any] | None = None,
+    skip: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Write `card.json` over every file now in `folder` (but `skip`) and give it back.
+
+    `parents` maps a role ("tokenizer", "corpus", "base") to that artefact's digest; `facts` are figures worth keeping.
+    The digest is of content only: equal content gives an equal digest whenever and wherever it was made.
+    """
+    folder = Path(folder)
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    files = {name: sha256_file(folder / name) for name in names if name != CARD and name not in skip}
+    card = {
+        "format": CARD_FORMAT,
+        "kind": kind,
+        "digest": folder_digest(files),
+        "parents": parents or {},
+        "files": files,
+        "config": config,
+        "facts": facts or {},
+        "fledge": fledge.__version__,
+    }
+    write_text_durably(folder / CARD, json.dumps(card, indent=1) + "\n")
+    return card
+
+
+def read_card(folder: str | Path) -> dict[str, Any]:
+    """The card of an artefact folder. Raises CheckpointError if there is none or it is of a later format."""
+    path = Path(folder) / CARD
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        found = card["format"]
+        if not isinstance(card["files"], dict):
+            raise TypeError
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: expected a card, found none; the folder was not written by fledge") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{path}: damaged card; restore it or use an earlier folder") from None
+    if not isinstance(found, int) or found > CARD_FORMAT:
+        raise CheckpointError(f"{path}: expected format at most {CARD_FORMAT}, got {found}; use a later fledge")
+    return card
+
+
+def verify(folder: str | Path) -> dict[str, Any]:
+    """The card, after every file it names was found with its digest. Raises CheckpointError naming the first that differs."""
+    folder = Path(folder)
+    card = read_card(folder)
+    for name, digest in card["files"].items():
+        path = folder / name
+        if os.path.isabs(name) or ".." in Path(name).parts:
+            raise CheckpointError(f"{folder / CARD}: file name {name!r} points outside the folder")
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing file; expected SHA-256 {digest[:12]}…")
+        found = sha256_file(path)
+        if found != digest:
+            raise CheckpointError(f"{path}: expected SHA-256 {digest[:12]}…, got {found[:12]}…; the file is damaged")
+    return card
+
+
+def write_text_durably(path: str | Path, text: str) -> None:
+    """Write beside, fsync, rename, fsync the folder: after a crash the file is the old one or the new one."""
+    path = Path(path)
+    scratch = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    with open(scratch, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: str | Path) -> None:
+    """Make a folder's entries durable (POSIX)."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,155 @@
+"""Run log (JSON lines, the truth about a run) and progress (a bar for people, plain lines elsewhere).
+
+Imports no torch. Standard output belongs to results; everything here goes to standard error or to a file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+
+def say(text: str, rank: int = 0) -> None:
+    """One line for people, on standard error, from rank 0 only."""
+    if rank == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def warn(text: str, rank: int = 0) -> None:
+    say(f"warning: {text}", rank)
+
+
+class RunLog:
+    """Append-only JSON lines at `path`: one event an object, with its `kind` and `time` (Unix seconds).
+
+    A torn last line (a crash in mid write) is cut off when the log is opened again. Ranks above 0 write nothing.
+    """
+
+    def __init__(self, path: str | Path, rank: int = 0):
+        self.path = Path(path)
+        self.rank = rank
+        self._file: TextIO | None = None
+        if rank == 0:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            drop_torn_line(self.path)
+            self._file = open(self.path, "a", encoding="utf-8")
+
+    def write(self, kind: str, **values: Any) -> None:
+        """Append one event. Non-finite numbers are written as strings, so that every line is strict JSON."""
+        if self._file is None:
+            return
+        event = {"kind": kind, "time": round(time.time(), 3), **values}
+        self._file.write(json.dumps(json_safe(event), allow_nan=False) + "\n")
+        self._file.flush()
+
+    def truncate_after(self, step: int) -> None:
+        """Drop `step` events later than `step`: a resumed run writes them again."""
+        if self._file is None:
+            return
+        self._file.close()
+        kept = [e for e in read_log(self.path) if e.get("step") is None or e["step"] <= step]
+        scratch = self.path.with_suffix(".tmp")
+        scratch.write_text("".join(json.dumps(e) + "\n" for e in kept), encoding="utf-8")
+        os.replace(scratch, self.path)
+        self._file = open(self.path, "a", encoding="utf-8")
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def drop_torn_line(path: Path) -> None:
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with open(path, "rb+") as file:
+        data = file.read()
+        if not data.endswith(b"\n"):
+            file.truncate(data.rfind(b"\n") + 1)
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """Every whole event of a run log, oldest first."""
+    events = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            continue  # a line torn by a crash; RunLog cuts it off when the run goes on
+    return events
+
+
+def json_safe(value: Any) -> Any:
+    """`value` with non-finite floats as 'nan', 'inf' or '-inf' text, and Paths as text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(k): json_safe(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+class Progress:
+    """Progress of one long job: a live bar on a terminal, else one plain line every `every_seconds`.
+
+    `update(done, **figures)` takes the number of units done and figures to show (already rounded text or numbers).
+    The time left comes from the pace of this process (a resumed run does not count the steps of its past life).
+    """
+
+    def __init__(self, what: str, total: int, start: int = 0, every_seconds: float = 10.0, stream: TextIO | None = None):
+        self.what, self.total, self.start = what, total, start
+        self.stream = stream or sys.stderr
+        self.live = self.stream.isatty()
+        self.every_seconds = 0.1 if self.live else every_seconds
+        self.began = time.monotonic()
+        self.last_shown = 0.0 if self.live else self.began
+
+    def update(self, done: int, **figures: Any) -> None:
+        now = time.monotonic()
+        if now - self.last_shown < self.every_seconds and done < self.total:
+            return
+        self.last_shown = now
+        fresh = done - self.start
+        left = (now - self.began) / fresh * (self.total - done) if fresh > 0 else math.nan
+        parts = [f"{self.what} {done}/{self.total}", *(f"{k} {v}" for k, v in figures.items()), f"ETA {clock(left)}"]
+        if self.live:
+            width = 24
+            filled = round(width * done / max(1, self.total))
+            bar = "━" * filled + "─" * (width - filled)
+            self.stream.write("\r\x1b[2K" + fit(f"{bar} " + " · ".join(parts)))
+        else:
+            self.stream.write(" · ".join(parts) + "\n")
+        self.stream.flush()
+
+    def note(self, text: str) -> None:
+        """A line above the bar (a sample, an evaluation)."""
+        self.stream.write(("\r\x1b[2K" if self.live else "") + text.rstrip("\n") + "\n")
+        self.stream.flush()
+
+    def close(self) -> None:
+        if self.live:
+            self.stream.write("\n")
+            self.stream.flush()
+
+
+def fit(line: str) -> str:
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        columns = 120
+    return line[: max(20, columns - 1)]
+
+
+def clock(seconds: float) -> str:
+    """`75 s` as `1:15`; not a number as `-:--`."""
+    if not math.isfinite(seconds):
+        return "-:--"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,25 @@
+"""Families: each is data (presets, a weight-name table both ways, config.json both ways) and holds no module class."""
+
+from __future__ import annotations
+
+from fledge.errors import ConfigError
+from fledge.model.families import gpt2, llama
+from fledge.model.families.family import Family
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (gpt2.FAMILY, llama.FAMILY)}
+
+
+def family(name: str) -> Family:
+    """The family called `name`. Raises ConfigError listing the known ones."""
+    if name not in FAMILIES:
+        raise ConfigError(f"model.family: expected one of {', '.join(FAMILIES)}, got {name!r:.60}")
+    return FAMILIES[name]
+
+
+def preset_family(preset: str) -> Family:
+    """The family that publishes `preset`. Raises ConfigError listing the known presets."""
+    for candidate in FAMILIES.values():
+        if preset in candidate.presets:
+            return candidate
+    known = ", ".join(name for candidate in FAMILIES.values() for name in candidate.presets)
+    raise ConfigError(f"model.preset: expected one of {known}, got {preset!r:.60}")

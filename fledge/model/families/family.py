@@ -1,0 +1,115 @@
+"""What a family file fills in. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fledge.errors import ConfigError
+from fledge.model.config import ModelConfig, ShapeConfig
+
+How = Literal["same", "transposed", "fused_transposed", "fused", "zeros"]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One row of the name table. `theirs` is the Hugging Face name, `ours` one or more parameters; `{i}` is the layer.
+
+    "same": equal tensors. "transposed": theirs is [in, out]. "fused": theirs is ours stacked along the output;
+    "fused_transposed": the same for [in, out] (vectors are stacked as they are). "zeros": we have no such parameter;
+    `size` zeros are written and zeros expected.
+    """
+
+    theirs: str
+    ours: tuple[str, ...]
+    how: How = "same"
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family: `build` makes a ModelConfig from a ShapeConfig, `read`/`write` translate config.json,
+    `weights(config)` is the name table; `prefix` may be missing in a file; `ignored` name endings hold no weights."""
+
+    name: str
+    model_type: str
+    architecture: str
+    build: Callable[[ShapeConfig], ModelConfig]
+    read: Callable[[dict[str, Any]], ModelConfig]
+    write: Callable[[ModelConfig], dict[str, Any]]
+    weights: Callable[[ModelConfig], list[Weight]]
+    prefix: str = ""
+    ignored: tuple[str, ...] = ()
+    presets: dict[str, ShapeConfig] = field(default_factory=dict)
+
+
+def integer(raw: dict[str, Any], key: str, default: int | None = None) -> int:
+    """A positive integer of config.json. Raises ConfigError naming the key."""
+    value = raw.get(key, default)
+    if value is None:
+        value = default
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0 or value >= 2**40:
+        raise ConfigError(f"config.json: {key}: expected a whole number, got {str(value)[:40]!r}")
+    return value
+
+
+def number(raw: dict[str, Any], key: str, default: float) -> float:
+    value = raw.get(key)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e30:
+        raise ConfigError(f"config.json: {key}: expected a finite number of at least 0, got {str(value)[:40]!r}")
+    return float(value)
+
+
+def flag(raw: dict[str, Any], key: str, default: bool) -> bool:
+    value = raw.get(key, default)
+    if not isinstance(value, bool):
+        raise ConfigError(f"config.json: {key}: expected true or false, got {str(value)[:40]!r}")
+    return value
+
+
+def choice(raw: dict[str, Any], key: str, table: dict[str, Any], default: str) -> Any:
+    value = raw.get(key, default)
+    if value not in table if isinstance(value, str) else True:
+        raise ConfigError(f"config.json: {key}: expected one of {', '.join(table)}, got {str(value)[:40]!r}")
+    return table[value]
+
+
+def special_ids(raw: dict[str, Any], vocab_size: int) -> dict[str, int]:
+    """bos/eos/pad ids of config.json; a list of eos ids gives the first. Ids outside the vocabulary are left out."""
+    ids = {}
+    for role in ("bos", "eos", "pad"):
+        value = raw.get(f"{role}_token_id")
+        if isinstance(value, list) and value:
+            value = value[0]
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocab_size:
+            ids[role] = value
+    return ids
+
+
+def refuse(raw: dict[str, Any], key: str, allowed: tuple[Any, ...], why: str) -> None:
+    """Raise ConfigError if config.json asks for something this family file does not do."""
+    if key in raw and raw[key] not in allowed:
+        raise ConfigError(f"config.json: {key}: {str(raw[key])[:60]!r} is not supported ({why})")
+
+
+def rounded_up(value: float, multiple: int) -> int:
+    return int(-(-value // multiple) * multiple)
+
+
+def needed(shape: ShapeConfig, *names: str) -> None:
+    """Raise ConfigError for the first field that a new model must state."""
+    for name in names:
+        if not getattr(shape, name):
+            raise ConfigError(f"model.{name}: expected a positive number, got {getattr(shape, name)}; set model.{name}=…")
+
+
+def head_channels(shape: ShapeConfig) -> int:
+    """Channels per head. Raises ConfigError with the nearest width that works."""
+    if shape.head_channels:
+        return shape.head_channels
+    if shape.width % shape.heads:
+        nearest = max(shape.heads, round(shape.width / shape.heads) * shape.heads)
+        raise ConfigError(f"model.width: {shape.width} is not a multiple of heads {shape.heads}; nearest is {nearest}")
+    return shape.width // shape.heads

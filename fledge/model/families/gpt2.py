@@ -1,0 +1,144 @@
+"""GPT-2 (Radford et al. 2019): learned positions, pre-norm LayerNorm, GELU (tanh), biases, tied output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fledge.errors import ConfigError
+from fledge.model.config import ModelConfig, ShapeConfig
+from fledge.model.families.family import (
+    Family,
+    Weight,
+    choice,
+    flag,
+    head_channels,
+    integer,
+    needed,
+    number,
+    refuse,
+    special_ids,
+)
+from fledge.nn.config import Dense, Heads, LayerConfig, Norm, StackConfig
+
+BIAS_KEY = "fledge_bias"  # transformers' GPT-2 always has biases; without ours it gets zeros
+ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
+
+
+def build(shape: ShapeConfig) -> ModelConfig:
+    needed(shape, "width", "layers", "heads", "context_tokens", "vocab_size")
+    bias = True if shape.bias is None else shape.bias
+    heads = Heads(shape.heads, shape.kv_heads or shape.heads, head_channels(shape), bias, bias)
+    layer = LayerConfig(heads, Dense(shape.hidden or 4 * shape.width, "gelu_tanh", bias=bias))
+    norm = Norm("layer", shape.norm_eps or 1e-5, bias=bias)
+    stack = StackConfig(shape.width, (layer,) * shape.layers, norm, dropout=shape.dropout)
+    return ModelConfig(
+        family="gpt2",
+        vocab_size=shape.vocab_size,
+        context_tokens=shape.context_tokens,
+        decoder=stack,
+        learned_positions=shape.context_tokens,
+        tie=True if shape.tie is None else shape.tie,
+        init=shape.init,
+    )
+
+
+def read(raw: dict[str, Any]) -> ModelConfig:
+    refuse(raw, "add_cross_attention", (False, None), "encoder-decoder GPT-2 is not a decoder")
+    refuse(raw, "scale_attn_weights", (True, None), "scores are divided by sqrt(d_k)")
+    refuse(raw, "scale_attn_by_inverse_layer_idx", (False, None), "no per-layer score scale")
+    width, n_heads = integer(raw, "n_embd", 768), integer(raw, "n_head", 12)
+    if n_heads < 1 or width % n_heads:
+        raise ConfigError(f"config.json: n_embd {width} is not a multiple of n_head {n_heads}")
+    context, n_layers = integer(raw, "n_positions", 1024), integer(raw, "n_layer", 12)
+    if n_layers > 4096:
+        raise ConfigError(f"config.json: n_layer: expected at most 4096, got {n_layers}")
+    activation = choice(raw, "activation_function", ACTIVATIONS, "gelu_new")
+    vocab_size = integer(raw, "vocab_size", 50257)
+    bias = flag(raw, BIAS_KEY, True)
+    heads = Heads(n_heads, n_heads, width // n_heads, bias, bias)
+    layer = LayerConfig(heads, Dense(integer(raw, "n_inner", 4 * width), activation, bias=bias))
+    norm = Norm("layer", number(raw, "layer_norm_epsilon", 1e-5), bias=bias)
+    return ModelConfig(
+        family="gpt2",
+        vocab_size=vocab_size,
+        context_tokens=context,
+        decoder=StackConfig(width, (layer,) * n_layers, norm),
+        learned_positions=context,
+        tie=flag(raw, "tie_word_embeddings", True),
+        special_ids=special_ids(raw, vocab_size),
+    )
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    stack = config.stack
+    layer = stack.layers[0]
+    heads = layer.mixer
+    if heads.n_kv_heads != heads.n_heads or heads.head_channels * heads.n_heads != stack.width:
+        raise ConfigError("model: GPT-2's folder format has one key/value head per head and width = heads x channels")
+    back = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}
+    return {
+        "n_embd": stack.width,
+        "n_head": heads.n_heads,
+        "n_layer": len(stack.layers),
+        "n_positions": config.learned_positions,
+        "n_inner": layer.ffn.hidden,
+        "activation_function": back[layer.ffn.activation],
+        "layer_norm_epsilon": stack.norm.eps,
+        "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+        BIAS_KEY: heads.qkv_bias,
+    }
+
+
+def weights(config: ModelConfig) -> list[Weight]:
+    block, theirs = "decoder.layers.{i}.", "transformer.h.{i}."
+    table = [
+        Weight("transformer.wte.weight", ("embedding.weight",)),
+        Weight("transformer.wpe.weight", ("positions.weight",)),
+    ]
+    qkv = tuple(f"{block}attention.qkv.{name}." for name in "qkv")
+    width = config.stack.width
+    biased = config.stack.norm.bias
+    if not biased:
+        hidden = config.stack.layers[0].ffn.hidden if config.stack.layers else 0
+        ends = {"ln_1": width, "ln_2": width, "attn.c_attn": 3 * width, "attn.c_proj": width}
+        ends |= {"mlp.c_fc": hidden, "mlp.c_proj": width}
+        table += [Weight(f"{theirs}{name}.bias", (), "zeros", size) for name, size in ends.items()]
+        table.append(Weight("transformer.ln_f.bias", (), "zeros", width))
+    for end in ("weight", "bias") if biased else ("weight",):
+        table += [
+            Weight(f"{theirs}ln_1.{end}", (f"{block}attention_norms.before.{end}",)),
+            Weight(f"{theirs}ln_2.{end}", (f"{block}ffn_norms.before.{end}",)),
+            Weight(f"{theirs}attn.c_attn.{end}", tuple(name + end for name in qkv), "fused_transposed"),
+            Weight(f"{theirs}attn.c_proj.{end}", (f"{block}attention.out.{end}",), "transposed"),
+            Weight(f"{theirs}mlp.c_fc.{end}", (f"{block}ffn.inward.up.{end}",), "transposed"),
+            Weight(f"{theirs}mlp.c_proj.{end}", (f"{block}ffn.down.{end}",), "transposed"),
+            Weight(f"transformer.ln_f.{end}", (f"decoder.norm.{end}",)),
+        ]
+    if not config.tie:
+        table.append(Weight("lm_head.weight", ("output.weight",)))
+    return table
+
+
+def preset(width: int, layers: int, heads: int) -> ShapeConfig:
+    return ShapeConfig("gpt2", width=width, layers=layers, heads=heads, context_tokens=1024, vocab_size=50257)
+
+
+FAMILY = Family(
+    name="gpt2",
+    model_type="gpt2",
+    architecture="GPT2LMHeadModel",
+    build=build,
+    read=read,
+    write=write,
+    weights=weights,
+    prefix="transformer.",
+    ignored=(".attn.bias", ".attn.masked_bias"),
+    presets={
+        "gpt2": preset(768, 12, 12),
+        "gpt2-medium": preset(1024, 24, 16),
+        "gpt2-large": preset(1280, 36, 20),
+        "gpt2-xl": preset(1600, 48, 25),
+    },
+)

@@ -1,0 +1,265 @@
+"""Model folders: Hugging Face's config.json and safetensors, in and out.
+
+Loading checks config and every header before it allocates, then reads one tensor at a time: peak memory is the weights
+plus the largest tensor. Pickle is never opened.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fledge.config import read_json
+from fledge.errors import CheckpointError, ConfigError
+from fledge.lineage import write_card
+from fledge.model.config import ModelConfig
+from fledge.model.families import FAMILIES, family
+from fledge.model.families.family import Family
+from fledge.model.names import expanded, their_shape, to_ours, to_theirs
+from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
+from fledge.model.transformer import Transformer, build
+from fledge.text.chat import renderer_for
+from fledge.text.tokenizer import Tokenizer
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+SHARD_BYTES = 5_000_000_000
+
+
+def find_model(path: str | Path) -> Path:
+    """The model folder at `path`: itself, or the `model/` of a run folder. Raises CheckpointError if there is none."""
+    path = Path(path)
+    for candidate in (path, path / "model"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    if not path.exists():
+        raise CheckpointError(f"{path}: expected a model folder, found nothing; check the path")
+    refuse_pickle(path if path.is_dir() else path.parent)
+    raise CheckpointError(f"{path}: expected a model folder with config.json, found none; fledge convert makes one")
+
+
+def read_config(folder: str | Path) -> tuple[Family, ModelConfig]:
+    """Family and config of a model folder, validated before anything is allocated. Raises ConfigError."""
+    raw = read_json(Path(folder) / "config.json")
+    if not isinstance(raw, dict):
+        raise ConfigError("config.json: expected a mapping")
+    return parse_config(raw)
+
+
+def parse_config(raw: dict[str, Any]) -> tuple[Family, ModelConfig]:
+    """Family and ModelConfig from a config.json's content. Code it names (auto_map and kin) is never looked at."""
+    model_type = raw.get("model_type")
+    for candidate in FAMILIES.values():
+        if candidate.model_type == model_type:
+            return candidate, candidate.read(raw)
+    known = ", ".join(f.model_type for f in FAMILIES.values())
+    raise ConfigError(f"config.json: model_type: expected one of {known}, got {str(model_type)[:40]!r}")
+
+
+def load_model(
+    folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Transformer:
+    """The model of a folder (or run folder), its weights as `dtype` on `device`.
+
+    Raises ConfigError for a bad config.json and CheckpointError for missing, damaged, unsafe or misshapen weights.
+    """
+    folder = find_model(folder)
+    own_family, config = read_config(folder)
+    names = weight_files(folder)
+    files: list[SafetensorsFile] = []
+    try:
+        for name in names:
+            files.append(SafetensorsFile(folder / name))
+        return read_weights(own_family, config, files, torch.device(device), dtype)
+    finally:
+        for file in files:
+            file.close()
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of the safetensors files of a folder: one, or those of the index. Raises CheckpointError."""
+    if (folder / INDEX).is_file():
+        index = read_json(folder / INDEX, max_bytes=256 << 20)
+        weight_map = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{INDEX}: expected a weight_map of names to files")
+        names = sorted({str(value) for value in weight_map.values()})
+        for name in names:
+            check_inside(folder, name)
+        return names
+    if (folder / WEIGHTS).is_file():
+        check_inside(folder, WEIGHTS)
+        return [WEIGHTS]
+    refuse_pickle(folder)
+    raise CheckpointError(f"{folder}: expected {WEIGHTS} or {INDEX}, found neither")
+
+
+def check_inside(folder: Path, name: str) -> None:
+    """Raise CheckpointError unless `name` is a plain file name in `folder` and no link leads it elsewhere."""
+    if "/" in name or "\\" in name or name in ("", ".", "..") or not name.endswith(".safetensors"):
+        raise CheckpointError(f"{INDEX}: shard {name[:80]!r} is not the name of a safetensors file in the folder")
+    path = folder / name
+    if path.is_symlink() and not points_into_cache(path):
+        raise CheckpointError(f"{name}: a link out of the folder is not followed; copy the file")
+    if not path.is_file():
+        raise CheckpointError(f"{name}: missing file; download the folder again")
+
+
+def points_into_cache(path: Path) -> bool:
+    """Whether a link is of a hub cache: snapshots/REVISION/FILE -> ../../blobs/HASH of the same repository."""
+    repository = path.parent.parent.parent
+    return path.parent.parent.name == "snapshots" and path.resolve().parent == (repository / "blobs").resolve()
+
+
+def refuse_pickle(folder: Path) -> None:
+    for pattern in PICKLES:
+        for path in sorted(folder.glob(pattern)):
+            raise CheckpointError(
+                f"{path.name}: pickled weights can run code and are not loaded; save them as safetensors where you "
+                "trust them (transformers: model.save_pretrained(folder)), then load that folder"
+            )
+
+
+def read_weights(
+    own_family: Family, config: ModelConfig, files: list[SafetensorsFile], device: torch.device, dtype: torch.dtype
+) -> Transformer:
+    where = {name: file for file in files for name in file.entries}
+    table = {weight.theirs: weight for weight in expanded(own_family, config)}
+    found = their_names(own_family, where, set(table), config)
+    missing = [name for name in table if name not in found]
+    if missing:
+        raise CheckpointError(f"weights: {len(missing)} missing, first {missing[0]!r}; the files don't fit config.json")
+    model = build(config)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    for name, weight in table.items():
+        entry, expected = where[found[name]].entries[found[name]], their_shape(weight, shapes)
+        if entry.shape != expected:
+            raise CheckpointError(f"{name}: expected shape {list(expected)} by config.json, got {list(entry.shape)}")
+        if not entry.dtype.is_floating_point:
+            raise CheckpointError(f"{name}: expected floating-point weights, got {entry.dtype}")
+    for name, weight in table.items():
+        tensor = where[found[name]].read(found[name]).to(device=device, dtype=dtype)
+        for ours, value in to_ours(weight, tensor, shapes).items():
+            put_parameter(model, ours, value)
+        del tensor
+    return model.eval()
+
+
+def their_names(
+    own_family: Family, where: dict[str, SafetensorsFile], wanted: set[str], config: ModelConfig
+) -> dict[str, str]:
+    """Canonical name -> name in the files (the family's prefix may be missing). Raises CheckpointError for strangers."""
+    found = {}
+    for name in where:
+        if name.endswith(own_family.ignored):
+            continue
+        canonical = name if name in wanted else own_family.prefix + name
+        if canonical in wanted:
+            found[canonical] = name
+        elif not (config.tie and name == "lm_head.weight"):
+            raise CheckpointError(f"weights: unexpected tensor {name[:80]!r}; config.json describes another model")
+    return found
+
+
+def put_parameter(model: nn.Module, name: str, value: Tensor) -> None:
+    """Replace a parameter by `value` without copying."""
+    owner, _, last = name.rpartition(".")
+    module = model.get_submodule(owner)
+    setattr(module, last, nn.Parameter(value, requires_grad=getattr(module, last).requires_grad))
+
+
+def state_in_their_names(model: Transformer, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Every weight under its Hugging Face name and layout, on the CPU; tied weights once."""
+    own_family = family(model.config.family)
+    ours = {name: p.detach() for name, p in model.named_parameters()}
+    state = {weight.theirs: to_theirs(weight, ours) for weight in expanded(own_family, model.config)}
+    return {name: t.to("cpu", dtype or t.dtype) for name, t in state.items()}
+
+
+def config_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """What stands in config.json."""
+    own_family = family(config.family)
+    ids: dict[str, Any] = {f"{role}_token_id": config.special_ids.get(role) for role in ("bos", "eos", "pad")}
+    return {
+        "architectures": [own_family.architecture],
+        "model_type": own_family.model_type,
+        "dtype": str(dtype).removeprefix("torch."),
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tie,
+        "initializer_range": config.init.std,
+        **own_family.write(config),
+        **ids,
+    }
+
+
+def save_model(
+    model: Transformer,
+    folder: str | Path,
+    tokenizer: Tokenizer | None = None,
+    parents: dict[str, str] | None = None,
+    facts: dict[str, Any] | None = None,
+    kind: str = "model",
+    card: bool = True,
+) -> None:
+    """Write a self-contained model folder: config, weights, tokenizer, chat template, generation config and card.
+
+    The folder must be the caller's scratch (see `train.checkpointing` for the atomic writer).
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = model.embedding.weight.dtype
+    write_json(folder / "config.json", config_json(model.config, dtype))
+    write_sharded(folder, state_in_their_names(model))
+    ids = model.config.special_ids
+    stops = sorted({i for role, i in ids.items() if role == "eos"} | set(tokenizer.stop_ids if tokenizer else ()))
+    generation = {"bos_token_id": ids.get("bos"), "eos_token_id": stops or None, "pad_token_id": ids.get("pad")}
+    write_json(folder / "generation_config.json", {key: v for key, v in generation.items() if v is not None})
+    if tokenizer is not None:
+        tokenizer.save(folder)
+        template = chat_template(tokenizer)
+        if template is not None:
+            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    if card:
+        write_card(folder, kind, parents, config_json(model.config, dtype), facts)
+
+
+def chat_template(tokenizer: Tokenizer) -> str | None:
+    """The Jinja form of the tokenizer's chat renderer, or None for a tokenizer without role tokens."""
+    try:
+        return renderer_for(tokenizer).template()
+    except ConfigError:
+        return None
+
+
+def write_sharded(folder: Path, state: dict[str, Tensor], shard_bytes: int = SHARD_BYTES) -> None:
+    """One model.safetensors, or numbered shards with their index when the weights exceed `shard_bytes`."""
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in state.items():
+        n_bytes = tensor.numel() * tensor.dtype.itemsize
+        if shards[-1] and size + n_bytes > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += n_bytes
+    if len(shards) == 1:
+        write_safetensors(folder / WEIGHTS, shards[0])
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(folder / file_name, shard)
+        weight_map.update(dict.fromkeys(shard, file_name))
+    total = sum(t.numel() * t.dtype.itemsize for t in state.values())
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+

@@ -1,0 +1,148 @@
+"""The `fledge` command: find the verb, read its config, call its one function, turn errors into exit codes.
+
+Everything is imported when it is needed, so that `--help` answers without torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from fledge.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, FledgeError
+
+EXIT_CTRL_C = 130  # 128 + SIGINT, as shells count
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+DEBUG = "FLEDGE_DEBUG"
+EXTRAS = {
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "pydantic": "serve",
+    "starlette": "serve",
+    "prometheus_client": "serve",
+    "httpx": "serve",
+    "tiktoken": "fast-tok",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command line (default: this process's) and give its exit code; nothing is raised but SystemExit."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    with contextlib.suppress(AttributeError, ValueError):
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a latin-1 terminal is no reason to die
+    try:
+        code = dispatch(words)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return leave_broken_pipe()
+    except KeyboardInterrupt:
+        return fail("KeyboardInterrupt", "interrupted", EXIT_CTRL_C, words)
+    except FledgeError as error:
+        return fail(type(error).__name__, str(error), error.exit_code, words)
+    except ModuleNotFoundError as error:
+        return fail("ModuleNotFoundError", missing_module(error), EXIT_FAILED, words)
+    except Exception as error:  # the outermost handler: one line for people, the traceback on request
+        text = f"{type(error).__name__}: {error}"
+        hint = "" if debugging() else f"; set {DEBUG}=1 to see where"
+        return fail(type(error).__name__, shorten(text) + hint, EXIT_FAILED, words)
+
+
+def dispatch(words: list[str]) -> int:
+    """The exit code of a command line. Raises what the verb raises."""
+    from fledge.cli import help as help_text
+    from fledge.cli.parse import HELP, find_verb, read_config, wants_help
+
+    if not words:
+        print(help_text.overview())
+        return EXIT_USAGE
+    if words[0] in (*HELP, "help"):
+        print(help_text.overview())
+        return EXIT_OK
+    if words[0] in ("--version", "-V"):
+        import fledge
+
+        print(f"fledge {fledge.__version__}")
+        return EXIT_OK
+    verb, rest = find_verb(words)
+    cls = named(verb.config)
+    if wants_help(rest):
+        print(help_text.verb_help(verb, cls, columns()))
+        return EXIT_OK
+    config, line = read_config(verb, cls, rest)
+    result = call(named(verb.run), config, line.json)
+    if line.json:
+        print_json(result or {})
+    return EXIT_OK
+
+
+def named(path: str) -> Any:
+    """The object at `module:name`."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def call(run: Callable[..., Any], config: Any, as_json: bool) -> Any:
+    """`run(config)`, or `run(config, json=…)` when the function asks for it."""
+    code = getattr(run, "__code__", None)
+    wants_json = code is not None and "json" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return run(config, json=as_json) if wants_json else run(config)
+
+
+def print_json(value: Any) -> None:
+    """One line of strict JSON on standard output."""
+    from fledge.log import json_safe
+
+    print(json.dumps(json_safe(value), allow_nan=False), flush=True)
+
+
+def fail(name: str, text: str, code: int, words: list[str]) -> int:
+    """Say what went wrong on standard error (and, with --json, on standard output) and give the exit code."""
+    if debugging() and sys.exc_info()[0] is not None:
+        traceback.print_exc()
+    line = " ".join(text.split()) or name
+    try:
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        if "--json" in words:
+            print_json({"error": {"type": name, "message": line, "exit_code": code}})
+    except BrokenPipeError:
+        return leave_broken_pipe()
+    return code
+
+
+def missing_module(error: ModuleNotFoundError) -> str:
+    """The line for a package that isn't installed: the extra that brings it, when there is one."""
+    package = (error.name or "").partition(".")[0]
+    extra = EXTRAS.get(package)
+    if extra:
+        return f"expected the package {package}, found none; pip install 'fledge[{extra}]'"
+    return f"expected the module {error.name}, found none; install it in this Python ({sys.executable})"
+
+
+def leave_broken_pipe() -> int:
+    """The reader went away (`fledge … | head`): say nothing, now or when Python flushes at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(nowhere, stream.fileno())
+    return EXIT_BROKEN_PIPE
+
+
+def debugging() -> bool:
+    return os.environ.get(DEBUG, "") not in ("", "0")
+
+
+def shorten(text: str, limit: int = 400) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def columns() -> int:
+    try:
+        return min(120, os.get_terminal_size(sys.stdout.fileno()).columns)
+    except (OSError, ValueError):
+        return 100

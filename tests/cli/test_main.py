@@ -1,0 +1,139 @@
+"""The `fledge` command as a script sees it: exit codes, last lines, quiet pipes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import fledge as package
+from fledge.cli import main as command
+from fledge.cli.verbs import Verb
+from fledge.errors import CheckpointError, Interrupted
+
+
+def fledge(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "fledge", *words]
+    return subprocess.run(line, capture_output=True, text=True, timeout=60, env={**os.environ, **env})
+
+
+def test_version_and_help_answer_on_standard_output():
+    version = fledge("--version")
+    assert (version.returncode, version.stdout) == (0, f"fledge {package.__version__}\n")
+    overview = fledge("--help")
+    assert overview.returncode == 0 and "pretrain" in overview.stdout and overview.stderr == ""
+
+
+def test_a_typo_exits_2_with_one_line_and_a_suggestion():
+    got = fledge("env", "--pek", "1")
+    assert got.returncode == 2
+    assert got.stderr == "error: fledge env: unknown key --pek; did you mean peak?\n"
+
+
+def test_the_last_line_with_json_is_the_result():
+    got = fledge("env", "--no-peak", "--json")
+    assert json.loads(got.stdout.splitlines()[-1])["fledge"] == package.__version__
+
+
+def test_an_error_with_json_is_one_object_too():
+    got = fledge("env", "--pek", "--json")
+    error = json.loads(got.stdout.splitlines()[-1])["error"]
+    assert (got.returncode, error["type"], error["exit_code"]) == (2, "ConfigError", 2)
+
+
+def test_schema_of_a_verb_is_json():
+    schema = json.loads(fledge("config", "schema", "env").stdout)
+    assert schema["properties"]["peak"]["default"] is True
+    assert schema["additionalProperties"] is False
+
+
+def run_with(monkeypatch, capsys, function, *words: str) -> tuple[int, str, str]:
+    verb = Verb("env", "a verb whose function is the test's", "fledge.cli.env:EnvConfig", "-:-", yaml=False)
+    monkeypatch.setattr("fledge.cli.parse.VERBS", (verb,))
+    real = command.named
+    monkeypatch.setattr(command, "named", lambda path: function if path == "-:-" else real(path))
+    code = command.main(["env", *words])
+    return code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(CheckpointError("a: damaged;\nrestore it"), 1), (Interrupted("saved"), 75), (KeyboardInterrupt(), 130)],
+)
+def test_errors_become_their_exit_codes(monkeypatch, capsys, error, code):
+    def fail(config):
+        raise error
+
+    got, out, err = run_with(monkeypatch, capsys, fail)
+    assert got == code and out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err
+
+
+def test_an_unexpected_error_is_one_line_unless_debugging(monkeypatch, capsys):
+    def fail(config):
+        raise ZeroDivisionError("division by zero")
+
+    code, _, err = run_with(monkeypatch, capsys, fail)
+    assert code == 1
+    assert err == "error: ZeroDivisionError: division by zero; set FLEDGE_DEBUG=1 to see where\n"
+    monkeypatch.setenv("FLEDGE_DEBUG", "1")
+    code, _, err = run_with(monkeypatch, capsys, fail)
+    assert code == 1 and "Traceback" in err  # the control
+
+
+def test_a_missing_extra_is_named(monkeypatch, capsys):
+    def fail(config):
+        raise ModuleNotFoundError("No module named 'fastapi'", name="fastapi")
+
+    code, _, err = run_with(monkeypatch, capsys, fail)
+    assert code == 1 and "pip install 'fledge[serve]'" in err
+
+
+def test_a_function_that_asks_for_json_is_told(monkeypatch, capsys):
+    def run(config, json=False):
+        return {"told": json, "rate": float("nan")}
+
+    code, out, _ = run_with(monkeypatch, capsys, run, "--json")
+    assert code == 0 and json.loads(out) == {"told": True, "rate": "nan"}
+    assert run_with(monkeypatch, capsys, run)[1] == ""
+
+
+def test_a_closed_pipe_is_no_error():
+    line = [sys.executable, "-m", "fledge", "config", "schema", "env"]
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        got = subprocess.run(line, stdout=write_end, stderr=subprocess.PIPE, timeout=60)
+    finally:
+        os.close(write_end)
+    assert (got.returncode, got.stderr) == (141, b"")
+
+
+def test_ctrl_c_exits_130():
+    code = (
+        "import time\nfrom fledge.cli import main\n"
+        "def wait(*_):\n    print('waiting', flush=True)\n    time.sleep(60)\n"
+        "main.dispatch = wait\nraise SystemExit(main.main(['env']))"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with child:
+        assert child.stdout is not None and child.stdout.readline() == "waiting\n"
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=30)
+    assert (child.returncode, err) == (130, "error: interrupted\n")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["env", "--help"], ["config", "schema", "--help"]])
+def test_help_loads_no_torch_and_answers_fast(words):
+    code = f"import sys\nfrom fledge.cli.main import main\nmain({words!r})\nassert 'torch' not in sys.modules"
+    best = 9.0
+    for _ in range(3):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+        best = min(best, time.perf_counter() - began)
+    assert best < 0.5

@@ -1,0 +1,68 @@
+# Every target does its own set-up: a virtual environment in .venv, made once for each state of
+# pyproject.toml, constraints.txt and TORCH_SPEC.
+#
+#   PYTHON=/path/to/python3.11    the Python to build .venv with (>= 3.11)
+#   TORCH_SPEC=torch==2.11.0      another PyTorch
+#   PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, ...   pip's own variables pass through
+#   ARGS="..."                    further words for quickstart, test and bench
+
+TORCH_SPEC ?= torch==2.13.0
+ARGS ?=
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+  if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then command -v $$p; break; fi; done)
+VENV := .venv
+PY := $(VENV)/bin/python
+KEY := $(shell { cat pyproject.toml constraints.txt; echo '$(TORCH_SPEC)'; } | cksum | cut -d' ' -f1)
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt "$(TORCH_SPEC)"
+# House rules and the quickest tests; make test runs everything that isn't slow.
+CHECK_TESTS ?= tests --ignore=tests/house --ignore=tests/trials --ignore=tests/parity --ignore=tests/learn
+
+.DELETE_ON_ERROR:
+.PHONY: setup setup-test quickstart test test-all check bench docs
+
+setup: $(VENV)/.setup-$(KEY)
+
+setup-test: $(VENV)/.test-$(KEY)
+
+quickstart: setup
+	$(VENV)/bin/fledge quickstart $(ARGS)
+
+test: setup-test
+	@$(PY) -m pytest -q -n 2 --dist loadfile -m "not slow" $(ARGS)
+
+test-all: setup-test
+	@FLEDGE_TEST_ALL=1 $(PY) -m tests.run_all $(ARGS)
+
+check: setup-test
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy fledge
+	@$(PY) -m tests.house.sizes
+	$(PY) -m pytest -q -n 2 --dist loadfile tests/house
+	$(PY) -m pytest -q -n 2 --dist loadfile -m "not slow and not browser" $(CHECK_TESTS)
+
+bench: setup-test
+	@set -e; for file in bench/*.py; do echo "== $$file"; $(PY) "$$file" $(ARGS); done
+
+docs: setup
+	@$(PY) -m fledge.cli.page > $(VENV)/cli.md
+	@mv $(VENV)/cli.md docs/cli.md
+	@echo "docs/cli.md is current"
+
+$(VENV)/.created:
+	@test -n "$(PYTHON)" || { echo "fledge: expected Python >= 3.11, found none; install it or set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "fledge: expected Python >= 3.11, got $$("$(PYTHON)" --version 2>&1); set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV) || { echo "fledge: $(PYTHON) -m venv failed; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@touch $@
+
+# The constraint on torch gives way to TORCH_SPEC, everything else is installed exactly as tested.
+$(VENV)/.setup-$(KEY): $(VENV)/.created
+	@echo "setting up $(VENV) ($(TORCH_SPEC))"
+	@grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	@$(PIP) -e '.[serve]'
+	@rm -f $(VENV)/.setup-* $(VENV)/.test-*
+	@touch $@
+
+$(VENV)/.test-$(KEY): $(VENV)/.setup-$(KEY)
+	@$(PIP) -e '.[test]'
+	@touch $@

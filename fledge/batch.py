@@ -122,3 +122,27 @@ def padded(rows: list[list[int]], pad_id: int = 0) -> tuple[Tokens, Padded]:
         doc[b, : len(row)] = 0
     pos = torch.arange(longest).expand_as(ids)
     return Tokens(ids, torch.where(doc == PADDING, 0, pos), doc), Padded(tuple(len(row) for row in rows))
+
+
+def slice_rows(batch: Batch, start: int, stop: int) -> Batch:
+    """Rows start:stop of a global batch: a micro-batch, or one rank's share."""
+    tokens = batch.tokens
+    cut = Tokens(*(None if t is None else t[start:stop] for t in vars_in_order(tokens)))  # type: ignore[arg-type]
+    layout = slice_layout(batch.layout, start, stop, tokens.ids.shape[1])
+    return Batch(cut, batch.targets[start:stop], batch.weight[start:stop], layout, batch.sample_ids[start:stop])
+
+
+def vars_in_order(tokens: Tokens) -> tuple[Tensor | None, ...]:
+    return tokens.ids, tokens.pos, tokens.doc, tokens.kind, tokens.embeds
+
+
+def slice_layout(layout: Layout, start: int, stop: int, row_tokens: int) -> Layout:
+    if isinstance(layout, Padded):
+        return Padded(layout.lengths[start:stop])
+    if isinstance(layout, Packed):
+        low, high = start * row_tokens, stop * row_tokens
+        bounds = tuple(edge - low for edge in layout.cu_seqlens if low <= edge <= high)
+        return Packed(bounds, max(b - a for a, b in zip(bounds, bounds[1:], strict=False)))
+    if isinstance(layout, Cached):
+        return Cached(layout.slots[start:stop], layout.starts[start:stop], layout.counts[start:stop])
+    return layout

@@ -263,3 +263,13 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
+
+
+def stop_ids(folder: str | Path, tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids that end an answer: the tokenizer's, config.json's and generation_config.json's."""
+    found = set(tokenizer.stop_ids)
+    for name in ("config.json", "generation_config.json"):
+        path = Path(folder) / name
+        value = read_json(path).get("eos_token_id") if path.is_file() else None
+        found |= {i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)}
+    return frozenset(found)

@@ -1,0 +1,76 @@
+"""Configs of the training verbs. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fledge.model.config import ShapeConfig
+from fledge.train.config import RunConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class TextDataConfig:
+    """What a language model is trained on."""
+
+    path: str = ""
+    """A dataset folder (from data build), a folder of text, or one text file."""
+    tokenizer: str = ""
+    """For raw text: a tokenizer folder, "characters" or "bytes" (the default). A dataset folder brings its own."""
+    val_fraction: float = 0.1
+    """For raw text without held-out documents: the share at the end that is held out."""
+    cross_documents: bool = False
+    """Let attention and loss cross document boundaries (the classic concatenation); off keeps documents apart."""
+
+
+@dataclass(frozen=True)
+class ChatDataConfig:
+    """Conversations: JSON lines of OpenAI messages, ShareGPT or Alpaca."""
+
+    path: str = ""
+    """Training conversations (.jsonl)."""
+    val: str = ""
+    """Held-out conversations (.jsonl); empty: the last val_fraction of the training file."""
+    val_fraction: float = 0.05
+    """Share held out when `val` is empty."""
+
+
+@dataclass(frozen=True)
+class BaseModelConfig:
+    """The model that tuning starts from."""
+
+    path: str = ""
+    """A model folder or a run folder."""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Samples on the way."""
+
+    prompt: str = ""
+    """Text to continue (pretrain) or user message to answer (sft); empty: from nothing."""
+    max_tokens: int = 48
+    """Tokens of a sample."""
+    temperature: float = 0.7
+    """Temperature of a sample; 0 is greedy."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Train a language model from initial weights."""
+
+    model: ShapeConfig = field(default_factory=ShapeConfig)
+    data: TextDataConfig = field(default_factory=TextDataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """Instruction-tune a model: loss on the assistant's tokens only."""
+
+    model: BaseModelConfig = field(default_factory=BaseModelConfig)
+    data: ChatDataConfig = field(default_factory=ChatDataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)

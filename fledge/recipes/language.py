@@ -1,0 +1,66 @@
+"""Next-token training, the recipe behind `pretrain` and `sft`: batches in, Σ weight · nats out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from fledge.batch import Batch, Loss, Term
+from fledge.model.folder import save_model
+from fledge.model.transformer import Transformer
+from fledge.text.tokenizer import Tokenizer
+
+
+class BatchSource(Protocol):
+    """Training batches as a pure function of their index."""
+
+    def batch(self, index: int) -> Batch: ...
+
+
+@dataclass
+class LanguageRecipe:
+    """Train `model` on `source`; validate on `held_out` batches (a sequence made as it is read)."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    source: BatchSource
+    held_out: Sequence[Batch]
+    data_digest: str
+    parents: dict[str, str] = field(default_factory=dict)
+
+    def batch(self, index: int) -> Batch:
+        return self.source.batch(index)
+
+    def weights(self, batch: Batch) -> dict[str, float]:
+        return {"nats": float(batch.weight.sum(dtype=None))}
+
+    def loss(self, batch: Batch) -> Loss:
+        total = self.model.loss_sum(batch.tokens, batch.layout, batch.targets, batch.weight)
+        return Loss({"nats": Term(total, float(batch.weight.sum()))})
+
+    def validate(self, rows: int) -> dict[str, float]:
+        """`val_loss`: nats per held-out target; `val_tokens`: how many. `rows` > 0 takes evenly spaced batches."""
+        chosen = spaced(len(self.held_out), rows, self.held_out[0].targets.shape[0]) if self.held_out else []
+        device = self.model.embedding.weight.device
+        nats = weight = 0.0
+        for index in chosen:
+            batch = self.held_out[index]
+            tokens = batch.tokens.to(device)
+            total = self.model.loss_sum(tokens, batch.layout, batch.targets.to(device), batch.weight.to(device))
+            nats += float(total)
+            weight += float(batch.weight.sum())
+        return {"val_loss": nats / weight if weight else math.nan, "val_tokens": weight}
+
+    def save(self, folder: Path) -> None:
+        save_model(self.model, folder, self.tokenizer, card=False)
+
+
+def spaced(n_batches: int, rows: int, rows_per_batch: int) -> list[int]:
+    """Indices of about `rows` rows' worth of batches, evenly spaced; all for `rows` 0."""
+    if n_batches == 0:
+        return []
+    wanted = n_batches if rows == 0 else min(n_batches, max(1, -(-rows // max(1, rows_per_batch))))
+    return sorted({index * n_batches // wanted for index in range(wanted)})

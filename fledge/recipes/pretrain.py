@@ -1,0 +1,101 @@
+"""`fledge pretrain`: a language model from initial weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fledge.data.batches import TextBatches, windows
+from fledge.data.shards import Dataset, open_shards
+from fledge.data.text_path import from_text_path
+from fledge.errors import ConfigError
+from fledge.log import RunLog
+from fledge.model.config import ModelConfig, ShapeConfig
+from fledge.model.families import family, preset_family
+from fledge.model.init import initialise
+from fledge.model.transformer import Transformer, build
+from fledge.recipes.config import PretrainConfig, TextDataConfig
+from fledge.recipes.language import LanguageRecipe
+from fledge.recipes.sample import sample_hook
+from fledge.recipes.session import run_recipe
+from fledge.text.tokenizer import Tokenizer
+from fledge.train.recipe import Hook, Recipe
+
+
+def pretrain(config: PretrainConfig) -> dict[str, Any]:
+    """Train, or go on training, and publish `run.dir`/model.
+
+    Gives `val_loss` (nats a token over all of the held-out text), `steps`, `tokens`, `seconds`, and the model's folder.
+    """
+    if not config.data.path:
+        raise ConfigError("data.path: expected a dataset folder, a folder of text or a text file; set data.path=…")
+    dataset = open_dataset(config.data, Path(config.run.dir))
+    model_config = resolve_shape(config.model, dataset.tokenizer)
+    row_tokens = config.train.row_tokens or model_config.context_tokens
+    if row_tokens > model_config.context_tokens:
+        raise ConfigError(
+            f"train.row_tokens: expected at most the context of {model_config.context_tokens}, got {row_tokens}"
+        )
+
+    def make_recipe(load: Callable[[], Transformer] | None) -> LanguageRecipe:
+        fresh = load or (lambda: initialise(build(model_config, "cpu"), config.train.seed))
+        crossing = config.data.cross_documents
+        source = TextBatches(dataset.train, row_tokens, config.train.rows, config.train.seed, crossing)
+        held_out = windows(dataset.val, row_tokens, evaluation_rows(row_tokens), crossing)
+        model = with_dropout(fresh(), config.model.dropout)
+        parents = {"tokenizer": dataset.tokenizer.digest}
+        return LanguageRecipe(model, dataset.tokenizer, source, held_out, dataset.digest, parents)
+
+    def make_hooks(recipe: Recipe, log: RunLog) -> Sequence[Hook]:
+        if not config.train.sample_every_steps:
+            return ()
+        start = [] if dataset.tokenizer.bos_id is None else [dataset.tokenizer.bos_id]
+        ids = start + dataset.tokenizer.encode(config.sample.prompt)
+        ids = ids or dataset.val.tokens[:1].tolist()
+        every = config.train.sample_every_steps
+        return [sample_hook(recipe.model, dataset.tokenizer, ids, config.sample, log, every)]
+
+    return run_recipe(config, make_recipe, make_hooks, dataset.digest)
+
+
+def open_dataset(data: TextDataConfig, run_folder: Path) -> Dataset:
+    """The dataset folder at `data.path`, or shards made from raw text under the run folder."""
+    path = Path(data.path)
+    if (path / "train.bin").is_file():
+        if data.tokenizer:
+            raise ConfigError("data.tokenizer: a dataset folder brings its own tokenizer; leave it out")
+        return open_shards(path)
+    return from_text_path(path, data.tokenizer or "bytes", data.val_fraction, run_folder / "data")
+
+
+def resolve_shape(shape: ShapeConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """The ModelConfig of a new model: preset, then the fields that were set, vocabulary and ids from the tokenizer."""
+    if shape.preset:
+        base = preset_family(shape.preset).presets[shape.preset]
+        changed = {k: v for k, v in vars(shape).items() if v != getattr(ShapeConfig(), k) and k != "family"}
+        shape = replace(base, vocab_size=tokenizer.vocab_size, **{k: v for k, v in changed.items() if k != "preset"})
+    if shape.vocab_size and shape.vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size: expected at least the tokenizer's {tokenizer.vocab_size}, got {shape.vocab_size}"
+        )
+    shape = replace(shape, vocab_size=shape.vocab_size or tokenizer.vocab_size)
+    ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
+    config = family(shape.family).build(shape)
+    return replace(config, special_ids={role: i for role, i in ids.items() if i is not None})
+
+
+def with_dropout(model: Transformer, dropout: float) -> Transformer:
+    """Set the dropout of a loaded model: config.json does not carry it."""
+    for block in model.decoder.layers:
+        block.dropout = dropout
+    stack = replace(model.config.stack, dropout=dropout)
+    model.config = replace(model.config, decoder=stack)
+    model.decoder.config = stack
+    return model
+
+
+def evaluation_rows(row_tokens: int) -> int:
+    """Rows of a validation batch: about 8,192 tokens at once."""
+    return max(1, 8192 // row_tokens)

@@ -1,0 +1,101 @@
+"""`fledge sft`: instruction tuning, loss on the assistant's tokens only."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fledge.batch import Batch
+from fledge.data.batches import ChatBatches
+from fledge.errors import ConfigError, DataError
+from fledge.lineage import sha256_file
+from fledge.log import RunLog, say
+from fledge.model.folder import find_model, load_model, read_config
+from fledge.model.transformer import Transformer
+from fledge.recipes.config import SftConfig
+from fledge.recipes.language import LanguageRecipe
+from fledge.recipes.sample import sample_hook
+from fledge.recipes.session import run_recipe
+from fledge.text.chat import ChatRenderer, Message, read_conversations, renderer_for
+from fledge.text.tokenizer import Tokenizer
+from fledge.train.recipe import Hook, Recipe
+
+
+class HeldOutChats(Sequence[Batch]):
+    """Every packed row of held-out conversations once, some rows at a time."""
+
+    def __init__(self, batches: ChatBatches):
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return -(-self.batches.rows_per_epoch // self.batches.rows)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        first = index * self.batches.rows
+        return self.batches.read(range(first, min(first + self.batches.rows, self.batches.rows_per_epoch)))
+
+
+def sft(config: SftConfig) -> dict[str, Any]:
+    """Tune, or go on tuning, and publish `run.dir`/model. Gives the same figures as `pretrain`."""
+    if not config.model.path:
+        raise ConfigError("model.path: expected a model folder; set model.path=…")
+    if not config.data.path:
+        raise ConfigError("data.path: expected conversations as JSON lines; set data.path=…")
+    base = find_model(config.model.path)
+    _, base_config = read_config(base)
+    tokenizer = Tokenizer.load(base)
+    renderer = renderer_for(tokenizer)
+    training, held_out = conversations(config)
+    row_tokens = config.train.row_tokens or base_config.context_tokens
+    digest = data_digest(config, base)
+
+    def make_recipe(load: Callable[[], Transformer] | None) -> LanguageRecipe:
+        model = load() if load else load_model(base)
+        pad = tokenizer.pad_id or 0
+        rendered = [renderer.render(conversation) for conversation in training]
+        source = ChatBatches(rendered, row_tokens, config.train.rows, config.train.seed, pad)
+        checks = ChatBatches([renderer.render(c) for c in held_out], row_tokens, config.train.rows, 0, pad)
+        say(
+            f"{len(training):,} conversations in about {source.rows_per_epoch:,} rows an epoch "
+            f"({source.n_cut} cut to {row_tokens + 1} tokens, {source.n_left_out} left out), {len(held_out):,} held out"
+        )
+        return LanguageRecipe(
+            model, tokenizer, source, HeldOutChats(checks), digest, {"base": sha256_file(base / "config.json")}
+        )
+
+    def make_hooks(recipe: Recipe, log: RunLog) -> Sequence[Hook]:
+        if not config.train.sample_every_steps:
+            return ()
+        ids = prompt_ids(renderer, config.sample.prompt)
+        return [sample_hook(recipe.model, tokenizer, ids, config.sample, log, config.train.sample_every_steps)]
+
+    return run_recipe(config, make_recipe, make_hooks, digest)
+
+
+def prompt_ids(renderer: ChatRenderer, question: str) -> list[int]:
+    return renderer.render((Message("user", question or "Hello"),), generation_prompt=True).ids
+
+
+def conversations(config: SftConfig) -> tuple[list[Any], list[Any]]:
+    """Training and held-out conversations. Raises DataError if either is empty."""
+    training = list(read_conversations(Path(config.data.path)))
+    if config.data.val:
+        held_out = list(read_conversations(Path(config.data.val)))
+    else:
+        n_held_out = max(1, round(len(training) * config.data.val_fraction))
+        training, held_out = training[:-n_held_out], training[-n_held_out:]
+    if not training or not held_out:
+        raise DataError(f"{config.data.path}: expected at least two conversations, got {len(training)}; add some")
+    return training, held_out
+
+
+def data_digest(config: SftConfig, base: Path) -> str:
+    """Digest of the conversations and of the base model's weights."""
+    digest = hashlib.sha256()
+    for path in (config.data.path, config.data.val):
+        digest.update(sha256_file(path).encode() if path else b"-")
+    for path in sorted(base.glob("*.safetensors")):
+        digest.update(sha256_file(path).encode())
+    return digest.hexdigest()

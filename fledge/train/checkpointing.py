@@ -1,0 +1,204 @@
+"""Checkpoints: a self-contained model folder plus optimizer state, all or nothing.
+
+Written beside as `.new-…`, every file fsynced, carded with SHA-256 digests, then renamed. A folder without a card that
+verifies is not a checkpoint. Deleting renames first, so a kill in between leaves nothing that looks valid.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fledge import lineage
+from fledge.errors import CheckpointError, NonFiniteError
+from fledge.log import warn
+from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
+
+FORMAT = 1
+STATE = "state.json"
+OPTIMIZER = "optimizer.safetensors"
+BEST = "best.json"
+SPARE_BYTES = 16 << 20
+
+
+@dataclass
+class State:
+    """What a run must know to go on: counters, never generator state."""
+
+    step: int = 0
+    """Updates done."""
+    drawn: int = 0
+    """Batches drawn (more than steps when some were skipped): the index of the next batch."""
+    skipped: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    best_val_loss: float | None = None
+    data_digest: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def folder_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """Checkpoint folders by name, oldest first, whether or not they verify."""
+    return sorted(path for path in root.glob("step-*") if path.is_dir())
+
+
+def save_checkpoint(
+    root: Path, state: State, write_model: Callable[[Path], None], optimizer_state: dict[str, Tensor]
+) -> Path:
+    """Write the checkpoint of `state.step` under `root` and give its folder.
+
+    Raises CheckpointError naming path and bytes when the disk is full (older checkpoints stay, no leftover), and
+    NonFiniteError rather than write a weight that is not finite.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    clear_scratch(root)
+    target = root / folder_name(state.step)
+    scratch = root / f".new-{target.name}-{os.getpid()}"
+    need = 3 * sum(t.numel() * t.dtype.itemsize for t in optimizer_state.values()) // 2 + SPARE_BYTES
+    free = shutil.disk_usage(root).free
+    if free < need:
+        raise CheckpointError(f"{target}: needs about {need} bytes, {free} are free; free some space and run again")
+    try:
+        scratch.mkdir()
+        write_model(scratch)
+        check_finite(scratch)
+        write_safetensors(scratch / OPTIMIZER, optimizer_state)
+        (scratch / STATE).write_text(json.dumps({"format": FORMAT, **asdict(state)}, indent=1) + "\n", encoding="utf-8")
+        fsync_tree(scratch)
+        lineage.write_card(scratch, "checkpoint", {"data": state.data_digest}, state.config)
+        if target.exists():
+            retire(target)
+        os.replace(scratch, target)
+        lineage.fsync_folder(root)
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CheckpointError(
+                f"{target}: the disk is full (about {need} bytes needed); earlier checkpoints are untouched, "
+                "free some space and run again"
+            ) from None
+        raise CheckpointError(f"{target}: can't be written ({error.strerror})") from None
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return target
+
+
+def check_finite(folder: Path) -> None:
+    """Raise NonFiniteError if a written weight is NaN or infinite."""
+    for path in folder.glob("model*.safetensors"):
+        with SafetensorsFile(path) as file:
+            for name in file.entries:
+                if not bool(torch.isfinite(file.read(name)).all()):
+                    raise NonFiniteError(f"{name}: not finite; the checkpoint was not written")
+
+
+def fsync_tree(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+    lineage.fsync_folder(folder)
+
+
+def newest_valid(root: Path) -> tuple[Path, State] | None:
+    """The newest checkpoint that verifies, or None if there is none at all.
+
+    Damaged ones are named in a warning and passed over. Raises CheckpointError when all are damaged: nothing is deleted.
+    """
+    folders = list_checkpoints(root)
+    damaged = 0
+    for folder in reversed(folders):
+        try:
+            state = read_state(folder)
+        except CheckpointError as error:
+            damaged += 1
+            warn(f"checkpoint {folder.name} is damaged and passed over ({damaged} so far): {error}")
+            continue
+        return folder, state
+    if folders:
+        raise CheckpointError(
+            f"{root}: all {len(folders)} checkpoints are damaged; restore one or start in another run.dir. "
+            "Nothing was deleted"
+        )
+    return None
+
+
+def read_state(folder: Path) -> State:
+    """Verify every digest, then read the state. Raises CheckpointError."""
+    lineage.verify(folder)
+    try:
+        raw = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        found = raw.pop("format")
+    except (OSError, ValueError, KeyError, AttributeError):
+        raise CheckpointError(f"{folder / STATE}: damaged state") from None
+    if found != FORMAT:
+        raise CheckpointError(f"{folder / STATE}: expected format {FORMAT}, got {found}; use the fledge that wrote it")
+    return State(**raw)
+
+
+def read_optimizer(folder: Path) -> dict[str, Tensor]:
+    with SafetensorsFile(folder / OPTIMIZER) as file:
+        return {name: file.read(name) for name in file.entries}
+
+
+def mark_best(root: Path, step: int, val_loss: float) -> None:
+    text = json.dumps({"checkpoint": folder_name(step), "step": step, "val_loss": val_loss}) + "\n"
+    lineage.write_text_durably(root / BEST, text)
+
+
+def best_name(root: Path) -> str | None:
+    try:
+        return str(json.loads((root / BEST).read_text(encoding="utf-8"))["checkpoint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def prune(root: Path, keep_last: int) -> None:
+    """Delete all but the newest `keep_last` and the best. The newest is read again first: if it does not verify,
+    nothing is deleted. A delete that fails is a warning, never the end of the training."""
+    folders = list_checkpoints(root)
+    doomed = [path for path in folders[:-keep_last] if path.name != best_name(root)]
+    if not doomed:
+        return
+    try:
+        lineage.verify(folders[-1])
+    except CheckpointError as error:
+        warn(f"the newest checkpoint does not verify, so none is deleted: {error}")
+        return
+    for path in doomed:
+        try:
+            retire(path)
+        except OSError as error:
+            warn(f"checkpoint {path.name} could not be deleted ({error.strerror}); training goes on")
+
+
+def retire(path: Path) -> None:
+    away = path.with_name(f".old-{path.name}-{os.getpid()}")
+    os.replace(path, away)
+    shutil.rmtree(away)
+
+
+def clear_scratch(root: Path) -> None:
+    """Remove what a killed process left half-written or half-deleted (the run lock says nobody else is at it)."""
+    for pattern in (".new-*", ".old-*"):
+        for path in root.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)

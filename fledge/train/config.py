@@ -1,0 +1,92 @@
+"""How a run trains. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fledge.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run lives."""
+
+    dir: str = "out/run"
+    """Run folder: run.yaml, log.jsonl, checkpoints/ and, at the end, model/."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Steps, batch, optimizer, checkpoints. A step is one update of the weights."""
+
+    steps: int = 1000
+    """Updates of the weights."""
+    rows: int = 8
+    """Rows of the global batch."""
+    micro_rows: int = 0
+    """Rows computed at once; 0: all. Gradients are accumulated exactly, so this changes memory and not the result."""
+    row_tokens: int = 0
+    """Tokens a row; 0: the model's context."""
+    seed: int = 1
+    """Decides initial weights, order of the data and dropout."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    learning_rate_floor: float = 0.1
+    """Last learning rate as a share of the peak."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after the warm-up."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.1
+    """Decoupled decay of matrices."""
+    beta1: float = 0.9
+    """AdamW's first moment."""
+    beta2: float = 0.95
+    """AdamW's second moment."""
+    epsilon: float = 1e-8
+    """AdamW's epsilon."""
+    clip_norm: float = 1.0
+    """Largest global gradient norm; 0: no clipping."""
+    save_every_steps: int = 500
+    """Steps between checkpoints; 0: only at the end and when stopped."""
+    keep_last: int = 2
+    """Checkpoints kept, besides the best."""
+    eval_every_steps: int = 250
+    """Steps between validations; 0: only at the end."""
+    eval_rows: int = 128
+    """Rows of a validation on the way; 0: all. The last validation always takes all."""
+    sample_every_steps: int = 0
+    """Steps between samples of text; 0: none."""
+    log_every_steps: int = 1
+    """Steps between log lines."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """What a NaN or infinite loss or gradient does; the weights never see it either way."""
+    max_skipped: int = 10
+    """Steps that `skip` may leave out before the run stops."""
+    stop_after_steps: int = 0
+    """Save and stop once this many steps are done (exit 75); 0: never. The same command without it continues."""
+    allow_changes: bool = False
+    """Continue a run although its data or its config has changed."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
+    threads: int = 0
+    """CPU threads; 0: torch's choice. The number decides the last bits of every sum."""
+
+    def __post_init__(self) -> None:
+        low = {"steps": 1, "rows": 1, "micro_rows": 0, "row_tokens": 0, "keep_last": 1, "warmup_steps": 0}
+        low |= dict.fromkeys(("save_every_steps", "eval_every_steps", "eval_rows", "sample_every_steps"), 0)
+        low |= {"log_every_steps": 1, "max_skipped": 0, "stop_after_steps": 0, "threads": 0, "seed": 0}
+        for name, least in low.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"train.{name}: expected at least {least}, got {getattr(self, name)}")
+        if self.micro_rows and self.rows % self.micro_rows:
+            raise ConfigError(f"train.micro_rows: expected a divisor of rows {self.rows}, got {self.micro_rows}")
+        if self.learning_rate <= 0:
+            raise ConfigError(f"train.learning_rate: expected a number above 0, got {self.learning_rate}")
+
+
+FREE_TO_CHANGE = (
+    "steps", "save_every_steps", "keep_last", "eval_every_steps", "eval_rows", "sample_every_steps", "log_every_steps",
+    "stop_after_steps", "allow_changes", "max_skipped", "non_finite", "device", "threads", "micro_rows",
+)  # fmt: skip

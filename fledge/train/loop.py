@@ -1,0 +1,342 @@
+"""The training loop: one for every recipe.
+
+A step draws batch `drawn`, accumulates exact gradients over micro-batches, clips, updates. Everything that decides the
+next step is in `State`, so a run that was stopped goes on to the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fledge import device as devices
+from fledge.batch import Batch, Loss, slice_rows
+from fledge.config import to_dict
+from fledge.device import Device
+from fledge.errors import CheckpointError, Interrupted, NonFiniteError
+from fledge.lineage import write_text_durably
+from fledge.log import Progress, RunLog, say, warn
+from fledge.model.count import flops_per_token
+from fledge.optim.adamw import AdamWConfig, clip_gradients, load_state_tensors, make_adamw, set_rate, state_tensors
+from fledge.optim.schedule import ScheduleConfig, rate_share
+from fledge.train import checkpointing
+from fledge.train.checkpointing import State
+from fledge.train.config import FREE_TO_CHANGE, TrainConfig
+from fledge.train.faults import Faults
+from fledge.train.recipe import Hook, Recipe
+from fledge.train.signals import StopRequest
+
+
+@dataclass
+class Run:
+    """One training run in its folder. The caller holds the folder's lock."""
+
+    folder: Path
+    config: Any
+    train: TrainConfig
+    device: Device
+    recipe: Recipe
+    log: RunLog
+    hooks: Sequence[Hook] = ()
+    loaded: Path | None = None
+    """The checkpoint that `recipe.model` was loaded from, when resuming."""
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+
+def train(run: Run, state: State) -> dict[str, float]:
+    """Take `run` from `state` to its last step; gives `val_loss`, `steps`, `tokens`, `seconds`, `cpu_seconds`.
+
+    Raises Interrupted after saving when a signal (or `stop_after_steps`) asks to stop, NonFiniteError by policy,
+    CheckpointError when a checkpoint can't be written.
+    """
+    with StopRequest() as stop:
+        return Loop(run, state, stop).to_the_end()
+
+
+class Loop:
+    """The moving parts of one process's share of a run."""
+
+    def __init__(self, run: Run, state: State, stop: StopRequest):
+        self.run, self.state, self.stop, self.config = run, state, stop, run.train
+        self.model = run.recipe.model.train()
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        adamw = AdamWConfig(
+            self.config.learning_rate, self.config.weight_decay, self.config.beta1, self.config.beta2,
+            self.config.epsilon, self.config.clip_norm,
+        )  # fmt: skip
+        self.optimizer = make_adamw(self.model, adamw)
+        if run.loaded is not None:
+            load_state_tensors(self.optimizer, self.model, checkpointing.read_optimizer(run.loaded))
+        c = self.config
+        self.schedule = ScheduleConfig(c.schedule, c.steps, c.warmup_steps, c.learning_rate_floor)
+        self.faults = Faults()
+        self.began, self.cpu_began = time.monotonic(), time.process_time()
+        self.seconds_before, self.cpu_before = state.seconds, state.cpu_seconds
+        self.peak = 0.0
+        self.flops = 0.0
+        self.saved_step = state.step if run.loaded is not None else -1
+
+    def to_the_end(self) -> dict[str, float]:
+        state, config, run = self.state, self.config, self.run
+        self.announce()
+        progress = Progress("step", config.steps, state.step)
+        if state.step == 0:
+            self.call_hooks(progress)
+        try:
+            while state.step < config.steps:
+                if self.stop.asked or 0 < config.stop_after_steps <= state.step:
+                    self.save()
+                    reason = self.stop.name or f"train.stop_after_steps={config.stop_after_steps}"
+                    raise Interrupted(f"{reason}: saved at step {state.step}; the same command continues")
+                figures = self.one_step()
+                if figures is None:
+                    continue
+                self.record(figures, progress)
+                self.after_step(progress)
+        finally:
+            progress.close()
+        self.save()
+        return self.finish()
+
+    def announce(self) -> None:
+        run, state = self.run, self.state
+        self.peak = devices.matmul_peak(run.device, size=1024 if run.device.device.type == "cpu" else 4096)
+        self.flops = flops_per_token(run.recipe.model.config, self.row_tokens())
+        facts = devices.facts(run.device)
+        different = {k: v for k, v in facts.items() if state.facts and state.facts.get(k) != v}
+        if different:
+            warn(f"resuming on another machine setting ({different}); the bits may differ from an uninterrupted run")
+        state.facts = facts
+        n_parameters = sum(p.numel() for p in self.model.parameters())
+        say(
+            f"{n_parameters:,} parameters · {self.config.steps} steps of {self.config.rows} rows · "
+            f"{run.device.device} × {run.device.threads} threads · matmul peak {self.peak / 1e9:.0f} GFLOP/s"
+        )
+        run.log.write("resume" if state.step else "start", step=state.step, steps=self.config.steps,
+                      config=to_dict(run.config), facts=facts, parameters=n_parameters,
+                      matmul_peak_flops=self.peak, flops_per_token=self.flops)  # fmt: skip
+
+    def row_tokens(self) -> int:
+        return self.config.row_tokens or self.run.recipe.model.config.context_tokens
+
+    def one_step(self) -> dict[str, float] | None:
+        """Draw a batch and update; None if the batch was skipped."""
+        state, config, recipe = self.state, self.config, self.run.recipe
+        began = time.monotonic()
+        batch = recipe.batch(state.drawn)
+        loss_value = self.accumulate(batch, recipe.weights(batch))
+        if self.faults.due("nan_loss", state.drawn):
+            loss_value = math.nan
+        norm = clip_gradients(self.parameters, config.clip_norm)
+        index, state.drawn = state.drawn, state.drawn + 1
+        if not (math.isfinite(loss_value) and math.isfinite(norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            self.skip_or_stop(index, batch, loss_value, norm)
+            return None
+        rate = config.learning_rate * rate_share(state.step, self.schedule)
+        set_rate(self.optimizer, rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        n_tokens = batch.targets.numel()
+        state.tokens += n_tokens
+        seconds = time.monotonic() - began
+        return {"loss": loss_value, "learning_rate": rate, "gradient_norm": norm, "tokens": n_tokens, "seconds": seconds}
+
+    def accumulate(self, batch: Batch, weights: dict[str, float]) -> float:
+        """Gradients of the global batch's loss, micro-batch by micro-batch; gives the loss."""
+        device, rows = self.run.device.device, self.config.rows
+        micro_rows = self.config.micro_rows or rows
+        totals: dict[str, float] = {}
+        coefficients: dict[str, float] = {}
+        for start in range(0, rows, micro_rows):
+            micro = batch if micro_rows == rows else slice_rows(batch, start, start + micro_rows)
+            if self.model.config.stack.dropout:
+                torch.manual_seed(dropout_seed(self.config.seed, self.state.drawn, start))
+            loss = self.run.recipe.loss(moved(micro, device))
+            self.check_split(loss, micro_rows, rows)
+            objective = sum(
+                term.coefficient / weights[name] * term.total for name, term in loss.terms.items() if weights[name] > 0
+            )
+            if isinstance(objective, torch.Tensor) and objective.requires_grad:
+                objective.backward()
+            for name, term in loss.terms.items():
+                totals[name] = totals.get(name, 0.0) + float(term.total.detach())
+                coefficients[name] = term.coefficient
+        return sum(coefficients[n] * t / weights[n] for n, t in totals.items() if weights[n] > 0)
+
+    def check_split(self, loss: Loss, micro_rows: int, rows: int) -> None:
+        coupled = [name for name, term in loss.terms.items() if term.coupled]
+        if coupled and micro_rows != rows:
+            raise NonFiniteError(f"train.micro_rows: loss term {coupled[0]!r} couples its batch; set micro_rows=0")
+
+    def skip_or_stop(self, index: int, batch: Batch, loss: float, norm: float) -> None:
+        state = self.state
+        where = f"step {state.step}, batch {index} (samples {', '.join(batch.sample_ids[:8]) or 'unnamed'})"
+        what = f"{where}: loss {loss}, gradient norm {norm}"
+        self.run.log.write("non_finite", step=state.step, batch=index, samples=list(batch.sample_ids))
+        if self.config.non_finite == "stop":
+            raise NonFiniteError(f"{what}; no update was made. Look at these samples, or set train.non_finite=skip")
+        state.skipped += 1
+        warn(f"{what}; skipped ({state.skipped} of at most {self.config.max_skipped})")
+        if state.skipped > self.config.max_skipped:
+            raise NonFiniteError(f"{what}; more than train.max_skipped={self.config.max_skipped} batches were skipped")
+
+    def record(self, figures: dict[str, float], progress: Progress) -> None:
+        state = self.state
+        rate = figures["tokens"] / max(1e-9, figures["seconds"])
+        mfu = rate * self.flops / self.peak
+        if state.step % self.config.log_every_steps == 0 or state.step == self.config.steps:
+            self.run.log.write("step", step=state.step, loss=figures["loss"], learning_rate=figures["learning_rate"],
+                               gradient_norm=figures["gradient_norm"], tokens=state.tokens,
+                               tokens_per_second=round(rate, 1), mfu=round(mfu, 4),
+                               seconds=round(self.seconds(), 4), skipped=state.skipped)  # fmt: skip
+        progress.update(
+            state.step, loss=f"{figures['loss']:.3f}", tokens=f"{rate:,.0f}/s", peak=f"{100 * mfu:.0f} %"
+        )
+
+    def after_step(self, progress: Progress) -> None:
+        state, config = self.state, self.config
+        last = state.step == config.steps
+        improved = False
+        if config.eval_every_steps and state.step % config.eval_every_steps == 0 and not last:
+            improved = self.validate(config.eval_rows, progress)
+        self.call_hooks(progress)
+        if improved or (config.save_every_steps and state.step % config.save_every_steps == 0):
+            self.save()
+        if improved:
+            checkpointing.mark_best(self.run.checkpoints, state.step, float(state.best_val_loss or 0.0))
+
+    def validate(self, rows: int, progress: Progress | None) -> bool:
+        """Log a validation; whether it is the best so far."""
+        figures = self.evaluated(rows)
+        self.run.log.write("evaluate", step=self.state.step, **figures)
+        if progress is not None:
+            progress.note(f"step {self.state.step}: validation loss {figures['val_loss']:.4f}")
+        best = self.state.best_val_loss
+        if best is not None and not figures["val_loss"] < best:
+            return False
+        self.state.best_val_loss = figures["val_loss"]
+        return True
+
+    def evaluated(self, rows: int) -> dict[str, float]:
+        self.model.eval()
+        try:
+            with torch.inference_mode():
+                return self.run.recipe.validate(rows)
+        finally:
+            self.model.train()
+
+    def call_hooks(self, progress: Progress) -> None:
+        for hook in self.run.hooks:
+            if hook.every_steps and self.state.step % hook.every_steps == 0:
+                self.model.eval()
+                try:
+                    hook.act(self.state.step)
+                finally:
+                    self.model.train()
+
+    def seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.began
+
+    def save(self) -> None:
+        state = self.state
+        if self.saved_step == state.step:
+            return
+        began = time.monotonic()
+        state.seconds = self.seconds()
+        state.cpu_seconds = self.cpu_before + time.process_time() - self.cpu_began
+        state.data_digest, state.config = self.run.recipe.data_digest, to_dict(self.run.config)
+        moments = state_tensors(self.optimizer, self.model)
+        path = checkpointing.save_checkpoint(self.run.checkpoints, state, self.run.recipe.save, moments)
+        self.saved_step = state.step
+        self.run.log.write("checkpoint", step=state.step, path=path.name, seconds=round(time.monotonic() - began, 3))
+        if self.faults.due("kill_after_checkpoint", state.step):
+            os._exit(137)
+        checkpointing.prune(self.run.checkpoints, self.config.keep_last)
+
+    def finish(self) -> dict[str, float]:
+        figures = self.evaluated(0)
+        result = {
+            **figures,
+            "steps": self.state.step,
+            "tokens": self.state.tokens,
+            "seconds": round(self.seconds(), 3),
+            "cpu_seconds": round(self.cpu_before + time.process_time() - self.cpu_began, 3),
+            "matmul_peak_flops": round(self.peak),
+        }
+        self.run.log.write("end", **result)
+        return result
+
+
+def dropout_seed(seed: int, drawn: int, start: int) -> int:
+    """Seed of a micro-batch's dropout: a function of (seed, batch, first row) and nothing else."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + drawn * 0xBF58476D1CE4E5B9 + start * 0x94D049BB133111EB) & (2**64 - 1)
+    mixed ^= mixed >> 31
+    return mixed & (2**63 - 1)
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    if device.type == "cpu":
+        return batch
+    return replace(
+        batch, tokens=batch.tokens.to(device), targets=batch.targets.to(device), weight=batch.weight.to(device)
+    )
+
+
+def resume_point(folder: Path, config: Any, train_config: TrainConfig, data_digest: str) -> tuple[Path, State] | None:
+    """The newest valid checkpoint of a run folder and its state, after comparing config and data with today's.
+
+    Raises CheckpointError if the config or the data has changed in a way that would train another model.
+    """
+    found = checkpointing.newest_valid(folder / "checkpoints")
+    if found is None:
+        return None
+    path, state = found
+    if not train_config.allow_changes:
+        changed = changed_keys(state.config, to_dict(config))
+        if changed:
+            raise CheckpointError(
+                f"{folder}: holds a run with another config ({'; '.join(changed[:4])}); use another run.dir, "
+                "or train.allow_changes=true to go on all the same"
+            )
+        if state.data_digest and state.data_digest != data_digest:
+            raise CheckpointError(
+                f"{folder}: expected data {state.data_digest[:12]}…, got {data_digest[:12]}…: the data has changed; "
+                "use another run.dir, or train.allow_changes=true to go on all the same"
+            )
+    return path, state
+
+
+def changed_keys(before: dict[str, Any], now: dict[str, Any], at: str = "") -> list[str]:
+    """`key: was X, is Y` for every key whose change would train another model."""
+    changed = []
+    for key in sorted(set(before) | set(now)):
+        place = f"{at}.{key}" if at else key
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            changed += changed_keys(old, new, place)
+        elif old != new and not (at == "train" and key in FREE_TO_CHANGE) and at != "run" and at != "sample":
+            changed.append(f"{place}: was {old!r}, is {new!r}")
+    return changed
+
+
+def write_run_yaml(folder: Path, config: Any, facts: dict[str, Any]) -> None:
+    """run.yaml: the resolved config, from which alone the run can be repeated, and what decided its bits."""
+    import yaml
+
+    comment = "".join(f"# {key}: {value}\n" for key, value in facts.items())
+    text = comment + yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    write_text_durably(folder / "run.yaml", text)
+
+

@@ -1,0 +1,42 @@
+"""What the loop asks of a method: batches, a loss, a validation, and how to save. Nothing subclasses the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from fledge.batch import Batch, Loss
+from fledge.model.transformer import Transformer
+
+
+class Recipe(Protocol):
+    """One training method over one built model."""
+
+    model: Transformer
+    data_digest: str
+    """Changes when the data does; resume refuses other data."""
+
+    def batch(self, index: int) -> Batch:
+        """The global batch `index`: a pure function of (seed, index)."""
+
+    def weights(self, batch: Batch) -> dict[str, float]:
+        """The global weight of each loss term: known from the data, before any forward pass."""
+
+    def loss(self, batch: Batch) -> Loss:
+        """The loss of a micro-batch as sums."""
+
+    def validate(self, rows: int) -> dict[str, float]:
+        """`val_loss` and further figures on held-out data; `rows` 0 takes all of it."""
+
+    def save(self, folder: Path) -> None:
+        """Write the model, tokenizer and template into `folder` (no card)."""
+
+
+@dataclass(frozen=True)
+class Hook:
+    """Call `act(step)` after every `every_steps` updates, and once before the first."""
+
+    every_steps: int
+    act: Callable[[int], None]

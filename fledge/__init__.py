@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "load": "fledge.api",
-    "Model": "fledge.api",
+    "load": "fledge.engine.loaded",
+    "Model": "fledge.engine.loaded",
 }
 __all__ = sorted([*_WHERE, "__version__"])
 
 if TYPE_CHECKING:
-    from fledge.api import Model, load
+    from fledge.engine.loaded import Model, load
 
 
 def __getattr__(name: str) -> Any:

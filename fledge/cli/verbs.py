@@ -46,7 +46,7 @@ VERBS = (
     Verb("serve", "OpenAI-compatible server with a chat page",
          "fledge.serve.config:ServeConfig", "fledge.serve.main:serve", ("model",)),
     Verb("show", "module tree, parameters, bytes, FLOPs and KV bytes per token, before anything is allocated",
-         "fledge.model.show:ShowConfig", "fledge.model.show:show", ("[model]",)),
+         "fledge.model.show_config:ShowConfig", "fledge.model.show:show", ("[path]",), yaml=False),
     Verb("convert", "another checkpoint format into a fledge folder",
          "fledge.model.convert_config:ConvertConfig", "fledge.model.convert:convert", ("source", "target")),
     Verb("report", "one self-contained HTML page about a run",

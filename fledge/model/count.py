@@ -64,7 +64,7 @@ def bytes_by_type(n_parameters: int) -> dict[str, int]:
     return {name: n_parameters * bits // 8 for name, bits in BITS.items()}
 
 
-def tree(module: nn.Module, name: str = "", depth: int = 0, deepest: int = 3) -> list[tuple[int, str, str]]:
+def tree(module: nn.Module, name: str = "", depth: int = 0, deepest: int = 6) -> list[tuple[int, str, str]]:
     """(depth, name, shapes) of a module tree; equal neighbours of a list are folded into one line `0..11`."""
     rows = [(depth, name or module.__class__.__name__, shapes(module))]
     if depth >= deepest:

@@ -15,7 +15,7 @@ from fledge.model.config import ModelConfig
 from fledge.nn.block import Angles, Context, Stack, angles_for
 from fledge.nn.cache import KeyValueCache
 from fledge.nn.config import Rope
-from fledge.nn.linear import Linear
+from fledge.nn.linear import Linear, PackedLinear
 from fledge.nn.losses import fused_cross_entropy_sum
 from fledge.nn.position import rope_table
 
@@ -33,7 +33,7 @@ class Transformer(nn.Module):
         rows = config.learned_positions
         self.positions = nn.Embedding(rows, width, _weight=torch.empty(rows, width)) if rows else None
         self.decoder = Stack(config.decoder)
-        self.output = None if config.tie else Linear(width, config.vocab_size)
+        self.output: Linear | PackedLinear | None = None if config.tie else Linear(width, config.vocab_size)
         self._angles: dict[object, Angles] = {}
 
     def forward(self, tokens: Tokens, layout: Layout, cache: KeyValueCache | None = None) -> Tensor:
@@ -61,7 +61,9 @@ class Transformer(nn.Module):
     @property
     def output_matrix(self) -> Tensor:
         """The [V, D] matrix of the output product: the embedding when tied."""
-        return self.embedding.weight if self.output is None else self.output.weight
+        if self.output is None:
+            return self.embedding.weight
+        return self.output.weight.t() if isinstance(self.output, PackedLinear) else self.output.weight
 
     def loss_sum(self, tokens: Tokens, layout: Layout, targets: Tensor, weight: Tensor) -> Tensor:
         """Σ weight · nats of `targets` [B, T] under the model, without holding all logits."""

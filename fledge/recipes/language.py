@@ -35,7 +35,7 @@ class LanguageRecipe:
         return self.source.batch(index)
 
     def weights(self, batch: Batch) -> dict[str, float]:
-        return {"nats": float(batch.weight.sum(dtype=None))}
+        return {"nats": float(batch.weight.sum())}
 
     def loss(self, batch: Batch) -> Loss:
         total = self.model.loss_sum(batch.tokens, batch.layout, batch.targets, batch.weight)

@@ -1,0 +1,96 @@
+"""`fledge.load`: a model folder as one object that generates, chats and scores, through the engine that serves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fledge.batch import OneDocument, one_document
+from fledge.engine.config import EngineConfig
+from fledge.engine.core import Engine
+from fledge.engine.request import Completion, Request, Sampling
+from fledge.engine.runner import Runner, pack_in_place
+from fledge.errors import ConfigError
+from fledge.model.folder import find_model, load_model, stop_ids
+from fledge.model.transformer import Transformer
+from fledge.text.chat import ChatRenderer, Message, renderer_for
+from fledge.text.tokenizer import Tokenizer
+
+
+class Model:
+    """A loaded model. `transformer(tokens, layout)` gives logits; `tokenizer` and `renderer` are those it was trained
+    with; `renderer` is None for a base model without role tokens. Weights are packed for inference."""
+
+    def __init__(self, folder: Path, transformer: Transformer, tokenizer: Tokenizer, n_slots: int):
+        self.folder, self.tokenizer, self.n_slots = folder, tokenizer, n_slots
+        self.transformer = pack_in_place(transformer.eval().requires_grad_(False))
+        self.renderer: ChatRenderer | None
+        try:
+            self.renderer = renderer_for(tokenizer)
+        except ConfigError:
+            self.renderer = None
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine over this model; made at first use."""
+        runner = Runner(self.transformer, self.n_slots)
+        config = EngineConfig(n_slots=self.n_slots)
+        return Engine(runner, self.tokenizer, config, stop_ids(self.folder, self.tokenizer))
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """A text prompt as the model was trained to see a document begin: <bos>, where there is one, then the text."""
+        start = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
+        return start + self.tokenizer.encode(prompt)
+
+    def complete(self, ids: Sequence[int], **sampling: Any) -> list[Completion]:
+        """Completions (one for each of `n`) of token ids; keywords are the fields of `Sampling`."""
+        chosen = Sampling(**{"max_tokens": self.room(len(ids)), **sampling})
+        return self.engine.complete([Request("api", tuple(ids), chosen)])
+
+    def room(self, n_prompt: int) -> int:
+        return max(1, min(256, self.transformer.config.context_tokens - n_prompt))
+
+    def generate(self, prompt: str, **sampling: Any) -> str:
+        """The continuation of `prompt` (without it)."""
+        return self.complete(self.prompt_ids(prompt), **sampling)[0].text
+
+    def chat(self, messages: str | Sequence[Message], **sampling: Any) -> str:
+        """The answer to a user's text or to a conversation. Raises ConfigError for a base model."""
+        return self.complete(self.chat_ids(messages), **sampling)[0].text
+
+    def chat_ids(self, messages: str | Sequence[Message]) -> list[int]:
+        if self.renderer is None:
+            raise ConfigError(f"{self.folder}: a base model has no chat format; use generate, or tune it with fledge sft")
+        turns = (Message("user", messages),) if isinstance(messages, str) else tuple(messages)
+        return self.renderer.render(turns, generation_prompt=True).ids
+
+    def stream(self, prompt: str, **sampling: Any) -> Iterator[str]:
+        """The continuation of `prompt` piece by piece."""
+        ids = tuple(self.prompt_ids(prompt))
+        chosen = Sampling(**{"max_tokens": self.room(len(ids)), **sampling, "n": 1})
+        self.engine.submit(Request("stream", ids, chosen))
+        try:
+            while self.engine.has_work:
+                yield from (event.text for event in self.engine.step() if event.text)
+        finally:
+            self.engine.cancel("stream")
+
+    @torch.inference_mode()
+    def log_probabilities(self, ids: Sequence[int]) -> list[float]:
+        """Natural log p of ids[1:], each given all before it: len(ids) - 1 numbers, from one full pass."""
+        row = torch.tensor([list(ids)])
+        logits = self.transformer(one_document(row), OneDocument())[0, :-1]
+        return torch.log_softmax(logits.float(), -1).gather(1, row[0, 1:, None]).squeeze(1).tolist()
+
+
+def load(folder: str | Path, device: str = "cpu", n_slots: int = 8) -> Model:
+    """The model in `folder` (a model folder or a run folder).
+
+    Raises CheckpointError or ConfigError if it is missing, damaged, unsafe or of an unknown kind.
+    """
+    folder = find_model(folder)
+    return Model(folder, load_model(folder, device), Tokenizer.load(folder), n_slots)

@@ -1,0 +1,108 @@
+"""`fledge convert`: other checkpoint formats into a folder that fledge and transformers open."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fledge.errors import CheckpointError, ConfigError
+from fledge.lineage import sha256_file
+from fledge.log import say
+from fledge.model.convert_config import ConvertConfig
+from fledge.model.folder import load_model, read_config, refuse_pickle, save_model
+from fledge.model.llama2c import load_llama2c
+from fledge.model.safetensors_file import write_safetensors
+from fledge.model.transformer import Transformer
+from fledge.text.llama2c import from_llama2c
+from fledge.text.tokenizer import Tokenizer
+
+PICKLE_NAME = "pytorch_model.bin"
+
+
+def convert(config: ConvertConfig) -> dict[str, Any]:
+    """Write `target` from `source`; gives its folder, family and number of parameters.
+
+    Raises ConfigError if `target` holds something, CheckpointError for a source that can't be read safely.
+    """
+    source, target = Path(config.source), Path(config.target)
+    if not source.exists():
+        raise CheckpointError(f"{source}: expected a checkpoint, found nothing; check the path")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target}: expected a new or empty folder, found something there; choose another target")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.parent / f".new-{target.name}-{os.getpid()}"
+    try:
+        model, tokenizer = read_source(source, config, scratch)
+        shutil.rmtree(scratch, ignore_errors=True)
+        parents = {"source": sha256_file(source)} if source.is_file() else {}
+        save_model(with_ids(model, tokenizer), scratch, tokenizer, parents)
+        if target.exists():
+            target.rmdir()
+        os.replace(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    n_parameters = sum(p.numel() for p in model.parameters())
+    say(f"{target}: {model.config.family}, {n_parameters:,} parameters")
+    return {"target": str(target), "family": model.config.family, "parameters": n_parameters}
+
+
+def read_source(source: Path, config: ConvertConfig, scratch: Path) -> tuple[Transformer, Tokenizer | None]:
+    if source.is_file():
+        if source.suffix != ".bin" or is_archive(source):
+            refuse_pickle(source.parent)
+            raise CheckpointError(f"{source.name}: expected a llama2.c .bin file or a model folder")
+        return load_llama2c(source), read_tokenizer(config.tokenizer)
+    folder = source
+    if (source / PICKLE_NAME).is_file() and not list(source.glob("*.safetensors")) and config.trust_pickle:
+        folder = unpickled(source, scratch)
+    tokenizer = read_tokenizer(config.tokenizer)
+    if tokenizer is None and (source / "tokenizer.json").is_file():
+        tokenizer = Tokenizer.load(source)
+    return load_model(folder), tokenizer
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a .bin is one of torch's zip or pickle files rather than llama2.c's."""
+    with open(path, "rb") as file:
+        head = file.read(4)
+    return head.startswith((b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
+
+
+def read_tokenizer(path: str) -> Tokenizer | None:
+    if not path:
+        return None
+    return from_llama2c(path) if path.endswith(".bin") else Tokenizer.load(path)
+
+
+def unpickled(source: Path, scratch: Path) -> Path:
+    """`source` with its pickled tensors rewritten as safetensors in `scratch`; torch's unpickler takes tensors only."""
+    read_config(source)
+    say(f"{PICKLE_NAME}: reading pickled tensors because trust_pickle is set; nothing but tensors is accepted")
+    try:
+        state: dict[str, Tensor] = torch.load(source / PICKLE_NAME, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types here, none of them ours
+        raise CheckpointError(f"{PICKLE_NAME}: not a file of plain tensors ({error.__class__.__name__})") from None
+    scratch.mkdir(parents=True)
+    shutil.copy(source / "config.json", scratch / "config.json")
+    write_safetensors(scratch / "model.safetensors", {name: t.clone() for name, t in state.items()})
+    return scratch
+
+
+def with_ids(model: Transformer, tokenizer: Tokenizer | None) -> Transformer:
+    """The model with the tokenizer's special ids in its config. Raises ConfigError if the vocabulary does not fit."""
+    if tokenizer is None:
+        return model
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ConfigError(
+            f"tokenizer: expected at most the model's {model.config.vocab_size} entries, got {tokenizer.vocab_size}"
+        )
+    ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
+    known = {role: i for role, i in ids.items() if i is not None}
+    model.config = replace(model.config, special_ids={**known, **model.config.special_ids})
+    return model

@@ -1,0 +1,85 @@
+"""`fledge show`: a model's modules, parameters, bytes, FLOPs and cache, before anything is allocated."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fledge.config import from_dict, read_yaml, to_dict
+from fledge.errors import ConfigError
+from fledge.model.config import ModelConfig, ShapeConfig
+from fledge.model.count import bytes_by_type, count, tree
+from fledge.model.families import FAMILIES, family, preset_family
+from fledge.model.folder import find_model, read_config
+from fledge.model.show_config import ShowConfig
+from fledge.model.transformer import build
+
+DEFAULT_VOCAB = 32000
+
+
+def show(config: ShowConfig, json: bool = False) -> dict[str, Any]:
+    """Print (without `json`) and give the counts of the model that `config` names."""
+    model = resolve(config)
+    counts = count(model, config.cache_bits)
+    result = {
+        "family": model.family,
+        "parameters": counts.parameters,
+        "by_component": counts.by_component,
+        "bytes": bytes_by_type(counts.parameters),
+        "flops_per_token": counts.flops_per_token,
+        "training_flops_per_token": counts.training_flops_per_token,
+        "cache_bytes_per_token": counts.cache_bytes_per_token,
+        "context_tokens": model.context_tokens,
+        "tree": [{"depth": d, "name": n, "shapes": s} for d, n, s in tree(build(model))],
+    }
+    if not json:
+        print_counts(result, config.cache_bits)
+    return result
+
+
+def resolve(config: ShowConfig) -> ModelConfig:
+    """The model meant: a folder, a preset, a YAML file's `model:` group, or the shape given."""
+    path = config.path
+    shape = config.model
+    given = {k: v for k, v in vars(shape).items() if v != getattr(ShapeConfig(), k)}
+    if path.endswith((".yaml", ".yml")):
+        group = read_yaml(path).get("model", {})
+        shape = replace(from_dict(ShapeConfig, group, f"{path}: model"), **given)
+    elif path and any(path in f.presets for f in FAMILIES.values()):
+        shape = replace(preset_family(path).presets[path], **given)
+    elif path:
+        if not Path(path).exists():
+            known = ", ".join(name for f in FAMILIES.values() for name in f.presets)
+            raise ConfigError(f"{path}: expected a model folder, a YAML file or a preset; presets: {known}")
+        return read_config(find_model(path))[1]
+    elif not given:
+        raise ConfigError("show: expected a model folder, a preset, a YAML file or model.width=… and so on; see --help")
+    if shape.preset:
+        fields = {k: v for k, v in to_dict(shape).items() if v != to_dict(ShapeConfig())[k] and k != "preset"}
+        base = preset_family(shape.preset).presets[shape.preset]
+        shape = replace(base, **{k: v for k, v in fields.items() if k not in ("family", "init")})
+    return family(shape.family).build(replace(shape, vocab_size=shape.vocab_size or DEFAULT_VOCAB))
+
+
+def print_counts(result: dict[str, Any], cache_bits: int) -> None:
+    for row in result["tree"]:
+        print(f"{'  ' * row['depth']}{row['name']}  {row['shapes']}".rstrip())
+    total = result["parameters"]
+    print(f"\nparameters {total:,} ({result['family']}, context {result['context_tokens']:,})")
+    for name, n in result["by_component"].items():
+        print(f"  {name:<10} {n:>16,}  {100 * n / total:5.1f} %")
+    print("bytes      " + " · ".join(f"{name} {size(n)}" for name, n in result["bytes"].items()))
+    print(f"FLOPs      {result['flops_per_token']:.3g} a token forward, "
+          f"{result['training_flops_per_token']:.3g} in training (full context)")  # fmt: skip
+    cache = result["cache_bytes_per_token"]
+    print(f"cache      {size(cache)} a token at {cache_bits} bits, {size(cache * result['context_tokens'])} a full context")
+
+
+def size(n_bytes: float) -> str:
+    """`1536` as `1.5 KiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n_bytes < 1024:
+            return f"{n_bytes:.4g} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.4g} TiB"

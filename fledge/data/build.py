@@ -1,0 +1,238 @@
+"""`data build`: text → corpus.jsonl → shards. Imports no torch.
+
+Two stages in one folder. The first gathers and holds out; the second, when a tokenizer is given, tokenises. Each reuses
+what is there when its inputs' digests are the same. `card.json` is written last and taken away first, so a folder is
+finished or has no card that says so: killed at any moment, the same command mends it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fledge.config import to_dict
+from fledge.data import corpus as corpora
+from fledge.data.beside import beside, clean, remove
+from fledge.data.config import BuildConfig
+from fledge.data.corpus import CORPUS, DOCUMENTS, Record, read_corpus, read_documents
+from fledge.data.shards import KIND, SPLITS, TOKENIZER, Dataset, open_shards, token_type, write_shard
+from fledge.errors import CheckpointError
+from fledge.lineage import CARD, fsync_folder, read_card, sha256_file, verify, write_card
+from fledge.log import Progress, warn
+from fledge.text.tokenizer import Tokenizer
+
+RECIPE = 1  # raised when the same config and sources would give another corpus
+SHARDS = tuple(f"{split}{ending}" for split in SPLITS for ending in (".bin", ".idx.npy"))
+OWN = (CORPUS, DOCUMENTS, *SHARDS)
+SHOWN_DOCUMENTS = 40
+
+
+def build(config: BuildConfig, json: bool = False) -> dict[str, Any]:
+    """Build the corpus and, with a tokenizer, the shards in `config.out`; gives counts, what is held out and digests.
+
+    Raises DataError if the source holds no text. Prints a summary unless `json`.
+    """
+    began = time.monotonic()
+    config.out.mkdir(parents=True, exist_ok=True)
+    clean(config.out, (*OWN, TOKENIZER, CARD))
+    card, reused = build_corpus(config)
+    result = {"out": str(config.out), "kind": card["kind"], "reused_corpus": reused, **card["facts"]["corpus"]}
+    if config.tokenizer is not None:
+        card, reused = build_shards(config, config.tokenizer, card)
+        result |= {"reused_shards": reused, **card["facts"]["shards"]}
+    result |= {"kind": card["kind"], "digest": card["digest"], "seconds": round(time.monotonic() - began, 2)}
+    if not json:
+        print(summary(result))
+    return result
+
+
+def from_text_path(path: str | Path, tokenizer: str | Path, val_fraction: float, folder: str | Path) -> Dataset:
+    """A dataset made from a raw text file or folder, kept in `folder` and reused from there.
+
+    `tokenizer` is `characters`, `bytes` or a tokenizer folder. A path that is a dataset folder already is only opened.
+    """
+    if (Path(path) / CARD).is_file() and read_card(path)["kind"] == KIND:
+        return open_shards(path)
+    build(BuildConfig(Path(folder), str(path), str(tokenizer), val_fraction), json=True)
+    return open_shards(folder)
+
+
+def build_corpus(config: BuildConfig) -> tuple[dict[str, Any], bool]:
+    """The card of a folder whose corpus is that of `config`, and whether it was there already."""
+    records, tally = corpora.survey(config.source)
+    inputs = {
+        "recipe": RECIPE,
+        "sources": corpora.source_digest(records),
+        "val_fraction": config.val_fraction,
+        "minimum_eval_bytes": config.minimum_eval_bytes,
+        "near_duplicate": config.near_duplicate,
+    }
+    old = finished(config.out)
+    if old is not None and old["facts"].get("corpus_inputs") == inputs:
+        return old, True
+    forget(config.out, OWN)
+    if tally.replaced:
+        warn(f"{len(tally.replaced)} files are not UTF-8; undecodable bytes became U+FFFD: {shown(tally.replaced)}")
+    with beside(config.out / CORPUS) as path:
+        records = write_corpus(config, records, path)
+    with beside(config.out / DOCUMENTS) as path:
+        corpora.write_documents(path, records)
+    facts = {
+        "corpus": corpus_facts(records) | {f"{name}_files": len(paths) for name, paths in vars(tally).items()},
+        "corpus_inputs": inputs,
+        "corpus_sha256": sha256_file(config.out / CORPUS),
+    }
+    return write_own_card(config, "corpus", {}, facts), False
+
+
+def write_corpus(config: BuildConfig, records: list[Record], path: Path) -> list[Record]:
+    whole = corpora.hold_out_whole(records, config)
+    if whole is not None:
+        with open(path, "w", encoding="utf-8") as file:
+            whole = corpora.write_whole(config, whole, file)
+        if any(record.split == "val" for record in whole):
+            return whole
+    with open(path, "w", encoding="utf-8") as file:
+        return corpora.write_tails(config, records, file)
+
+
+def corpus_facts(records: list[Record]) -> dict[str, Any]:
+    """Counts and names for the card and for people."""
+    of = {split: [record for record in records if record.split == split] for split in (*SPLITS, "dropped")}
+    trained = {record.path for record in of["train"]}
+    reasons = Counter(record.reason for record in of["dropped"])
+    return {
+        "train_documents": len(of["train"]),
+        "train_bytes": sum(record.bytes for record in of["train"]),
+        "val_documents": len(of["val"]),
+        "val_bytes": sum(record.bytes for record in of["val"]),
+        "held_out_by": "tail of each document" if any(r.path in trained for r in of["val"]) else "whole documents",
+        "held_out": [record.path for record in of["val"]],
+        "dropped": dict(sorted(reasons.items())),
+        "near_duplicates": [r.path for r in of["dropped"] if r.reason.startswith("near-duplicate")],
+    }
+
+
+def build_shards(config: BuildConfig, name: str, card: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The card of the folder with shards by the tokenizer `name`, and whether they were there already."""
+    out, facts = config.out, {key: value for key, value in card["facts"].items() if key.startswith("corpus")}
+    tokenizer = tokenizer_named(name, out)
+    parents = {"corpus": facts["corpus_sha256"], "tokenizer": tokenizer.digest}
+    if card["kind"] == KIND and card["parents"] == parents:
+        return card, True
+    forget(out, (*SHARDS, TOKENIZER))
+    write_own_card(config, "corpus", {}, facts)
+    records = read_documents(out)
+    n_tokens: list[int] = []
+    for split in SPLITS:
+        total = sum(1 for record in records if record.split == split)
+        with beside(out / f"{split}.bin") as tokens_path, beside(out / f"{split}.idx.npy") as index_path:
+            n_tokens += write_shard(counted_texts(out, split, total), tokenizer, tokens_path, index_path)
+    with beside(out / TOKENIZER) as path:
+        tokenizer.save(path)
+    used = [record for record in records if record.split != "dropped"]
+    used = [replace(record, tokens=count) for record, count in zip(used, n_tokens, strict=True)]
+    forget(out, ())
+    with beside(out / DOCUMENTS) as path:
+        corpora.write_documents(path, [*used, *(record for record in records if record.split == "dropped")])
+    figures = shard_facts(used, tokenizer)
+    return write_own_card(config, KIND, parents, facts | {"dtype": figures["dtype"], "shards": figures}), False
+
+
+def shard_facts(records: list[Record], tokenizer: Tokenizer) -> dict[str, Any]:
+    tokens = {split: sum(r.tokens or 0 for r in records if r.split == split) for split in SPLITS}
+    n_bytes = sum(record.bytes for record in records)
+    return {
+        "train_tokens": tokens["train"],
+        "val_tokens": tokens["val"],
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer_kind": tokenizer.kind,
+        "dtype": token_type(tokenizer.vocab_size),
+        "bytes_per_token": round(n_bytes / max(1, sum(tokens.values())), 4),
+    }
+
+
+def tokenizer_named(name: str, out: Path) -> Tokenizer:
+    """`characters` (every character of the corpus, held-out text included, as nanoGPT does), `bytes`, or a folder."""
+    from fledge.text import tokenizer as tokenizers
+
+    if name == "bytes":
+        return tokenizers.byte_level()
+    if name == "characters":
+        alphabet: set[str] = set()
+        for document in read_corpus(out):
+            alphabet.update(document.text)
+        return tokenizers.characters("".join(sorted(alphabet)))
+    return Tokenizer.load(name)
+
+
+def counted_texts(out: Path, split: str, total: int) -> Iterator[str]:
+    """The texts of one split, with progress for people."""
+    progress = Progress(f"tokenise {split}", total, every_seconds=5.0)
+    for done, document in enumerate(read_corpus(out, split), 1):
+        yield document.text
+        progress.update(done)
+    progress.close()
+
+
+def finished(out: Path) -> dict[str, Any] | None:
+    """The card, if the folder is finished and every file of it has its digest; else None."""
+    if not (out / CARD).is_file():
+        return None
+    try:
+        card = verify(out)
+    except CheckpointError as error:
+        warn(f"{error}; building again")
+        return None
+    return card if card["kind"] in ("corpus", KIND) else None
+
+
+def write_own_card(config: BuildConfig, kind: str, parents: dict[str, str], facts: dict[str, Any]) -> dict[str, Any]:
+    """The card over this verb's own files; anything else in the folder is none of its business."""
+    mine = {*OWN} if kind == KIND else {CORPUS, DOCUMENTS}
+    strangers = []
+    for path in config.out.rglob("*"):
+        name = path.relative_to(config.out).as_posix()
+        if path.is_file() and name not in mine and not (kind == KIND and name.startswith(f"{TOKENIZER}/")):
+            strangers.append(name)
+    return write_card(config.out, kind, parents, to_dict(config), facts, skip=tuple(strangers))
+
+
+def forget(out: Path, names: tuple[str, ...]) -> None:
+    """Take the card away first, then the named files: nothing half-built keeps a card that vouches for it."""
+    (out / CARD).unlink(missing_ok=True)
+    fsync_folder(out)
+    for name in names:
+        remove(out / name)
+
+
+def shown(paths: list[str]) -> str:
+    rest = len(paths) - SHOWN_DOCUMENTS
+    return ", ".join(paths[:SHOWN_DOCUMENTS]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def summary(result: dict[str, Any]) -> str:
+    """What `data build` prints for people."""
+    lines = [
+        f"train     {result['train_documents']:,} documents, {result['train_bytes']:,} bytes",
+        f"held out  {result['val_documents']:,} documents, {result['val_bytes']:,} bytes ({result['held_out_by']})",
+        f"          {shown(result['held_out'])}",
+    ]
+    lines += [f"dropped   {count:,}: {reason}" for reason, count in result["dropped"].items()]
+    if result["near_duplicates"]:
+        lines.append(f"          near-duplicates: {shown(result['near_duplicates'])}")
+    for name in ("binary", "empty"):
+        if result[f"{name}_files"]:
+            lines.append(f"skipped   {result[f'{name}_files']:,} {name} files")
+    if "train_tokens" in result:
+        lines.append(
+            f"shards    {result['train_tokens']:,} + {result['val_tokens']:,} tokens of a vocabulary of "
+            f"{result['vocab_size']:,} ({result['bytes_per_token']:.2f} bytes a token)"
+        )
+    again = " (already there)" if result["reused_corpus"] and result.get("reused_shards", True) else ""
+    return "\n".join([*lines, f"{result['kind']} {result['digest'][:12]} in {result['out']}{again}"])
+

@@ -1,0 +1,56 @@
+"""Configuration of `data build` and `data qa`. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fledge.errors import ConfigError
+
+PYTHON = "python"  # the source that every Python installation carries
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """Gather text, hold whole documents out, drop duplicates, tokenise into shards."""
+
+    out: Path
+    """Folder to write: corpus.jsonl, documents.jsonl, card.json and, with a tokenizer, the shards."""
+    source: str = PYTHON
+    """`python` (help topics and standard library of this installation), or a folder or file of text."""
+    tokenizer: str | None = None
+    """Folder or tokenizer.json to tokenise with, `characters` or `bytes`; without it the corpus alone is written."""
+    val_fraction: float = 0.1
+    """Share of each document's characters, from its end, held out where there are too few to hold out whole ones."""
+    minimum_eval_bytes: int = 4096
+    """Held-out documents smaller than this (UTF-8 bytes) are neither trained on nor evaluated on."""
+    near_duplicate: float = 0.3
+    """Held-out documents with at least this share of their five-word sequences in the training text are dropped."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.val_fraction < 1:
+            raise ConfigError(f"val_fraction: expected at least 0 and below 1, got {self.val_fraction}")
+        if not 0 < self.near_duplicate <= 1:
+            raise ConfigError(f"near_duplicate: expected above 0 and at most 1, got {self.near_duplicate}")
+        if self.minimum_eval_bytes < 0:
+            raise ConfigError(f"minimum_eval_bytes: expected 0 or more, got {self.minimum_eval_bytes}")
+
+
+@dataclass(frozen=True)
+class QaConfig:
+    """Make question/answer conversations from signatures and docstrings (without any Python: from the text itself)."""
+
+    out: Path
+    """Folder to write: train.jsonl, val.jsonl and card.json."""
+    source: str = PYTHON
+    """`python` (the standard library of this installation), or a folder or file of text."""
+    max_conversations: int = 6000
+    """Most conversations to keep in train.jsonl; which ones is decided by their hash, not by their order."""
+    max_answer_characters: int = 300
+    """Answers end at the last whole sentence within this length."""
+
+    def __post_init__(self) -> None:
+        if self.max_conversations < 1:
+            raise ConfigError(f"max_conversations: expected at least 1, got {self.max_conversations}")
+        if self.max_answer_characters < 40:
+            raise ConfigError(f"max_answer_characters: expected at least 40, got {self.max_answer_characters}")

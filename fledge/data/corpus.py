@@ -1,0 +1,171 @@
+"""The corpus: which document is trained on, which is held out, which is dropped, and why. Imports no torch.
+
+`corpus.jsonl` holds a line {"path", "text", "split"} for each document that is used, training text first;
+`documents.jsonl` a line for each document that was found.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal, TextIO
+
+from fledge.data.config import BuildConfig
+from fledge.data.shingles import HeldOutShingles
+from fledge.data.sources import Document, Tally, gather, is_held_out
+from fledge.errors import DataError
+from fledge.lineage import sha256_json
+
+Split = Literal["train", "val", "dropped"]
+CORPUS = "corpus.jsonl"
+DOCUMENTS = "documents.jsonl"
+LEAST_TRAINED = 0.5  # holding out whole documents must leave this share of the text to train on
+
+
+@dataclass(frozen=True)
+class Record:
+    """One document as documents.jsonl has it. `reason` says why it was dropped; `contained` is the share of a held-out
+    document's five-word sequences that stand in the training text, `closest` the training document with the most of
+    them. `tokens` is filled when shards are written."""
+
+    path: str
+    split: Split
+    bytes: int
+    sha256: str
+    reason: str = ""
+    contained: float | None = None
+    closest: str = ""
+    tokens: int | None = None
+
+
+def survey(source: str) -> tuple[list[Record], Tally]:
+    """Every document found, as if all were trained on but exact duplicates: the first of equal texts is kept."""
+    tally, records, first = Tally(), [], {}
+    for document in gather(source, tally):
+        digest = document.sha256
+        original = first.setdefault(digest, document.path)
+        kept = original == document.path
+        records.append(
+            Record(
+                path=document.path,
+                split="train" if kept else "dropped",
+                bytes=document.n_bytes,
+                sha256=digest,
+                reason="" if kept else "exact duplicate",
+                closest="" if kept else original,
+            )
+        )
+    if not any(record.split == "train" for record in records):
+        raise DataError(
+            f"{source}: expected text, found none ({len(tally.binary)} binary and {len(tally.empty)} empty files)"
+        )
+    return records, tally
+
+
+def source_digest(records: list[Record]) -> str:
+    """Digest of what a source held: paths and contents."""
+    return sha256_json([(record.path, record.sha256) for record in records])
+
+
+def hold_out_whole(records: list[Record], config: BuildConfig) -> list[Record] | None:
+    """The records with every sixteenth document (by the hash of its path) out of training, or None when that leaves
+    nothing to evaluate on or less than half of the text to train on."""
+    marked = []
+    for record in records:
+        if record.split == "train" and is_held_out(record.path):
+            large = record.bytes >= config.minimum_eval_bytes
+            reason = "" if large else f"held out, but below {config.minimum_eval_bytes} bytes"
+            record = replace(record, split="val" if large else "dropped", reason=reason)
+        marked.append(record)
+    total = sum(record.bytes for record in records if record.split == "train")
+    trained = sum(record.bytes for record in marked if record.split == "train")
+    enough = trained >= LEAST_TRAINED * total and any(record.split == "val" for record in marked)
+    return marked if enough else None
+
+
+def write_whole(config: BuildConfig, records: list[Record], corpus: TextIO) -> list[Record]:
+    """Write corpus.jsonl with whole documents held out; near-duplicates of training text are dropped on the way."""
+    by_path = {record.path: record for record in records}
+    texts = {document.path: document.text for document in wanted(config.source, by_path, "val")}
+    shingles = HeldOutShingles(texts)
+    for document in wanted(config.source, by_path, "train"):
+        shingles.see(document.path, document.text)
+        write_line(corpus, document.path, document.text, "train")
+    for path, text in texts.items():
+        found = shingles.containment(path)
+        near = found.share >= config.near_duplicate
+        by_path[path] = replace(
+            by_path[path],
+            split="dropped" if near else "val",
+            reason="near-duplicate of training text" if near else "",
+            contained=round(found.share, 4),
+            closest=found.closest,
+        )
+        if not near:
+            write_line(corpus, path, text, "val")
+    return [by_path[record.path] for record in records]
+
+
+def write_tails(config: BuildConfig, records: list[Record], corpus: TextIO) -> list[Record]:
+    """Write corpus.jsonl with the last `val_fraction` of each document's characters held out: two records each."""
+    by_path = {record.path: record for record in records}
+    train, val = [], []
+    for split, kept in (("train", train), ("val", val)):
+        for document in wanted(config.source, by_path, "train"):
+            cut = int(len(document.text) * (1 - config.val_fraction))
+            part = Document(document.path, document.text[:cut] if split == "train" else document.text[cut:])
+            if part.text:
+                kept.append(Record(part.path, split, part.n_bytes, part.sha256))  # type: ignore[arg-type]
+                write_line(corpus, part.path, part.text, split)
+    return [*train, *val, *(record for record in records if record.split == "dropped")]
+
+
+def wanted(source: str, by_path: dict[str, Record], split: Split) -> Iterator[Document]:
+    """The documents of one split, read again. Raises DataError if one has changed since it was surveyed."""
+    for document in gather(source):
+        record = by_path.get(document.path)
+        if record is None or record.sha256 != document.sha256:
+            raise DataError(f"{document.path}: changed while it was read; run the same command again")
+        if record.split == split:
+            yield document
+
+
+def write_line(file: TextIO, path: str, text: str, split: str) -> None:
+    file.write(json.dumps({"path": path, "text": text, "split": split}, ensure_ascii=False) + "\n")
+
+
+def write_documents(path: Path, records: Iterable[Record]) -> None:
+    """Write documents.jsonl: a line for each record, without the fields that don't apply to it."""
+    with open(path, "w", encoding="utf-8") as file:
+        for record in records:
+            row = {key: value for key, value in asdict(record).items() if value not in (None, "")}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_documents(folder: str | Path) -> list[Record]:
+    """The records of a corpus or dataset folder. Raises DataError naming file and line."""
+    return [Record(**row) for row in read_rows(Path(folder) / DOCUMENTS, ("path", "split", "bytes", "sha256"))]
+
+
+def read_corpus(folder: str | Path, split: str | None = None) -> Iterator[Document]:
+    """The documents of a corpus or dataset folder, of one split or of both. Raises DataError naming file and line."""
+    for row in read_rows(Path(folder) / CORPUS, ("path", "text", "split")):
+        if split is None or row["split"] == split:
+            yield Document(row["path"], row["text"])
+
+
+def read_rows(path: Path, keys: tuple[str, ...]) -> Iterator[dict]:
+    if not path.is_file():
+        raise DataError(f"{path}: expected a file written by `fledge data build`, found none; build the corpus first")
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+                missing = [key for key in keys if key not in row]
+            except (ValueError, TypeError):
+                raise DataError(f"{path}, line {number}: not a JSON object; build the corpus again") from None
+            if missing:
+                raise DataError(f"{path}, line {number}: expected {', '.join(missing)}; build the corpus again")
+            yield row

@@ -1,0 +1,141 @@
+"""Token shards: one flat little-endian array of ids and the offset at which each document begins. Imports no torch.
+
+A dataset folder holds `{train,val}.bin`, `{train,val}.idx.npy` (int64, one more than documents), `documents.jsonl`,
+`tokenizer/` and `card.json`. A document is stored as [bos] ids … [eos] when the tokenizer has those tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fledge.errors import CheckpointError, DataError
+from fledge.lineage import read_card
+from fledge.text.tokenizer import Tokenizer
+
+KIND = "dataset"
+SPLITS = ("train", "val")
+TOKENIZER = "tokenizer"
+MOST_UINT16 = 1 << 16
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One split's tokens: `tokens` uint16 or uint32 [N] (a memory map), `starts` int64 [documents + 1], from 0 to N."""
+
+    name: str
+    tokens: np.ndarray = field(repr=False)
+    starts: np.ndarray = field(repr=False)
+
+    @property
+    def n_documents(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.starts[-1])
+
+    def document(self, index: int) -> np.ndarray:
+        """The ids of one document, special tokens included."""
+        return self.tokens[self.starts[index] : self.starts[index + 1]]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the tokens and offsets themselves, read now: a changed shard has another digest (1 s a GB)."""
+        digest = hashlib.sha256()
+        digest.update(f"{self.name} {self.tokens.dtype.itemsize} {len(self.starts)}".encode())
+        digest.update(np.ascontiguousarray(self.starts, "<i8").tobytes())
+        piece = 1 << 22
+        for start in range(0, len(self.tokens), piece):
+            digest.update(np.ascontiguousarray(self.tokens[start : start + piece]).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An opened dataset folder: two shards, their tokenizer, the card."""
+
+    folder: Path
+    train: Shard
+    val: Shard
+    tokenizer: Tokenizer
+    card: dict[str, Any] = field(repr=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """What a run is tied to: the content of both shards and of the tokenizer, read now, not from the card."""
+        whole = f"{self.train.digest} {self.val.digest} {self.tokenizer.digest}"
+        return hashlib.sha256(whole.encode()).hexdigest()
+
+
+def open_shards(folder: str | Path) -> Dataset:
+    """A dataset folder, its arrays mapped rather than read. Raises DataError if it is unfinished, damaged or none."""
+    folder = Path(folder)
+    try:
+        card = read_card(folder)
+    except CheckpointError as error:
+        raise DataError(f"{error}; run `fledge data build` for this folder") from None
+    if card["kind"] != KIND:
+        raise DataError(
+            f"{folder}: expected a dataset with shards, got a {card['kind']}; run `fledge data build` with a tokenizer"
+        )
+    train, val = (open_shard(folder, split, card["facts"].get("dtype")) for split in SPLITS)
+    return Dataset(folder, train, val, Tokenizer.load(folder / TOKENIZER), card)
+
+
+def open_shard(folder: Path, split: str, dtype: Any) -> Shard:
+    path, index = folder / f"{split}.bin", folder / f"{split}.idx.npy"
+    if dtype not in ("uint16", "uint32"):
+        raise DataError(f"{folder}: expected token type uint16 or uint32 in the card, got {dtype!r}; build it again")
+    try:
+        starts = np.load(index, allow_pickle=False)
+        size = path.stat().st_size
+    except (OSError, ValueError, EOFError):
+        raise DataError(f"{index} and {path.name}: missing or damaged; run `fledge data build` again") from None
+    if starts.ndim != 1 or starts.dtype != np.int64 or not len(starts) or starts[0] or (np.diff(starts) < 0).any():
+        raise DataError(f"{index}: expected rising int64 offsets from 0; run `fledge data build` again")
+    width = np.dtype(dtype).itemsize
+    if size != int(starts[-1]) * width:
+        raise DataError(
+            f"{path}: expected {int(starts[-1]) * width} bytes, got {size}; the file is cut, run `fledge data build`"
+        )
+    if not size:  # an empty file can't be mapped
+        return Shard(split, np.zeros(0, f"<u{width}"), starts)
+    return Shard(split, np.memmap(path, f"<u{width}", "r"), starts)
+
+
+def shard_of(documents: Sequence[Sequence[int]], name: str = "memory") -> Shard:
+    """A shard in memory from the ids of its documents, for tests and small experiments."""
+    starts = np.cumsum([0, *(len(document) for document in documents)], dtype=np.int64)
+    tokens = np.concatenate([np.zeros(0, "<u4"), *(np.asarray(document, "<u4") for document in documents)])
+    return Shard(name, tokens, starts)
+
+
+def token_type(vocab_size: int) -> str:
+    """`uint16` where ids fit, else `uint32`."""
+    return "uint16" if vocab_size <= MOST_UINT16 else "uint32"
+
+
+def write_shard(texts: Iterable[str], tokenizer: Tokenizer, tokens_path: Path, index_path: Path) -> list[int]:
+    """Tokenise documents one by one into a shard's two files; gives the tokens of each. Raises DataError on a text
+    that the tokenizer can't encode."""
+    dtype = token_type(tokenizer.vocab_size)
+    before = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    after = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    counts = []
+    with open(tokens_path, "wb") as file:
+        for text in texts:
+            ids = np.concatenate([before, tokenizer.encode_array(text), after]).astype(np.int64)
+            if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.vocab_size:
+                raise DataError(f"tokenizer: expected ids below {tokenizer.vocab_size}, got {ids.max()}; it is damaged")
+            file.write(ids.astype(np.dtype(dtype).newbyteorder("<")).tobytes())
+            counts.append(len(ids))
+    with open(index_path, "wb") as file:
+        np.save(file, np.cumsum([0, *counts], dtype=np.int64))
+    return counts

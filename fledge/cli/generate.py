@@ -1,0 +1,165 @@
+"""`fledge generate MODEL --prompt TEXT`: standard output is the prompt's text, its continuation and one newline."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fledge.engine.config import EngineConfig, GenerateConfig
+from fledge.engine.length import answer_room
+from fledge.engine.request import Completion, Request, TokenLogprob
+from fledge.errors import ConfigError, DataError, EngineError, RequestError
+from fledge.log import say
+
+if TYPE_CHECKING:
+    from fledge.engine.core import Engine
+    from fledge.text.tokenizer import Tokenizer
+
+REQUEST_ID = "generate"
+ANY_VOCABULARY = 2**31
+
+
+def generate(config: GenerateConfig, json: bool = False) -> dict[str, Any]:
+    """Continue a prompt: text on standard output (as it comes on a terminal), all figures in the result.
+
+    Raises ConfigError (a setting, or no prompt), RequestError (too long) and what loading the model raises.
+    """
+    check_settings(config)
+    prompt = read_prompt(config)
+    from fledge.engine.load import load_engine
+
+    engine = load_engine(
+        config.model, EngineConfig(n_slots=config.n, prefill_chunk=config.prefill_chunk, threads=config.threads)
+    )
+    prompt_ids = encode_prompt(engine.tokenizer, prompt)
+    max_tokens = answer_room(len(prompt_ids), config.max_tokens, engine.runner.context_tokens)
+    request = Request(REQUEST_ID, prompt_ids, config.sampling(max_tokens), prompt_logprobs=config.prompt_logprobs)
+    began = time.perf_counter()
+    if not json and config.n == 1 and sys.stdout.isatty():
+        completions = stream(engine, request, prompt)
+    else:
+        completions = engine.complete([request])
+        if not json:
+            write_completions(prompt, completions)
+    seconds = time.perf_counter() - began
+    return report(config, prompt, request, completions, seconds, engine.tokenizer)
+
+
+def check_settings(config: GenerateConfig) -> None:
+    """Refuse impossible settings before a model is loaded. Raises ConfigError."""
+    try:
+        config.sampling(1 if config.max_tokens is None else config.max_tokens).validated(ANY_VOCABULARY)
+    except RequestError as error:
+        raise ConfigError(str(error)) from None
+
+
+def read_prompt(config: GenerateConfig) -> str:
+    """The prompt's text, from `prompt` or from `prompt_file`. Raises ConfigError or DataError."""
+    if (config.prompt is None) == (config.prompt_file is None):
+        raise ConfigError("prompt: expected one of --prompt TEXT and --prompt-file FILE (- is standard input)")
+    if config.prompt_file is None:
+        text = config.prompt or ""
+    else:
+        try:
+            data = sys.stdin.buffer.read() if config.prompt_file == "-" else Path(config.prompt_file).read_bytes()
+        except OSError as error:
+            raise DataError(f"{config.prompt_file}: can't be read ({error.strerror})") from None
+        text = data.decode("utf-8", "surrogateescape")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"prompt: expected UTF-8 text, got another byte at character {error.start}") from None
+    return text
+
+
+def encode_prompt(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """[BOS] + the text's ids; no BOS when the tokenizer has none. Raises ConfigError when that is nothing."""
+    start = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
+    ids = (*start, *tokenizer.encode(text))
+    if not ids:
+        raise ConfigError("prompt: expected some text, got none; this model has no BOS token to begin with")
+    return ids
+
+
+def stream(engine: Engine, request: Request, prompt: str) -> list[Completion]:
+    """Write prompt and answer while they come. Raises EngineError when the model fails."""
+    from fledge.engine.core import Gathered
+
+    gathered = Gathered()
+    show(prompt)
+    engine.submit(request)
+    while engine.has_work:
+        for event in engine.step():
+            if event.error is not None:
+                raise EngineError(event.error)
+            gathered.add(event)
+            show(event.text)
+    show("\n")
+    return [gathered.completion(request.id, 0)]
+
+
+def write_completions(prompt: str, completions: list[Completion]) -> None:
+    if not sys.stdout.isatty():
+        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # a file's bytes don't hang on the locale
+    for completion in completions:
+        if len(completions) > 1:
+            say(f"answer {completion.index + 1} of {len(completions)}:")
+        show(prompt + completion.text + "\n")
+
+
+def show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def report(
+    config: GenerateConfig,
+    prompt: str,
+    request: Request,
+    completions: list[Completion],
+    seconds: float,
+    tokenizer: Tokenizer,
+) -> dict[str, Any]:
+    """The result as plain values; log-probabilities only when asked for. Natural logarithms."""
+    generated_tokens = sum(len(completion.token_ids) for completion in completions)
+    choices = []
+    for completion in completions:
+        choice: dict[str, Any] = {
+            "index": completion.index,
+            "text": completion.text,
+            "token_ids": list(completion.token_ids),
+            "finish_reason": completion.finish_reason,
+        }
+        if config.logprobs is not None:
+            choice["logprobs"] = [logprob_entry(tokenizer, one) for one in completion.logprobs]
+        choices.append(choice)
+    result: dict[str, Any] = {
+        "prompt": prompt,
+        "prompt_tokens": len(request.prompt_ids),
+        "generated_tokens": generated_tokens,
+        "seconds": round(seconds, 4),
+        "tokens_per_second": round(generated_tokens / max(seconds, 1e-9), 2),
+        "choices": choices,
+    }
+    if config.prompt_logprobs:
+        known = completions[0].prompt_logprobs or ()
+        result["prompt_logprobs"] = [None if one is None else logprob_entry(tokenizer, one) for one in known]
+    return result
+
+
+def logprob_entry(tokenizer: Tokenizer, one: TokenLogprob) -> dict[str, Any]:
+    entry: dict[str, Any] = {"token_id": one.token_id, "token": token_text(tokenizer, one.token_id)}
+    entry["logprob"] = one.logprob
+    entry["top"] = [
+        {"token_id": token, "token": token_text(tokenizer, token), "logprob": value} for token, value in one.top
+    ]
+    return entry
+
+
+def token_text(tokenizer: Tokenizer, token: int) -> str:
+    """A token to look at: a special token's name, else its bytes as text, with � for a part of a character."""
+    if tokenizer.is_special(token):
+        return tokenizer.token_of(token)
+    return tokenizer.token_bytes(token).decode("utf-8", "replace")

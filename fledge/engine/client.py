@@ -1,0 +1,286 @@
+"""`EngineClient`: the engine process as seen from a server's event loop. Imports no torch.
+
+It starts the process, sends requests, hands out their events, and starts the process again when it dies: requests that
+were running then get an error event at once, the reader never waits for an answer that can't come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any, Literal
+
+import fledge
+from fledge.engine import wire
+from fledge.engine.config import EngineConfig
+from fledge.engine.length import answer_room
+from fledge.engine.pending import PendingEvents
+from fledge.engine.request import Event, Request
+from fledge.errors import CapacityError, EngineError, FledgeError, RequestError
+from fledge.log import warn
+
+State = Literal["new", "loading", "ready", "draining", "dead", "failed", "stopped"]
+
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 10.0
+HEALTHY_SECONDS = 30.0  # a life this long begins the back-off anew
+MAX_EARLY_DEATHS = 3  # deaths without a word before the very first `ready`
+EXIT_GRACE_SECONDS = 2.0
+GAUGES = ("running", "waiting", "slots_in_use", "kv_tokens_in_use")
+
+
+class EngineClient:
+    """One engine process on `model`: a folder, or `stub:…`.
+
+    `await start()` returns when the process is started; `await wait_ready()` when it can answer. `state` tells loading,
+    ready, draining, dead (a restart is under way), failed (the model can't be loaded: `failure`) and stopped apart.
+    After the first `ready`, `facts` holds context_tokens, vocab_size, n_slots and pid.
+    """
+
+    def __init__(self, model: str, config: EngineConfig | None = None):
+        self.model = model
+        self.config = config or EngineConfig()
+        self.state: State = "new"
+        self.facts: dict[str, Any] = {}
+        self.failure: FledgeError | None = None
+        self.n_restarts = 0
+        self.process: subprocess.Popen[bytes] | None = None
+        self.writer: asyncio.StreamWriter | None = None
+        self.pending: dict[str, PendingEvents] = {}
+        self.current: dict[str, float] = {}
+        self.past_totals: dict[str, float] = {}
+        self.supervisor: asyncio.Task[None] | None = None
+        self.changed = asyncio.Event()
+        self.was_ready = False
+        self.stop_wanted = asyncio.Event()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be taken now."""
+        return self.state == "ready"
+
+    async def start(self) -> None:
+        """Start the process and its supervision. Raises EngineError if it was started before."""
+        if self.supervisor is not None:
+            raise EngineError("engine: start was called twice")
+        self.supervisor = asyncio.create_task(self.supervise())
+
+    async def wait_ready(self, timeout_seconds: float | None = None) -> None:
+        """Wait for `ready`. Raises the loading error, or EngineError when stopped or out of time."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while not self.ready:
+                    if self.failure is not None:
+                        raise self.failure
+                    if self.stop_wanted.is_set():
+                        raise EngineError("engine: stopped")
+                    await self.changed.wait()
+        except TimeoutError:
+            raise EngineError(f"engine: expected it ready within {timeout_seconds:g} s, got {self.state}") from None
+
+    def submit(self, request: Request) -> AsyncGenerator[Event, None]:
+        """The events of `request`, as an async generator: leaving it (`aclose`, an exception) cancels the request.
+
+        Raises at once RequestError (parameters, length, id in use) and CapacityError (not ready); the engine's own
+        refusals (its line is full) are raised when the first event is asked for. Events that the reader has not
+        fetched are joined; a reader 1 MB behind is given up with an error event.
+        """
+        if not self.ready:
+            raise CapacityError(f"engine: expected it ready, got {self.state}; try again later")
+        sampling = request.sampling.validated(self.facts["vocab_size"])
+        answer_room(len(request.prompt_ids), sampling.max_tokens, self.facts["context_tokens"])
+        if request.id in self.pending:
+            raise RequestError(f"id: expected a new request id, got {request.id!r:.60}, which is running", "id")
+        return self.events(request)
+
+    async def events(self, request: Request) -> AsyncGenerator[Event, None]:
+        if not self.ready:
+            raise CapacityError(f"engine: expected it ready, got {self.state}; try again later")
+        pending = PendingEvents(request.id, request.sampling.n)
+        self.pending[request.id] = pending
+        try:
+            self.send({"kind": "submit", "request": wire.request_to_plain(request)})
+            while events := await pending.take():
+                for event in events:
+                    yield event
+        finally:
+            self.forget(pending)
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a request: its reader gets a last event `cancelled` for each open choice, the engine frees its slots."""
+        pending = self.pending.get(request_id)
+        if pending is not None:
+            for index in sorted(pending.open_choices):
+                pending.put(Event(request_id, index, finish_reason="cancelled"))
+            self.forget(pending, cut_off=True)
+
+    def counters(self) -> dict[str, float]:
+        """The engine's last figures (at most 0.25 s old while it works), totals summed over restarts."""
+        figures = dict(self.current)
+        for name, value in self.past_totals.items():
+            figures[name] = figures.get(name, 0) + value
+        return {**figures, "engine_restarts_total": self.n_restarts}
+
+    async def stop(self, drain_seconds: float = 30.0) -> None:
+        """Take no more requests, let running ones finish for `drain_seconds`, end the process and wait for its end.
+
+        May be called again with less patience while it drains."""
+        if self.state == "loading" and self.process is not None:
+            self.process.terminate()  # it takes no frames before the model is there
+        self.stop_wanted.set()
+        self.enter("draining")
+        if self.writer is not None:
+            self.send({"kind": "shutdown", "seconds": drain_seconds})
+        if self.supervisor is not None:
+            _, unfinished = await asyncio.wait({self.supervisor}, timeout=drain_seconds + EXIT_GRACE_SECONDS)
+            if unfinished:
+                self.supervisor.cancel()
+                await asyncio.wait({self.supervisor})
+        self.enter("stopped")
+
+    # --- from here on: what the supervision does
+
+    async def supervise(self) -> None:
+        pause, early_deaths = FIRST_PAUSE_SECONDS, 0
+        while not self.stop_wanted.is_set():
+            began = time.monotonic()
+            try:
+                await self.live_once()
+            except Exception as error:  # no process, no descriptor, a frame that is none: try again later
+                warn(f"engine: {type(error).__name__} while the process was watched: {error}")
+            if self.stop_wanted.is_set():
+                return
+            early_deaths += not self.was_ready
+            if self.failure is None and early_deaths >= MAX_EARLY_DEATHS:
+                self.failure = EngineError(f"engine: the process died {early_deaths} times while it loaded the model")
+            if self.failure is not None:
+                self.enter("failed")
+                return
+            pause = FIRST_PAUSE_SECONDS if time.monotonic() - began > HEALTHY_SECONDS else pause
+            warn(f"engine: the process ended (exit code {self.exit_code()}); starting it again in {pause:.1f} s")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.stop_wanted.wait(), pause)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            self.n_restarts += 1
+
+    async def live_once(self) -> None:
+        """One life of the process: start, read frames to the end of the line, clear up, reap."""
+        ours, theirs = socket.socketpair()
+        try:
+            self.process = self.spawn(theirs)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        try:
+            reader, self.writer = await asyncio.open_connection(sock=ours)
+            self.enter("loading")
+            while (frame := await wire.receive_async(reader)) is not None:
+                self.handle(frame)
+        finally:
+            self.mourn()
+            await self.reap()
+
+    def spawn(self, connection: socket.socket) -> subprocess.Popen[bytes]:
+        """The child: its output goes to our standard error; a process group of its own keeps the terminal's Ctrl-C
+        away from it."""
+        words = [sys.executable, "-m", "fledge.engine.process", self.model, "--fd", str(connection.fileno())]
+        for name, value in vars(self.config).items():
+            words += [f"--{name.replace('_', '-')}", str(value)]
+        home = Path(fledge.__file__).resolve().parent.parent
+        environment = dict(os.environ)
+        if home.name not in ("site-packages", "dist-packages"):  # run from a checkout, whatever the working folder
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), environment.get("PYTHONPATH")]))
+        return subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=2,
+            pass_fds=(connection.fileno(),),
+            process_group=0,
+            env=environment,
+        )
+
+    def handle(self, frame: wire.Frame) -> None:
+        kind = frame["kind"]
+        if kind == "events":
+            for plain in frame["events"]:
+                self.deliver(wire.event_from_plain(plain))
+        elif kind == "counters":
+            self.current = frame["counters"]
+        elif kind == "ready":
+            self.facts, self.was_ready = frame["facts"], True
+            self.enter("draining" if self.stop_wanted.is_set() else "ready")
+        elif kind == "refused":
+            if (pending := self.pending.get(frame["id"])) is not None:
+                pending.refuse(wire.error_from_plain(frame["error"]))
+        elif kind == "draining":
+            self.enter("draining")
+        elif kind == "failed" and not self.was_ready:
+            self.failure = wire.error_from_plain(frame["error"])
+
+    def deliver(self, event: Event) -> None:
+        pending = self.pending.get(event.request_id)
+        if pending is None:
+            return  # cancelled while the event was on its way
+        pending.put(event)
+        if pending.full:
+            pending.end("engine: the reader is more than 1 MB behind; the answer was given up")
+            self.forget(pending, cut_off=True)
+
+    def forget(self, pending: PendingEvents, cut_off: bool = False) -> None:
+        """Stop routing events to a buffer; the engine is told when it may still be working for it."""
+        if self.pending.get(pending.request_id) is not pending:
+            return
+        del self.pending[pending.request_id]
+        if (cut_off or pending.open_choices) and self.writer is not None:
+            self.send({"kind": "cancel", "id": pending.request_id})
+
+    def send(self, frame: wire.Frame) -> None:
+        if self.writer is None or self.writer.is_closing():
+            raise CapacityError("engine: the process is not there; try again later")
+        self.writer.write(wire.pack(frame))
+
+    def mourn(self) -> None:
+        """The process is gone: tell every reader, keep the totals."""
+        if self.writer is not None:
+            self.writer.transport.abort()
+        self.writer = None
+        if not self.stop_wanted.is_set():
+            self.enter("dead")
+        for pending in list(self.pending.values()):
+            pending.end("engine: the process ended before the answer was finished; try again")
+        self.pending.clear()
+        for name, value in self.current.items():
+            if name.endswith("_total") and name != "slots_total":
+                self.past_totals[name] = self.past_totals.get(name, 0) + value
+        self.current = {name: 0 for name in GAUGES if name in self.current}
+
+    async def reap(self) -> None:
+        """Wait for the child, so that no zombie stays; kill it if it lingers without its line."""
+        process = self.process
+        if process is None:
+            return
+        deadline = time.monotonic() + EXIT_GRACE_SECONDS
+        try:
+            while process.poll() is None and time.monotonic() < deadline:
+                await asyncio.sleep(0.01)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+    def exit_code(self) -> int | None:
+        return None if self.process is None else self.process.returncode
+
+    def enter(self, state: State) -> None:
+        """Change the state and wake whoever waits for one."""
+        self.state = state
+        self.changed.set()
+        self.changed = asyncio.Event()

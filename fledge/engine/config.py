@@ -1,0 +1,131 @@
+"""Configuration of the engine and of the verbs `generate` and `chat`. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fledge.engine.request import Sampling
+from fledge.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How much the engine does at once."""
+
+    n_slots: int = 8
+    """Answers that run side by side; each holds a cache of the model's whole context."""
+    prefill_chunk: int = 512
+    """Most prompt tokens in one step, so that long prompts don't stall running answers."""
+    max_waiting: int = 256
+    """Answers that may wait for a slot; more are refused."""
+    threads: int = 0
+    """CPU threads of the model; 0 is one for each core."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("n_slots", 1), ("prefill_chunk", 1), ("max_waiting", 0), ("threads", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Continue a prompt with a model."""
+
+    model: str
+    """Model folder or run folder."""
+    prompt: str | None = None
+    """Text to continue; the empty text begins at the BOS token."""
+    prompt_file: str | None = None
+    """File with the text to continue; - is standard input."""
+    max_tokens: int | None = 128
+    """Most tokens to generate; none: as many as the context holds."""
+    min_tokens: int = 0
+    """No stop token before this many tokens."""
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of likeliest tokens whose probability reaches top_p."""
+    min_p: float = 0.0
+    """Drop tokens less likely than min_p times the likeliest."""
+    repetition_penalty: float = 1.0
+    """Divide (multiply when negative) the logits of tokens already in prompt or answer."""
+    presence_penalty: float = 0.0
+    """Subtract from the logits of tokens already in the answer."""
+    frequency_penalty: float = 0.0
+    """Subtract this times the count of a token in the answer."""
+    logit_bias: dict[str, float] | None = None
+    """Token id to added logit, for example {50256: -100}."""
+    seed: int = 0
+    """The seed decides the sample."""
+    n: int = 1
+    """Number of independent answers."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer; not part of it."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Further token ids that end the answer."""
+    ignore_eos: bool = False
+    """Go on past the model's own stop tokens."""
+    logprobs: int | None = None
+    """Log-probabilities of the chosen token and this many alternatives, in --json."""
+    prompt_logprobs: bool = False
+    """Log-probabilities of the prompt's tokens, in --json."""
+    prefill_chunk: int = 512
+    """Prompt tokens a step."""
+    threads: int = 0
+    """CPU threads; 0 is one for each core."""
+
+    def sampling(self, max_tokens: int) -> Sampling:
+        """The request's Sampling with this `max_tokens`. Raises ConfigError for a bias whose key is no token id."""
+        biases = []
+        for key, bias in (self.logit_bias or {}).items():
+            if not key.isdecimal():
+                raise ConfigError(f"logit_bias: expected token ids as keys, got {key!r:.40}")
+            biases.append((int(key), bias))
+        return Sampling(
+            max_tokens=max_tokens,
+            min_tokens=self.min_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=tuple(biases),
+            seed=self.seed,
+            n=self.n,
+            stop=self.stop,
+            stop_token_ids=self.stop_token_ids,
+            ignore_eos=self.ignore_eos,
+            logprobs=self.logprobs,
+        )
+
+
+@dataclass(frozen=True)
+class ChatConfig:
+    """Talk to an instruction-tuned model in the terminal."""
+
+    model: str
+    """Model folder or run folder."""
+    system: str | None = None
+    """System message at the head of the conversation."""
+    max_tokens: int | None = None
+    """Most tokens of one answer; none: as many as the context holds."""
+    temperature: float = 0.7
+    """0 is greedy."""
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of likeliest tokens whose probability reaches top_p."""
+    min_p: float = 0.0
+    """Drop tokens less likely than min_p times the likeliest."""
+    repetition_penalty: float = 1.0
+    """Divide (multiply when negative) the logits of tokens already in prompt or answer."""
+    seed: int = 0
+    """The seed decides the answers."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer; not part of it."""
+    threads: int = 0
+    """CPU threads; 0 is one for each core."""

@@ -1,0 +1,271 @@
+"""The engine: a synchronous core without input or output. `submit` requests, `step` until `has_work` is false.
+
+Every step admits waiting answers to free cache slots, then runs the model twice at most: once over chunks of prompts,
+once over one token of every running answer (continuous batching; Yu et al. 2022, Orca). What an answer says depends on
+its request alone: noise is looked up by (seed, choice, position, token), chunk edges by the prompt. Not thread-safe.
+"""
+
+from __future__ import annotations
+
+import heapq
+import sys
+import traceback
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fledge.engine.choice import Choice
+from fledge.engine.config import EngineConfig
+from fledge.engine.length import answer_room
+from fledge.engine.request import Completion, Event, FinishReason, Request
+from fledge.engine.row import Row, RunnerFace
+from fledge.engine.waiting import WaitingLine
+from fledge.errors import CapacityError, EngineError, FledgeError, RequestError
+
+if TYPE_CHECKING:
+    from fledge.text.tokenizer import Tokenizer
+
+TOTALS = ("prompt_tokens", "generated_tokens", "requests", "cancelled", "failed", "steps")
+
+
+class Engine:
+    """Generates for many requests at once on one runner. `stop_ids`: the model's stop tokens besides the tokenizer's.
+
+    `submit` raises RequestError (the request can't be served as written) or CapacityError (the line is full). A forward
+    pass that raises fails only the requests that raise when they are retried alone.
+    """
+
+    def __init__(
+        self,
+        runner: RunnerFace,
+        tokenizer: Tokenizer,
+        config: EngineConfig | None = None,
+        stop_ids: Iterable[int] = (),
+    ):
+        self.runner = runner
+        self.tokenizer = tokenizer
+        self.config = config or EngineConfig()
+        self.stop_ids = frozenset(tokenizer.stop_ids) | frozenset(stop_ids)
+        self.vocab_size = min(runner.vocab_size, tokenizer.vocab_size)
+        self.free_slots = list(range(runner.n_slots))
+        self.waiting = WaitingLine()
+        self.prefilling: deque[Choice] = deque()
+        self.decoding: list[Choice] = []
+        self.live: dict[str, list[Choice]] = {}  # request id -> its unfinished choices
+        self.unsent: list[Event] = []
+        self.totals = dict.fromkeys(TOTALS, 0)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether another `step` would do or tell something."""
+        return bool(self.live or self.unsent)
+
+    def submit(self, request: Request) -> None:
+        """Put a request in the line. Raises RequestError or CapacityError and then nothing has changed."""
+        sampling = request.sampling.validated(self.vocab_size)
+        if request.id in self.live:
+            raise RequestError(f"id: expected a new request id, got {request.id!r:.60}, which is running", "id")
+        if not request.prompt_ids:
+            raise RequestError("prompt: expected at least one token, got none; begin with the BOS token", "prompt")
+        if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= self.vocab_size:
+            raise RequestError(f"prompt: expected token ids in 0..{self.vocab_size - 1}", "prompt")
+        answer_room(len(request.prompt_ids), sampling.max_tokens, self.runner.context_tokens)
+        room = self.config.max_waiting + len(self.free_slots) - len(self.waiting)
+        if sampling.n > room:
+            raise CapacityError(
+                f"engine: expected room for {sampling.n} answers, got {max(0, room)}: "
+                f"{len(self.waiting)} wait for {self.runner.n_slots} slots; try again later"
+            )
+        choices = [
+            Choice(request, index, self.tokenizer, self.stop_ids, self.vocab_size) for index in range(sampling.n)
+        ]
+        self.live[request.id] = choices
+        for choice in choices:
+            self.waiting.push(choice)
+        self.totals["requests"] += 1
+        self.totals["prompt_tokens"] += len(request.prompt_ids)
+
+    def cancel(self, request_id: str) -> None:
+        """End a request now; its slots are free at once and its last events come with the next step. An unknown or
+        finished id is no error: the answer may have ended while the cancellation was on its way."""
+        if request_id in self.live:
+            self.totals["cancelled"] += 1
+            self.unsent += self.end(request_id, "cancelled")
+
+    def step(self) -> list[Event]:
+        """One round of the model; the events it led to, in no order between requests."""
+        events, self.unsent = self.unsent, []
+        while self.waiting and self.free_slots:
+            choice = self.waiting.pop()
+            choice.slot = heapq.heappop(self.free_slots)
+            self.prefilling.append(choice)
+        decoding, prefilling = list(self.decoding), self.next_chunks()
+        for choices in (decoding, prefilling):
+            if choices:
+                events += self.advance(choices)
+        if decoding or prefilling:
+            self.totals["steps"] += 1
+        return events
+
+    def next_chunks(self) -> list[Choice]:
+        """The choices that prefill in this step: whole chunks, `prefill_chunk` tokens together or one chunk, from the
+        front of a line that goes round, so that a long prompt does not hold up short ones behind it."""
+        chosen: list[Choice] = []
+        tokens = 0
+        for choice in self.prefilling:
+            tokens += min(self.config.prefill_chunk, len(choice.request.prompt_ids) - choice.n_cached)
+            if chosen and tokens > self.config.prefill_chunk:
+                break
+            chosen.append(choice)
+        self.prefilling.rotate(-len(chosen))
+        return chosen
+
+    def advance(self, choices: list[Choice]) -> list[Event]:
+        """Run the model over these choices' next rows and let each take its logits."""
+        choices = [choice for choice in choices if choice.slot is not None]  # a sibling may have failed in this step
+        rows = [choice.next_row(self.config.prefill_chunk) for choice in choices]
+        events: list[Event] = []
+        for choice, row, result in zip(choices, rows, self.forward(rows), strict=True):
+            if choice.slot is None:
+                continue  # a sibling failed in this very loop
+            was_prefilling = choice.in_prompt
+            try:
+                if isinstance(result, Exception):
+                    raise result
+                event = choice.accept(row, result)
+            except Exception as error:  # whatever one answer raises must not end the others
+                events += self.fail(choice.request.id, error)
+                continue
+            if was_prefilling and not choice.in_prompt:
+                self.prefilling.remove(choice)
+                self.decoding.append(choice)
+            if event is not None:
+                self.totals["generated_tokens"] += len(event.token_ids)
+                events.append(event)
+                if event.finish_reason is not None:
+                    self.release(choice)
+        return events
+
+    def forward(self, rows: list[Row]) -> list[np.ndarray | Exception]:
+        """Logits [k, V] of every row, or what it raised. When a batch raises, each of its rows is tried alone."""
+        try:
+            return [logits.numpy(force=True) for logits in self.runner.forward(rows)]
+        except Exception as error:  # poison in one row, or too little memory for all of them at once
+            if len(rows) == 1:
+                return [error]
+            return [self.forward([row])[0] for row in rows]
+
+    def fail(self, request_id: str, error: Exception) -> list[Event]:
+        """End a request that raised. The trace goes to standard error; the caller learns the kind of error alone."""
+        self.totals["failed"] += 1
+        if isinstance(error, FledgeError):
+            message = str(error)
+        else:
+            traceback.print_exception(error, file=sys.stderr)
+            message = f"engine: the forward pass failed ({type(error).__name__}); the request was given up"
+        return self.end(request_id, "error", message)
+
+    def end(self, request_id: str, finish_reason: FinishReason, error: str | None = None) -> list[Event]:
+        choices = list(self.live.get(request_id, ()))
+        for choice in choices:
+            self.release(choice)
+        return [choice.ended(finish_reason, error) for choice in choices]
+
+    def release(self, choice: Choice) -> None:
+        """Forget a choice wherever it stands and free its slot."""
+        if choice.slot is None:
+            self.waiting.remove(choice)
+        else:
+            (self.prefilling if choice in self.prefilling else self.decoding).remove(choice)
+            heapq.heappush(self.free_slots, choice.slot)
+            choice.slot = None
+        siblings = self.live[choice.request.id]
+        siblings.remove(choice)
+        if not siblings:
+            del self.live[choice.request.id]
+
+    def counters(self) -> dict[str, float]:
+        """Figures for a metrics page: answers running and waiting, slots, tokens in the cache, totals so far."""
+        running = [*self.prefilling, *self.decoding]
+        return {
+            "running": len(running),
+            "waiting": len(self.waiting),
+            "slots_in_use": self.runner.n_slots - len(self.free_slots),
+            "slots_total": self.runner.n_slots,
+            "kv_tokens_in_use": sum(choice.n_cached for choice in running),
+            "kv_tokens_capacity": self.runner.n_slots * self.runner.context_tokens,
+            **{f"{name}_total": value for name, value in self.totals.items()},
+        }
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        """Run requests to their end: completions in the order of the requests, then of their choices.
+
+        More requests than the line holds are fed in as room comes. Raises RequestError for the first that can't be
+        served and EngineError for one that failed; the rest are cancelled. Events of requests submitted otherwise stay
+        for the next `step`.
+        """
+        outcome: dict[str, list[Gathered]] = {}
+        for request in requests:
+            if request.id in outcome or request.id in self.live:
+                raise RequestError(f"id: expected different ids, got {request.id!r:.60} twice", "id")
+            outcome[request.id] = [Gathered() for _ in range(request.sampling.n)]
+        n_open = sum(map(len, outcome.values()))
+        todo, others = deque(requests), []
+        try:
+            while n_open:
+                self.feed(todo)
+                for event in self.step():
+                    if event.request_id not in outcome:
+                        others.append(event)
+                        continue
+                    if event.error is not None:
+                        raise EngineError(event.error)
+                    outcome[event.request_id][event.index].add(event)
+                    n_open -= event.finish_reason is not None
+        finally:
+            for request_id in outcome:
+                self.end(request_id, "cancelled")
+            self.unsent += others
+        return [
+            gathered.completion(request.id, index)
+            for request in requests
+            for index, gathered in enumerate(outcome[request.id])
+        ]
+
+    def feed(self, todo: deque[Request]) -> None:
+        """Submit from the front of `todo` while there is room. Raises CapacityError if even an idle engine has none."""
+        while todo:
+            try:
+                self.submit(todo[0])
+            except CapacityError:
+                if not self.has_work:
+                    raise
+                return
+            todo.popleft()
+
+
+class Gathered:
+    """The events of one choice, joined."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def add(self, event: Event) -> None:
+        self.events.append(event)
+
+    def completion(self, request_id: str, index: int) -> Completion:
+        """Raises EngineError if the choice did not end."""
+        events = self.events
+        if not events or events[-1].finish_reason is None:
+            raise EngineError(f"engine: request {request_id!r:.60} ended without a finish reason")
+        return Completion(
+            request_id,
+            index,
+            "".join(event.text for event in events),
+            tuple(token for event in events for token in event.token_ids),
+            tuple(logprob for event in events for logprob in event.logprobs),
+            events[-1].finish_reason,
+            next((event.prompt_logprobs for event in events if event.prompt_logprobs is not None), None),
+        )

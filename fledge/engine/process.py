@@ -1,0 +1,189 @@
+"""The engine's own process: `python -m fledge.engine.process MODEL --fd N …`, started by fledge/engine/client.py.
+
+It speaks frames (fledge/engine/wire.py) over an inherited socket. It leaves when the other end closes, however that end
+died; SIGTERM lets running answers finish for `DRAIN_SECONDS` at
+most, a second one leaves at once; SIGINT is ignored, the parent decides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from typing import TYPE_CHECKING
+
+from fledge.engine import wire
+from fledge.engine.config import EngineConfig
+from fledge.engine.request import Event
+from fledge.errors import EXIT_OK, CapacityError, EngineError, FledgeError
+
+if TYPE_CHECKING:
+    from fledge.engine.core import Engine
+
+DRAIN_SECONDS = 30.0
+COUNTERS_SECONDS = 0.25
+
+Commands = queue.SimpleQueue  # put is safe in a signal handler
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Load the model, say `ready` (or `failed`, with the error), serve until told to stop. Gives the exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parser = argparse.ArgumentParser(prog="fledge.engine.process")
+    parser.add_argument("model")
+    parser.add_argument("--fd", type=int, required=True)
+    for name, default in vars(EngineConfig()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    options = vars(parser.parse_args(arguments))
+    model, connection = options.pop("model"), socket.socket(fileno=options.pop("fd"))
+    commands: Commands[wire.Frame] = queue.SimpleQueue()
+    threading.Thread(target=listen, args=(connection, commands), daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_OK))  # nothing to finish yet
+    try:
+        from fledge.engine.load import load_engine  # torch: seconds, with the parent's end already watched
+
+        engine = load_engine(model, EngineConfig(**options))
+    except Exception as error:
+        return tell_failure(connection, error)
+    patience = itertools.chain([DRAIN_SECONDS], itertools.repeat(0.0))  # a second signal leaves at once
+    signal.signal(signal.SIGTERM, lambda *_: commands.put({"kind": "shutdown", "seconds": next(patience)}))
+    return Worker(engine, connection, commands).run()
+
+
+def listen(connection: socket.socket, commands: Commands[wire.Frame]) -> None:
+    """Thread: frames into the queue. The end of the line means that the parent is gone, and nobody reads answers."""
+    try:
+        while (frame := wire.receive(connection)) is not None:
+            commands.put(frame)
+    except Exception:
+        traceback.print_exc()
+    os._exit(EXIT_OK)
+
+
+def tell_failure(connection: socket.socket, error: Exception) -> int:
+    """Send why the model could not be loaded. Gives the exit code."""
+    if not isinstance(error, FledgeError):
+        traceback.print_exception(error)
+        error = EngineError(f"engine: the model could not be loaded ({type(error).__name__})")
+    try:
+        connection.sendall(wire.pack({"kind": "failed", "error": wire.error_to_plain(error)}))
+    except OSError:
+        pass
+    return error.exit_code
+
+
+class Worker:
+    """The loop around an engine: take commands, step, send events; counters now and then."""
+
+    def __init__(self, engine: Engine, connection: socket.socket, commands: Commands[wire.Frame]):
+        self.engine = engine
+        self.connection = connection
+        self.commands = commands
+        self.deadline: float | None = None  # monotonic seconds; set once a shutdown is under way
+        self.counted_at = 0.0
+        self.counters_sent: dict[str, float] = {}
+
+    def run(self) -> int:
+        runner = self.engine.runner
+        facts = {
+            "context_tokens": runner.context_tokens,
+            "vocab_size": self.engine.vocab_size,
+            "n_slots": runner.n_slots,
+            "pid": os.getpid(),
+        }
+        try:
+            self.send({"kind": "ready", "facts": facts})
+            self.send_counters()
+            while not self.finished():
+                self.obey()
+                if self.engine.has_work:
+                    self.send_events(self.engine.step())
+                if time.monotonic() - self.counted_at > COUNTERS_SECONDS or not self.engine.has_work:
+                    self.send_counters()
+            self.abort()
+            self.send_counters()
+        except ConnectionError:
+            pass  # the parent is gone
+        return EXIT_OK
+
+    def finished(self) -> bool:
+        return self.deadline is not None and (not self.engine.has_work or time.monotonic() >= self.deadline)
+
+    def obey(self) -> None:
+        """Take every command that is there; wait for one when there is nothing else to do."""
+        while True:
+            try:
+                frame = self.commands.get(block=not self.engine.has_work and self.deadline is None)
+            except queue.Empty:
+                return
+            if frame["kind"] == "submit":
+                self.submit(frame)
+            elif frame["kind"] == "cancel":
+                self.engine.cancel(frame["id"])
+            elif frame["kind"] == "shutdown":
+                self.drain(frame["seconds"])
+            else:
+                print(f"engine: unknown command {frame['kind']!r:.40}", file=sys.stderr)
+
+    def submit(self, frame: wire.Frame) -> None:
+        refusal: FledgeError
+        try:
+            if self.deadline is not None:
+                raise CapacityError("engine: shutting down; try again later")
+            self.engine.submit(wire.request_from_plain(frame["request"]))
+            return
+        except FledgeError as error:
+            refusal = error
+        except Exception as error:  # a request that trips our own code must not end the others'
+            traceback.print_exception(error)
+            refusal = EngineError(f"engine: the request could not be taken ({type(error).__name__})")
+        self.send({"kind": "refused", "id": frame["request"]["id"], "error": wire.error_to_plain(refusal)})
+
+    def drain(self, seconds: float) -> None:
+        """Take no more requests; the running ones have `seconds` left. A second call can only shorten that."""
+        deadline = time.monotonic() + seconds
+        self.deadline = deadline if self.deadline is None else min(self.deadline, deadline)
+        self.send({"kind": "draining"})
+
+    def abort(self) -> None:
+        """End what the deadline cut off, so that every reader gets a last event."""
+        cut_off = EngineError("engine: shut down before the answer was finished")
+        for request_id in list(self.engine.live):
+            self.send_events(self.engine.fail(request_id, cut_off))
+
+    def send_events(self, events: list[Event]) -> None:
+        """Send what a step told. An event too large for a frame (a huge prompt's figures) becomes an error."""
+        if not events:
+            return
+        try:
+            self.send({"kind": "events", "events": [wire.event_to_plain(event) for event in events]})
+        except EngineError as error:
+            if len(events) > 1:
+                for event in events:
+                    self.send_events([event])
+                return
+            too_large = events[0]
+            siblings = self.engine.fail(too_large.request_id, error)
+            ended = Event(too_large.request_id, too_large.index, finish_reason="error", error=str(error))
+            self.send_events([ended, *(event for event in siblings if event.index != ended.index)])
+
+    def send_counters(self) -> None:
+        self.counted_at = time.monotonic()
+        counters = self.engine.counters()
+        if counters != self.counters_sent:
+            self.counters_sent = counters
+            self.send({"kind": "counters", "counters": counters})
+
+    def send(self, frame: wire.Frame) -> None:
+        self.connection.sendall(wire.pack(frame))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

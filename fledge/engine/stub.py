@@ -1,0 +1,114 @@
+"""`StubRunner`: the runner's face without a model. Its logits are a pure function of the context in the slot.
+
+It keeps the tokens of every slot as a cache would, so a wrong slot, start or chunk gives a wrong answer or an error.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fledge.engine.noise import GOLDEN, WORD, gumbel, mix
+from fledge.engine.row import Row
+from fledge.engine.stub_spec import StubSpec
+from fledge.errors import EngineError
+from fledge.text.tokenizer import Tokenizer
+
+FORCED = 50.0  # logit of a scripted token above all others: its probability is 1 within float32
+READABLE = 6.0  # added to letters and spaces, so that a stub's text can be looked at
+
+
+class StubRunner:
+    """Logits from a hash of the context, or `script`: ids to answer with, whatever the prompt.
+
+    A script goes on from its longest beginning that ends the context, and starts over after its end. Tokens in `poison`
+    raise, tokens in `crash` kill the process. `readable` ids get a bonus.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        n_slots: int = 8,
+        context_tokens: int = 512,
+        script: Sequence[int] = (),
+        delay_seconds: float = 0.0,
+        poison: frozenset[int] = frozenset(),
+        crash: frozenset[int] = frozenset(),
+        readable: Sequence[int] = (),
+    ):
+        self.vocab_size = vocab_size
+        self.n_slots = n_slots
+        self.context_tokens = context_tokens
+        self.script = tuple(script)
+        self.delay_seconds = delay_seconds
+        self.poison = poison
+        self.crash = crash
+        self.bonus = np.zeros(vocab_size)
+        self.bonus[list(readable)] = READABLE
+        self.slots: list[list[int]] = [[] for _ in range(n_slots)]
+        self.n_calls = 0
+
+    def forward(self, rows: list[Row]) -> list[Tensor]:
+        """Float32 logits [k, V] for each row, as the real runner gives them."""
+        self.n_calls += 1
+        if self.delay_seconds:
+            time.sleep(self.delay_seconds)
+        return [self.row_logits(row) for row in rows]
+
+    def row_logits(self, row: Row) -> Tensor:
+        if self.crash.intersection(row.ids):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.poison.intersection(row.ids):
+            raise RuntimeError("poison in the row")
+        context = self.slots[row.slot]
+        if row.start > len(context) or row.start + len(row.ids) > self.context_tokens or not row.ids:
+            raise EngineError(f"stub: expected a row that goes on from {len(context)} tokens, got start {row.start}")
+        del context[row.start :]
+        first = len(row.ids) if not row.all_logits else 1
+        context.extend(row.ids)
+        lengths = range(row.start + first, len(context) + 1)
+        return torch.from_numpy(np.stack([self.logits_after(context[:n]) for n in lengths]))
+
+    def logits_after(self, context: list[int]) -> np.ndarray:
+        """float32 [V] for one context."""
+        key = 0
+        for token in context:
+            key = mix((key + token + 1) * GOLDEN & WORD)
+        scores = gumbel(key, np.arange(self.vocab_size)) + self.bonus
+        if self.script:
+            scores[self.scripted(context)] = FORCED
+        return scores.astype(np.float32)
+
+    def scripted(self, context: list[int]) -> int:
+        for n in range(min(len(self.script) - 1, len(context)), 0, -1):
+            if tuple(context[-n:]) == self.script[:n]:
+                return self.script[n]
+        return self.script[0]
+
+
+def load_stub(spec: StubSpec, n_slots: int) -> tuple[StubRunner, Tokenizer, frozenset[int]]:
+    """What `load_runner` gives for a folder: runner, tokenizer, the model's stop ids."""
+    time.sleep(spec.load_ms / 1000)
+    tokenizer = spec.tokenizer()
+    script: list[int] = []
+    if spec.text is not None:
+        end = tokenizer.end_id if tokenizer.end_id is not None else tokenizer.eos_id
+        script = tokenizer.encode(spec.text) + ([] if end is None else [end])
+    pieces = {token: tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)}
+    runner = StubRunner(
+        tokenizer.vocab_size,
+        n_slots,
+        spec.context_tokens,
+        script,
+        spec.delay_ms / 1000,
+        poison=frozenset(tokenizer.encode(spec.poison or "")),
+        crash=frozenset(tokenizer.encode(spec.crash or "")),
+        readable=[token for token, piece in pieces.items() if piece.isalpha() or piece == b" "],
+    )
+    return runner, tokenizer, frozenset()

@@ -1,0 +1,94 @@
+"""Quick ways from text to arrays of ids, each equal to the plain way: tiktoken for byte-level BPE, a table for characters.
+
+tiktoken (extra `fast-tok`) joins any neighbours whose bytes together are a token, lowest id first; Hugging Face's BPE
+joins listed pairs, first one first. The two agree when each token has one merge, ids rise with the merges, and every
+token encodes to itself: `ranks_of` checks just that, and a tokenizer that fails is encoded the plain way.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from fledge.text import pattern
+from fledge.text.byte_alphabet import to_bytes
+from fledge.text.tokenizer_file import TokenizerFile, split_merge
+
+PIECE_CHARACTERS = 100_000  # of a long text: enough to fill the cores, little enough to hold in memory
+LONG_SPACE = re.compile(r"\s{5000}")  # tiktoken's regex engine overflows its stack on some hundred thousand
+
+
+class QuickEncoder:
+    """tiktoken's encoder over a vocabulary of ours."""
+
+    def __init__(self, encoding: Any):
+        self.encoding = encoding
+
+    def encode(self, text: str) -> np.ndarray | None:
+        """Ids of `text` as uint32 [n]; None for the rare text that tiktoken can't take."""
+        if LONG_SPACE.search(text):
+            return None
+        return np.array(self.encoding.encode_ordinary(text), dtype=np.uint32)
+
+
+def quick_encoder(file: TokenizerFile, control: frozenset[int], plain: tokenizers.Tokenizer) -> QuickEncoder | None:
+    """A QuickEncoder whose ids equal `plain`'s, or None if tiktoken is not installed or can't give them."""
+    if not is_plain(file, control) or file.tree["model"].get("ignore_merges"):
+        return None
+    try:
+        import tiktoken
+    except ImportError:
+        return None
+    ranks = ranks_of(file, plain)
+    if ranks is None:
+        return None
+    split = pattern.PATTERNS[str(file.pattern)]
+    return QuickEncoder(tiktoken.Encoding("fledge", pat_str=split, mergeable_ranks=ranks, special_tokens={}))
+
+
+def is_plain(file: TokenizerFile, control: frozenset[int]) -> bool:
+    """Whether nothing but a published split pattern and the merges decides the ids of a text."""
+    return file.pattern is not None and file.tree.get("normalizer") is None and set(file.added) <= control
+
+
+def ranks_of(file: TokenizerFile, plain: tokenizers.Tokenizer) -> dict[bytes, int] | None:
+    """tiktoken's table, bytes -> id, or None if its order of merging could differ from the listed one."""
+    vocab = {token: i for token, i in file.tree["model"]["vocab"].items() if i not in file.added}
+    ranks = {to_bytes(token): number for token, number in vocab.items()}
+    if None in ranks or len(ranks) != len(vocab) or any(bytes([byte]) not in ranks for byte in range(256)):
+        return None
+    last, merges = -1, file.tree["model"].get("merges", [])
+    for merge in merges:
+        left, right = split_merge(merge) or ("", "")
+        if left not in vocab or right not in vocab or left + right not in vocab:
+            return None
+        number = vocab[left + right]
+        if number <= max(last, vocab[left], vocab[right]):
+            return None
+        last = number
+    if len(merges) != len(vocab) - 256:
+        return None
+    model = plain.model
+    whole = all(len(model.tokenize(token)) == 1 for token in vocab)
+    return {data: number for data, number in ranks.items() if data is not None} if whole else None
+
+
+class Alphabet:
+    """Single characters to ids by binary search among the code points; others become `unknown`."""
+
+    def __init__(self, ids: dict[str, int], unknown: int | None):
+        points = sorted((ord(character), number) for character, number in ids.items())
+        self.points = np.array([point for point, _ in points], dtype=np.uint32)
+        self.ids = np.array([number for _, number in points], dtype=np.uint32)
+        self.unknown = unknown
+        assert len(self.points), "a character tokenizer has a character"
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids as uint32 [characters]; without an `unknown` id, unknown characters are left out."""
+        wanted = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+        place = np.minimum(np.searchsorted(self.points, wanted), max(0, len(self.points) - 1))
+        known, found = self.points[place] == wanted, self.ids[place]
+        return found[known] if self.unknown is None else np.where(known, found, np.uint32(self.unknown))

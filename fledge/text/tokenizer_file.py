@@ -1,0 +1,260 @@
+"""`TokenizerFile`: a tokenizer.json from anywhere, hostile ones included, read within bounds and checked.
+
+Nothing is executed and nothing is allocated in proportion to a number in the file. What passes has every id once,
+within range, and a model of a kind this package can encode with.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fledge.errors import TokenizerError
+from fledge.text import pattern
+
+MAX_BYTES = 64 << 20  # the largest in wide use is half of it
+MAX_ELEMENTS = 4_000_000  # JSON values; the largest in wide use has 1.4 million
+MAX_TOKEN_CHARACTERS = 65_536
+MAX_STEPS = 16  # normalizers or pre-tokenizers in a row
+MAX_GROWTH = 64  # times longer a normalizer may make a text
+
+NORMALIZERS = frozenset(
+    ("NFC", "NFD", "NFKC", "NFKD", "Prepend", "Replace", "Sequence", "Lowercase", "Strip", "StripAccents", "Nmt")
+)
+
+
+@dataclass(frozen=True)
+class TokenizerFile:
+    """A checked tokenizer.json. `tokens[id]` is the token's text, None where an id has none; `added` maps the ids of
+    added tokens to their entries; `kind` is "bpe", "sentencepiece-bpe" or "characters"."""
+
+    text: str
+    tree: dict[str, Any]
+    kind: str
+    tokens: tuple[str | None, ...]
+    added: dict[int, dict[str, Any]]
+
+    @property
+    def pattern(self) -> str | None:
+        """Name of the split pattern, if it is one of the published ones we know."""
+        return pattern.name_of(self.tree.get("pre_tokenizer")) if self.kind == "bpe" else None
+
+
+def read(path: str | Path) -> TokenizerFile:
+    """The checked tokenizer.json at `path`. Raises TokenizerError naming the file and what is wrong."""
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise TokenizerError(f"{path}: expected at most {MAX_BYTES} bytes, got {size}; not a usable tokenizer")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise TokenizerError(f"{path}: expected a tokenizer.json, found none; check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"{path}: can't be read as UTF-8 text ({error.__class__.__name__})") from None
+    return parse(text, str(path))
+
+
+def parse(text: str, at: str = "tokenizer.json") -> TokenizerFile:
+    """A checked TokenizerFile from its text. Raises TokenizerError."""
+    tree = parse_json(text, at)
+    model = tree.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
+        raise TokenizerError(f"{at}: model.vocab: expected a mapping of tokens to ids, got {describe(model)}")
+    kind = kind_of(tree, model, at)
+    added = read_added(tree.get("added_tokens"), at)
+    tokens = place_tokens(model["vocab"], added, at)
+    check_model(model, at)
+    check_normalizer(tree.get("normalizer"), at)
+    check_steps(tree.get("pre_tokenizer"), "pretokenizers", at)
+    return TokenizerFile(text, tree, kind, tokens, added)
+
+
+def parse_json(text: str, at: str) -> dict[str, Any]:
+    """The object a JSON text spells; no duplicate key, NaN, deep nest or more than MAX_ELEMENTS values."""
+    if text.count(",") > MAX_ELEMENTS:
+        raise TokenizerError(f"{at}: expected at most {MAX_ELEMENTS} values, got more; not a usable tokenizer")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in found if keys.count(key) > 1) if len(keys) < 10_000 else "an entry"
+            raise TokenizerError(f"{at}: expected each key once, got {twice!r:.60} twice")
+        return found
+
+    def refuse(name: str) -> float:
+        raise ValueError(f"{name} is not a JSON number")
+
+    try:
+        tree = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"{at}: not usable JSON ({str(error)[:120] or error.__class__.__name__})") from None
+    if not isinstance(tree, dict):
+        raise TokenizerError(f"{at}: expected a JSON object, got {describe(tree)}")
+    return tree
+
+
+def kind_of(tree: dict[str, Any], model: dict[str, Any], at: str) -> str:
+    """Which of our kinds the file is. Raises TokenizerError for the kinds this package can't encode with yet."""
+    name = model.get("type") or ("BPE" if "merges" in model else "none")  # GPT-2's own file has no type
+    steps = {step.get("type") for step in walk(tree.get("pre_tokenizer"))}
+    decoders = {step.get("type") for step in walk(tree.get("decoder"))}
+    if name == "BPE" and ("ByteLevel" in steps or (not steps and "ByteLevel" in decoders)):
+        return "bpe"
+    if name == "BPE" and (model.get("byte_fallback") or "Metaspace" in steps | decoders or "ByteFallback" in decoders):
+        return "sentencepiece-bpe"
+    if name == "WordLevel" and is_every_character(tree.get("pre_tokenizer")):
+        return "characters"
+    raise TokenizerError(
+        f"{at}: model: expected byte-level BPE, SentencePiece-like BPE or characters, got {name!r:.40}; "
+        "convert the tokenizer, or use a model with one of these"
+    )
+
+
+def is_every_character(pre_tokenizer: Any) -> bool:
+    """Whether a pre-tokenizer makes each character a word of its own."""
+    if not isinstance(pre_tokenizer, dict) or pre_tokenizer.get("type") != "Split":
+        return False
+    splits = ({"Regex": r"[\s\S]"}, {"String": ""})
+    whole = pre_tokenizer.get("behavior") == "Isolated" and not pre_tokenizer.get("invert")
+    return whole and pre_tokenizer.get("pattern") in splits
+
+
+def read_added(entries: Any, at: str) -> dict[int, dict[str, Any]]:
+    """The added tokens by id. Raises TokenizerError for a wrong type or an id given twice."""
+    if entries is None:
+        return {}
+    if not isinstance(entries, list):
+        raise TokenizerError(f"{at}: added_tokens: expected a list, got {describe(entries)}")
+    found: dict[int, dict[str, Any]] = {}
+    for place, entry in enumerate(entries):
+        where = f"{at}: added_tokens[{place}]"
+        if not isinstance(entry, dict) or not isinstance(entry.get("content"), str) or not entry["content"]:
+            raise TokenizerError(f"{where}: expected an id and a text that is not empty, got {describe(entry)}")
+        number = read_id(entry.get("id"), f"{where} {entry['content']!r:.40}")
+        if number in found:
+            raise TokenizerError(f"{where}: id {number} stands for {found[number]['content']!r:.40} already")
+        found[number] = entry
+    return found
+
+
+def place_tokens(vocab: dict[str, Any], added: dict[int, dict[str, Any]], at: str) -> tuple[str | None, ...]:
+    """Tokens by id. Raises TokenizerError for an id that is no number, negative, given twice or far out of range."""
+    n_entries = len(vocab) + len(added)
+    limit = 2 * n_entries + 1024  # gaps exist in good files; an id beyond this would only cost memory
+    tokens: list[str | None] = [None] * (limit if n_entries else 0)
+    highest = -1
+    contents = [(token, number) for token, number in vocab.items()]
+    contents += [(entry["content"], number) for number, entry in added.items()]
+    for token, number in contents:
+        number = read_id(number, f"{at}: token {token!r:.40}")
+        if number >= limit:
+            raise TokenizerError(f"{at}: token {token!r:.40}: expected an id below {limit}, got {number}")
+        if tokens[number] not in (None, token):
+            raise TokenizerError(f"{at}: id {number} stands for {tokens[number]!r:.40} and for {token!r:.40}")
+        if len(token) > MAX_TOKEN_CHARACTERS:
+            raise TokenizerError(f"{at}: id {number}: expected at most {MAX_TOKEN_CHARACTERS} characters")
+        tokens[number] = token
+        highest = max(highest, number)
+    if highest < 0:
+        raise TokenizerError(f"{at}: expected at least one token, found none")
+    for number, entry in added.items():
+        if vocab.get(entry["content"], number) != number:
+            raise TokenizerError(f"{at}: {entry['content']!r:.40} has id {number} and {vocab[entry['content']]!r:.20}")
+    return tuple(tokens[: highest + 1])
+
+
+def read_id(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise TokenizerError(f"{where}: expected an id of 0 or more, got {describe(value)}")
+    return value
+
+
+def check_model(model: dict[str, Any], at: str) -> None:
+    """Raises TokenizerError unless the merges join known tokens to known tokens and encoding is deterministic."""
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise TokenizerError(f"{at}: model.{key}: expected none, got {describe(model[key])}; not supported")
+    if model.get("dropout"):
+        raise TokenizerError(f"{at}: model.dropout: expected none, got {describe(model['dropout'])}; ids would be random")
+    merges = model.get("merges", [])
+    if not isinstance(merges, list):
+        raise TokenizerError(f"{at}: model.merges: expected a list, got {describe(merges)}")
+    vocab = model["vocab"]
+    for place, merge in enumerate(merges):
+        pair = split_merge(merge)
+        if pair is None:
+            raise TokenizerError(f"{at}: model.merges[{place}]: expected two tokens, got {describe(merge)}")
+        left, right = pair
+        if left not in vocab or right not in vocab or left + right not in vocab:
+            raise TokenizerError(f"{at}: model.merges[{place}]: {left!r:.30} + {right!r:.30}: not all in the vocabulary")
+
+
+def split_merge(merge: Any) -> tuple[str, str] | None:
+    """Left and right of a merge in either of its two spellings, or None if it is neither."""
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) and p for p in parts):
+        return None
+    return parts[0], parts[1]
+
+
+def check_normalizer(normalizer: Any, at: str) -> None:
+    """Raises TokenizerError for an unknown normalizer, or a chain that could blow a text up."""
+    check_steps(normalizer, "normalizers", at)
+    growth = 1.0
+    for step in walk(normalizer):
+        name = step.get("type")
+        if name not in NORMALIZERS:
+            raise TokenizerError(f"{at}: normalizer: {describe(name)} is not supported")
+        if name == "Prepend" and len(str(step.get("prepend"))) > MAX_GROWTH:
+            raise TokenizerError(f"{at}: normalizer: expected at most {MAX_GROWTH} characters to prepend")
+        if name == "Replace":
+            growth *= growth_of(step.get("pattern"), len(str(step.get("content"))))
+    if growth > MAX_GROWTH:
+        raise TokenizerError(f"{at}: normalizer: could make a text more than {MAX_GROWTH} times longer; refused")
+
+
+def growth_of(found: Any, n_characters: int) -> float:
+    """Most times longer a Replace can make a text; an empty pattern or a regular expression may match everywhere."""
+    literal = found.get("String") if isinstance(found, dict) else None
+    return max(1.0, n_characters / len(literal)) if isinstance(literal, str) and literal else 1.0 + n_characters
+
+
+def check_steps(step: Any, key: str, at: str) -> None:
+    if step is not None and not isinstance(step, dict):
+        raise TokenizerError(f"{at}: {key}: expected an object, got {describe(step)}")
+    found = walk(step)
+    if len(found) > MAX_STEPS:
+        raise TokenizerError(f"{at}: {key}: expected at most {MAX_STEPS} steps, got {len(found)}")
+
+
+def walk(step: Any, depth: int = 0) -> list[dict[str, Any]]:
+    """A normalizer, pre-tokenizer or decoder with the steps of its sequences, nested ones included."""
+    if not isinstance(step, dict):
+        return []
+    if depth > MAX_STEPS:
+        raise TokenizerError(f"tokenizer.json: expected steps nested at most {MAX_STEPS} deep; refused")
+    found = [step]
+    for key in ("normalizers", "pretokenizers", "decoders"):
+        inner = step.get(key)
+        if isinstance(inner, list):
+            for item in inner[: MAX_STEPS + 1]:
+                found += walk(item, depth + 1)
+    return found
+
+
+def regexes(tree: dict[str, Any]) -> list[str]:
+    """Every regular expression of the file's normalizer and pre-tokenizer."""
+    steps = walk(tree.get("normalizer")) + walk(tree.get("pre_tokenizer"))
+    found = [step["pattern"].get("Regex") for step in steps if isinstance(step.get("pattern"), dict)]
+    return [regex for regex in found if isinstance(regex, str)]
+
+
+def describe(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 64:
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value) if isinstance(value, str | int | float | bool | type(None)) else type(value).__name__
+    return text if len(text) <= 60 else text[:57] + "..."

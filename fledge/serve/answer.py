@@ -1,0 +1,216 @@
+"""From a generation's events to an answer, streamed or whole. Chat and completion differ in a choice's shape alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fledge.engine.request import Event, Request
+from fledge.serve.access import AccessLog
+from fledge.serve.errors import to_api_error
+from fledge.serve.gate import Record
+from fledge.serve.generation import Generation
+from fledge.serve.logprobs import Aligner, Placed, TokenTexts
+from fledge.serve.replies import ReplyHead, Usage, chat_choice, chat_delta, text_choice
+from fledge.serve.service import Service
+from fledge.serve.stream import DONE, frame
+from fledge.serve.wire import Call
+
+BEGIN_SECONDS = 2.0  # how long a stream's status waits for the engine's word: a refusal before it is a proper error
+Choice = dict[str, Any]
+
+
+class Progress:
+    """One choice as it grows."""
+
+    def __init__(self, index: int, number: int, aligner: Aligner | None):
+        self.index = index
+        self.number = number
+        self.aligner = aligner
+        self.parts: list[str] = []
+        self.placed: list[Placed] = []
+        self.finish_reason: str | None = None
+        self.last_event: float | None = None
+
+    def take(self, event: Event) -> list[Placed]:
+        """Note an event; the log-probabilities that may be told with it."""
+        placed = self.aligner.push(event) if self.aligner else []
+        self.parts.append(event.text)
+        self.placed += placed
+        self.finish_reason = event.finish_reason
+        return placed
+
+
+class Answer:
+    """One HTTP request's answer. Subclasses give the shape of choices."""
+
+    def __init__(self, service: Service, call: Call, requests: list[Request], head: ReplyHead, record: Record):
+        self.service = service
+        self.call = call
+        self.requests = requests
+        self.head = head
+        self.record = record
+        self.texts = TokenTexts(service.model.tokenizer)
+        n = call.sampling.n
+        self.progress = [self.new_progress(number * n + i, number) for number in range(len(requests)) for i in range(n)]
+
+    def new_progress(self, index: int, number: int) -> Progress:
+        aligner = None
+        if self.call.sampling.logprobs is not None:
+            aligner = Aligner(self.service.model.tokenizer, self.requests[number].prompt_ids, self.text_start(number))
+        return Progress(index, number, aligner)
+
+    def text_start(self, number: int) -> int:
+        """Characters of the prompt that stand before an answer (echo)."""
+        return 0
+
+    def seeds(self) -> str:
+        return ",".join(str(request.sampling.seed) for request in self.requests)
+
+    async def whole(self) -> dict[str, Any]:
+        """The reply's body."""
+        async with self.service.generation(self.requests, self.record) as generation:
+            async for number, event in generation.events():
+                progress = self.note(number, event)
+                self.first(progress, event)
+                progress.take(event)
+            return self.head.body([self.whole_choice(progress) for progress in self.progress], self.usage(generation))
+
+    async def frames(self, log: AccessLog) -> AsyncGenerator[bytes, None]:
+        """The reply as server-sent events. What goes wrong before the first frame is raised, after it is a frame."""
+        began = False
+        try:
+            async with self.service.generation(self.requests, self.record) as generation:
+                await generation.wait_begun(BEGIN_SECONDS)
+                async for data in self.chunks(generation):
+                    began = True
+                    yield data
+        except Exception as error:
+            if not began:
+                raise
+            answer = to_api_error(error)
+            if answer.status == 500:
+                log.failure(self.record.id, error)
+            yield frame(answer.body())
+
+    async def chunks(self, generation: Generation) -> AsyncGenerator[bytes, None]:
+        with_usage = self.call.include_usage
+        # The opening goes out with the first event if that is there, so a refused request is still a plain error.
+        heads = [choice for progress in self.progress for choice in self.opening(progress)]
+        opening = b"".join(frame(self.head.chunk([choice], with_usage)) for choice in heads)
+        if opening and not generation.begun.is_set():
+            yield opening
+            opening = b""
+        async for number, event in generation.events():
+            progress = self.note(number, event)
+            choices = [*self.first(progress, event), *self.event_choices(progress, event)]
+            data = b"".join(frame(self.head.chunk([choice], with_usage)) for choice in choices)
+            if opening or data:
+                yield opening + data
+                opening = b""
+        usage = frame(self.head.chunk([], True, self.usage(generation))) if with_usage else b""
+        yield usage + DONE
+
+    def note(self, number: int, event: Event) -> Progress:
+        """The choice an event belongs to, its timing counted."""
+        progress = self.progress[number * self.call.sampling.n + event.index]
+        now = time.perf_counter()
+        metrics = self.service.metrics
+        if progress.last_event is not None:
+            metrics.between_tokens.observe(now - progress.last_event)
+        elif all(other.last_event is None for other in self.progress):
+            metrics.first_token.observe(self.record.seconds)
+            self.record.values["first_token_milliseconds"] = round(self.record.seconds * 1000, 1)
+        progress.last_event = now
+        if event.finish_reason is not None:
+            metrics.succeeded.labels(event.finish_reason).inc()
+        return progress
+
+    def usage(self, generation: Generation) -> Usage:
+        return Usage(sum(len(request.prompt_ids) for request in self.requests), generation.generated_tokens)
+
+    def event_choices(self, progress: Progress, event: Event) -> list[Choice]:
+        placed = progress.take(event)
+        choices = []
+        if event.text or placed:
+            choices.append(self.piece(progress, event.text, placed))
+        if event.finish_reason is not None:
+            choices.append(self.last_piece(progress))
+        return choices
+
+    def opening(self, progress: Progress) -> list[Choice]:
+        """What goes out before any event."""
+        return []
+
+    def first(self, progress: Progress, event: Event) -> list[Choice]:
+        """What goes out with a choice's first event, before its text."""
+        return []
+
+    def piece(self, progress: Progress, text: str, placed: list[Placed]) -> Choice:
+        raise NotImplementedError
+
+    def last_piece(self, progress: Progress) -> Choice:
+        raise NotImplementedError
+
+    def whole_choice(self, progress: Progress) -> Choice:
+        raise NotImplementedError
+
+
+class ChatAnswer(Answer):
+    def logprobs(self, placed: list[Placed]) -> dict[str, Any] | None:
+        return self.texts.chat(placed) if self.call.sampling.logprobs is not None else None
+
+    def opening(self, progress: Progress) -> list[Choice]:
+        return [chat_delta(progress.index, {"role": "assistant", "content": "", "refusal": None})]
+
+    def piece(self, progress: Progress, text: str, placed: list[Placed]) -> Choice:
+        return chat_delta(progress.index, {"content": text}, logprobs=self.logprobs(placed))
+
+    def last_piece(self, progress: Progress) -> Choice:
+        return chat_delta(progress.index, {}, progress.finish_reason)
+
+    def whole_choice(self, progress: Progress) -> Choice:
+        text = "".join(progress.parts)
+        return chat_choice(progress.index, text, progress.finish_reason or "stop", self.logprobs(progress.placed))
+
+
+class CompletionAnswer(Answer):
+    """`prompt_texts`: what `echo` puts before the answers; `n_added`: tokens that we added before each prompt (BOS)."""
+
+    def __init__(self, prompt_texts: list[str] | None, n_added: list[int], *rest: Any):
+        self.prompt_texts = prompt_texts
+        self.n_added = n_added
+        super().__init__(*rest)
+
+    def text_start(self, number: int) -> int:
+        return len(self.prompt_texts[number]) if self.prompt_texts is not None else 0
+
+    def logprobs(self, placed: list[Placed]) -> dict[str, Any] | None:
+        return self.texts.completion(placed) if self.call.sampling.logprobs is not None else None
+
+    def first(self, progress: Progress, event: Event) -> list[Choice]:
+        if self.prompt_texts is None or progress.parts:
+            return []
+        text = self.prompt_texts[progress.number]
+        placed = self.place_prompt(progress.number, event)
+        progress.parts.append(text)
+        progress.placed += placed
+        return [self.piece(progress, text, placed)]
+
+    def place_prompt(self, number: int, event: Event) -> list[Placed]:
+        if event.prompt_logprobs is None:
+            return []
+        added = self.n_added[number]
+        ids = self.requests[number].prompt_ids[added:]
+        return self.texts.place(ids, event.prompt_logprobs[added:])
+
+    def piece(self, progress: Progress, text: str, placed: list[Placed]) -> Choice:
+        return text_choice(progress.index, text, None, self.logprobs(placed))
+
+    def last_piece(self, progress: Progress) -> Choice:
+        return text_choice(progress.index, "", progress.finish_reason, None)
+
+    def whole_choice(self, progress: Progress) -> Choice:
+        text = "".join(progress.parts)
+        return text_choice(progress.index, text, progress.finish_reason or "stop", self.logprobs(progress.placed))

@@ -1,0 +1,54 @@
+"""Configuration of `fledge serve`. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fledge.engine.config import EngineConfig
+from fledge.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """An OpenAI-compatible server with a chat page, on one model."""
+
+    model: str
+    """Model folder or run folder; `stub:` is an engine without a model, for tests of everything around it."""
+    name: str = ""
+    """The model's name on the wire; empty takes the folder's."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Anything but loopback is reachable from other machines: set an API key."""
+    port: int = 8000
+    """Port to listen on; 0 lets the system choose one."""
+    api_key: str = ""
+    """Key that callers must send as `Authorization: Bearer KEY`; the environment's FLEDGE_API_KEY when empty."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Further names for the Host header. On loopback only localhost is answered, so that no web page can reach in."""
+    strict: bool = False
+    """Refuse every unknown request field; otherwise they are ignored and counted."""
+    drain_seconds: float = 30.0
+    """After SIGTERM: time for running answers to finish; 0 ends them at once."""
+    start_wait_seconds: float = 60.0
+    """How long a request may wait for the model to load when the server has just started."""
+    max_choices: int = 128
+    """Answers in work or waiting at once; more are refused with 503."""
+    max_body_bytes: int = 8 << 20
+    """Largest request body."""
+    body_seconds: float = 15.0
+    """Time for a request's body to arrive."""
+    access_log: Literal["auto", "json", "plain", "off"] = "auto"
+    """One line per request on standard error; auto is plain on a terminal and json elsewhere."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """How much the engine does at once."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port: expected 0..65535, got {self.port}")
+        for name, least in (("drain_seconds", 0), ("start_wait_seconds", 0), ("max_choices", 1), ("body_seconds", 0.1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        if self.max_body_bytes < 1024:
+            raise ConfigError(f"max_body_bytes: expected at least 1024, got {self.max_body_bytes}")
+        if self.api_key and (not self.api_key.isascii() or not self.api_key.isprintable() or " " in self.api_key):
+            raise ConfigError("api_key: expected printable ASCII without spaces; choose another key")

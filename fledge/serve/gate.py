@@ -1,0 +1,100 @@
+"""One door for every request: its id, limits, guard, access line and figures. An ASGI application around the routes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fledge.serve.access import AccessLog
+from fledge.serve.errors import to_api_error, unavailable
+from fledge.serve.front import check_size
+from fledge.serve.guard import PAGE_PREFIX, Guard
+from fledge.serve.ids import new_request_id
+from fledge.serve.metrics import Metrics
+
+ROUTES = frozenset(
+    {"/", "/health", "/ready", "/metrics", "/version", "/v1/models", "/v1/chat/completions", "/v1/completions"}
+)
+RECORD = "fledge.record"
+CLIENT_GONE = 499
+
+
+@dataclass
+class Record:
+    """What one request did, for the log and the figures. Routes fill in `values`."""
+
+    id: str = field(default_factory=new_request_id)
+    began: float = field(default_factory=time.perf_counter)
+    status: int | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began
+
+
+class Gate:
+    def __init__(self, app: ASGIApp, guard: Guard, metrics: Metrics, log: AccessLog):
+        self.app = app
+        self.guard = guard
+        self.metrics = metrics
+        self.log = log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        record = scope[RECORD] = Record()
+
+        async def send_marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                marks = [(b"x-request-id", record.id.encode()), (b"x-content-type-options", b"nosniff")]
+                message = {**message, "headers": [*message.get("headers", []), *marks]}
+            await send(message)
+
+        try:
+            check_size(len(scope["raw_path"]) + len(scope["query_string"]), scope["headers"])
+            self.guard.check(scope)
+            await self.app(scope, receive, send_marked)
+        except asyncio.CancelledError:
+            if record.status is None:  # uvicorn gives up on us at its own end, and would answer in plain text
+                await unavailable("The server is shutting down.", "draining").response()(scope, receive, send_marked)
+        except Exception as error:
+            answer = to_api_error(error)
+            if answer.status == 500:
+                self.log.failure(record.id, error)
+            if record.status is None:
+                await answer.response()(scope, receive, send_marked)
+        finally:
+            self.finish(scope, record)
+
+    def finish(self, scope: Scope, record: Record) -> None:
+        status = record.status or CLIENT_GONE
+        self.metrics.count_answer(route_name(scope["path"]), scope["method"], status)
+        self.log.answer(
+            request_id=record.id,
+            method=scope["method"],
+            path=scope["path"],
+            status=status,
+            milliseconds=round(record.seconds * 1000, 1),
+            **record.values,
+        )
+
+    def refused(self, status: int) -> None:
+        """A request that the protocol refused before there was one."""
+        self.metrics.count_answer("other", "other", status)
+        self.log.answer(method="-", path="-", status=status)
+
+
+def route_name(path: str) -> str:
+    """A path as a metric's label: from a closed set, whatever callers invent."""
+    if path in ROUTES:
+        return path
+    if path.startswith("/v1/models/"):
+        return "/v1/models/{id}"
+    return "/page" if path.startswith(PAGE_PREFIX) else "other"

@@ -1,0 +1,180 @@
+"""`fledge serve`: open the socket, start the engine, answer until told to stop, drain, leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json as json_text
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+
+from fledge.errors import ConfigError
+from fledge.log import say, warn
+from fledge.serve.access import AccessLog
+from fledge.serve.app import new_app
+from fledge.serve.config import ServeConfig
+from fledge.serve.front import MAX_HEADER_BYTES, FrontProtocol
+from fledge.serve.guard import Guard, is_loopback
+from fledge.serve.service import Service, open_model
+
+API_KEY_VARIABLE = "FLEDGE_API_KEY"
+KEEP_ALIVE_SECONDS = 20
+ABORT_SECONDS = 0.5  # for error frames to reach callers who are cut off
+
+
+def serve(config: ServeConfig, json: bool = False) -> dict[str, Any]:
+    """Serve until SIGTERM or SIGINT; the first line of standard output is the address. Gives what was done.
+
+    Raises ConfigError, CheckpointError or TokenizerError before anything listens, and the engine's own error when the
+    model can't be loaded."""
+    api_key = config.api_key or os.environ.get(API_KEY_VARIABLE, "")
+    if not is_loopback(config.host) and not api_key:
+        warn(
+            f"{config.host} is reachable from other machines and NO API KEY is set: anyone who can connect can use "
+            f"this model. Set {API_KEY_VARIABLE}, or listen on 127.0.0.1."
+        )
+    model = open_model(config)
+    listener = listen(config.host, config.port)
+    guard = Guard(config.host, api_key, config.allowed_hosts)
+    return asyncio.run(Site(config, Service(config, model, guard.tenant), guard, listener, (api_key,)).run(json))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket. Raises ConfigError when the address can't be had."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        problem = error.strerror or "unknown host"
+        raise ConfigError(f"port: {host}:{port} can't be listened on ({problem}); choose another port=…") from None
+    return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """The URL to open from this machine."""
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its signal handlers: stopping is ours to decide."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Site:
+    """One run of the server, from start to the last byte."""
+
+    def __init__(
+        self, config: ServeConfig, service: Service, guard: Guard, listener: socket.socket, secrets: tuple[str, ...]
+    ):
+        form = config.access_log
+        if form == "auto":
+            form = "plain" if sys.stderr.isatty() else "json"
+        self.config = config
+        self.service = service
+        self.listener = listener
+        self.needs_key = guard.key_digest is not None
+        options = uvicorn.Config(
+            new_app(service, guard, AccessLog(form, secrets)),
+            http=FrontProtocol,
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=1,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            backlog=512,
+        )
+        self.server = Server(options)
+        self.signals = 0
+        self.stop = asyncio.Event()
+        self.hurry = asyncio.Event()
+
+    async def run(self, json: bool) -> dict[str, Any]:
+        url = address_of(self.listener)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.on_signal)
+        serving = asyncio.create_task(self.server.serve(sockets=[self.listener]))
+        loading: asyncio.Task[None] | None = None
+        try:
+            while not self.server.started and not serving.done():
+                await asyncio.sleep(0.005)
+            self.announce(url, json)
+            await self.service.engine.start()
+            loading = asyncio.create_task(self.service.engine.wait_ready())
+            await self.until_told_to_stop(loading)
+            await self.finish_answers()
+        finally:
+            if loading is not None:
+                loading.cancel()
+            await self.close(serving)
+        return {"url": url, "requests": self.server.server_state.total_requests}
+
+    def on_signal(self) -> None:
+        (self.hurry if self.stop.is_set() else self.stop).set()
+
+    def announce(self, url: str, json: bool) -> None:
+        """The address: one JSON object for programs, a page and a ready command for people."""
+        if json:
+            print(json_text.dumps({"url": url}), flush=True)
+            return
+        key = f' -H "Authorization: Bearer ${API_KEY_VARIABLE}"' if self.needs_key else ""
+        path, body = "/v1/completions", {"prompt": "Once upon a time", "max_tokens": 64}
+        if self.service.model.renderer is not None:
+            path, body = "/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}]}
+        print(f"chat page: {url}/")
+        print(f"curl {url}{path}{key} -H 'Content-Type: application/json' -d '{json_text.dumps(body)}'", flush=True)
+
+    async def until_told_to_stop(self, loading: asyncio.Task[None]) -> None:
+        """Wait for a signal. Raises the engine's error when the model can't be loaded."""
+        stopping = asyncio.create_task(self.stop.wait())
+        try:
+            await asyncio.wait({stopping, loading}, return_when=asyncio.FIRST_COMPLETED)
+            if loading.done():
+                loading.result()
+                say(f"{self.service.model.name} is ready: context {self.service.context_tokens} tokens")
+            await stopping
+        finally:
+            stopping.cancel()
+
+    async def finish_answers(self) -> None:
+        """Refuse new work; let running answers end for `drain_seconds`, or until a second signal; cut off the rest."""
+        seconds = self.config.drain_seconds
+        if self.service.running:
+            say(
+                f"stopping: {len(self.service.running)} requests have {seconds:g} s to finish; a second signal cuts off"
+            )
+        draining = asyncio.create_task(self.service.drain())
+        hurrying = asyncio.create_task(self.hurry.wait())
+        await asyncio.wait({draining, hurrying}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if not draining.done():
+            self.service.abort()
+            await asyncio.wait({draining}, timeout=ABORT_SECONDS)
+        for task in (draining, hurrying):
+            task.cancel()
+
+    async def close(self, serving: asyncio.Task[None]) -> None:
+        """End listener, connections and the engine's process, however we got here."""
+        self.service.draining = True
+        self.server.should_exit = True
+        await asyncio.gather(self.service.engine.stop(0.0), serving, return_exceptions=True)

@@ -1,0 +1,159 @@
+"""The routes: read, check, hand to the engine, answer. The order is cheap refusals first."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+import fledge
+from fledge.engine.request import Request, Sampling
+from fledge.errors import RequestError
+from fledge.serve.access import AccessLog
+from fledge.serve.answer import Answer, ChatAnswer, CompletionAnswer
+from fledge.serve.body import read_json
+from fledge.serve.fields import count_unknown
+from fledge.serve.gate import CLIENT_GONE, RECORD, Record
+from fledge.serve.metrics import CONTENT_TYPE
+from fledge.serve.replies import ReplyHead, model_card
+from fledge.serve.service import Service
+from fledge.serve.stream import CallerLeft, EventStream, while_connected
+from fledge.serve.wire import (
+    CHAT_FIELDS,
+    COMPLETION_FIELDS,
+    DEFAULT_COMPLETION_TOKENS,
+    Call,
+    CompletionCall,
+    read_chat,
+    read_completion,
+)
+
+SEED_HEADER = "x-fledge-seed"
+
+
+class Routes:
+    """The handlers of one service."""
+
+    def __init__(self, service: Service, log: AccessLog):
+        self.service = service
+        self.log = log
+
+    async def chat_completions(self, request: HttpRequest) -> Any:
+        service, record = self.service, record_of(request)
+        call = read_chat(await self.read(request, CHAT_FIELDS))
+        self.check(call)
+        await service.wait_open()
+        ids = await service.render(call.messages)
+        head = ReplyHead.chat(service.model.name, service.model.fingerprint)
+        requests = [Request(head.id, tuple(ids), self.sampling(call, len(ids), None), service.tenant)]
+        return await self.answer(request, ChatAnswer(service, call, requests, head, record))
+
+    async def completions(self, request: HttpRequest) -> Any:
+        service, record = self.service, record_of(request)
+        call = read_completion(await self.read(request, COMPLETION_FIELDS))
+        self.check(call)
+        if len(call.prompts) * call.sampling.n > service.config.max_choices:
+            most = service.config.max_choices
+            raise RequestError(f"prompt: expected at most {most} answers in one request (prompts times n)", "prompt")
+        await service.wait_open()
+        head = ReplyHead.completion(service.model.name, service.model.fingerprint)
+        requests, n_added = [], []
+        for number, prompt in enumerate(call.prompts):
+            ids, added = await self.prompt_ids(call, prompt)
+            sampling = self.sampling(call, len(ids), DEFAULT_COMPLETION_TOKENS)
+            wants_prompt = call.echo and sampling.logprobs is not None
+            requests.append(Request(f"{head.id}-{number}", ids, sampling, service.tenant, wants_prompt))
+            n_added.append(added)
+        texts = [self.prompt_text(prompt) for prompt in call.prompts] if call.echo else None
+        return await self.answer(request, CompletionAnswer(texts, n_added, service, call, requests, head, record))
+
+    async def read(self, request: HttpRequest, known: frozenset[str]) -> dict[str, Any]:
+        config = self.service.config
+        if self.service.draining:
+            self.service.check_ready()
+        tree = await read_json(request, config.max_body_bytes, config.body_seconds)
+        self.service.metrics.unknown_fields.inc(count_unknown(tree, known, config.strict))
+        return tree
+
+    def check(self, call: Call) -> None:
+        """What can be refused before anything is encoded or the model is there."""
+        call.check_ranges(self.service.model.tokenizer.vocab_size)
+        self.service.check_model(call.model)
+
+    def sampling(self, call: Call, prompt_tokens: int, open_tokens: int | None) -> Sampling:
+        context_tokens = self.service.context_tokens or 0
+        return call.sampling_for(prompt_tokens, context_tokens, self.service.engine.facts["vocab_size"], open_tokens)
+
+    async def prompt_ids(self, call: CompletionCall, prompt: str | tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+        """A prompt's ids and how many of them we added: a text begins with BOS once, ids are used as they are."""
+        tokenizer = self.service.model.tokenizer
+        if isinstance(prompt, tuple):
+            outside = next((token for token in prompt if not 0 <= token < tokenizer.vocab_size), None)
+            if outside is not None:
+                last = tokenizer.vocab_size - 1
+                raise RequestError(f"prompt: expected token ids in 0..{last}, got {outside}", "prompt")
+            return prompt, 0
+        ids = await self.service.encode(prompt)
+        added = [tokenizer.bos_id] if call.add_special_tokens and tokenizer.bos_id is not None else []
+        if not added and not ids:
+            raise RequestError("prompt: expected at least one token, got an empty text", "prompt")
+        return (*added, *ids), len(added)
+
+    def prompt_text(self, prompt: str | tuple[int, ...]) -> str:
+        return prompt if isinstance(prompt, str) else self.service.model.tokenizer.decode(list(prompt))
+
+    async def answer(self, request: HttpRequest, answer: Answer) -> Any:
+        """The stream or the whole reply; either ends its work in the engine when the caller leaves."""
+        headers = {SEED_HEADER: answer.seeds()}
+        if not answer.call.stream:
+            try:
+                body = await while_connected(request, answer.whole())
+            except CallerLeft:
+                return Response(status_code=CLIENT_GONE)  # for the log; nobody reads it
+            return json_response(body, headers=headers)
+        frames = answer.frames(self.log)
+        try:
+            first = await while_connected(request, anext(frames))
+        except BaseException as error:
+            await frames.aclose()
+            if isinstance(error, CallerLeft):
+                return Response(status_code=CLIENT_GONE)
+            raise
+        return EventStream(first, frames, headers.items())
+
+    async def models(self, request: HttpRequest) -> Response:
+        return json_response({"object": "list", "data": [self.card()]})
+
+    async def model(self, request: HttpRequest) -> Response:
+        self.service.check_model(request.path_params["name"])
+        return json_response(self.card())
+
+    def card(self) -> dict[str, Any]:
+        model = self.service.model
+        return model_card(model.name, self.service.created, self.service.context_tokens, model.renderer is not None)
+
+    async def health(self, request: HttpRequest) -> Response:
+        """Live: the process answers. It says nothing about the engine."""
+        return json_response({"status": "ok"})
+
+    async def ready(self, request: HttpRequest) -> Response:
+        self.service.check_ready()
+        return json_response({"status": "ready"})
+
+    async def version(self, request: HttpRequest) -> Response:
+        return json_response({"version": fledge.__version__})
+
+    async def metrics(self, request: HttpRequest) -> Response:
+        return Response(self.service.metrics.text(), media_type=CONTENT_TYPE)
+
+
+def record_of(request: HttpRequest) -> Record:
+    record: Record = request.scope[RECORD]
+    return record
+
+
+def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    return Response(data, status, headers, "application/json")

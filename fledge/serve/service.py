@@ -1,0 +1,202 @@
+"""`Service`: what the routes share. The engine's client, the tokenizer and renderer, limits, figures and the state."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import fledge
+from fledge.engine.client import EngineClient
+from fledge.engine.request import Request
+from fledge.engine.stub_spec import is_stub, parse_stub
+from fledge.errors import CheckpointError, ConfigError, EngineError, TokenizerError
+from fledge.lineage import read_card
+from fledge.serve.config import ServeConfig
+from fledge.serve.errors import ApiError, to_api_error, unavailable
+from fledge.serve.gate import Record
+from fledge.serve.generation import Generation
+from fledge.serve.limits import Admission
+from fledge.serve.metrics import Metrics
+from fledge.text.chat import ChatRenderer, Message
+from fledge.text.tokenizer import Tokenizer
+
+IN_THREAD_CHARACTERS = 20_000  # encoding more text would hold up every other stream for milliseconds
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The model as the HTTP process knows it: text in, ids out. `renderer` is None for a base model."""
+
+    name: str
+    fingerprint: str
+    tokenizer: Tokenizer
+    renderer: ChatRenderer | None
+
+
+def open_model(config: ServeConfig) -> ServedModel:
+    """Tokenizer, renderer, name and fingerprint of the model to serve. Raises CheckpointError or TokenizerError."""
+    if is_stub(config.model):
+        tokenizer, name, digest = parse_stub(config.model).tokenizer(), "stub", config.model
+    else:
+        folder = model_folder(config.model)
+        tokenizer, name, digest = Tokenizer.load(folder), folder_name(folder), content_digest(folder)
+    try:
+        renderer = ChatRenderer(tokenizer)
+        renderer.render((Message("user", "?"),), generation_prompt=True)
+    except ConfigError:
+        renderer = None  # a base model has no chat format
+    fingerprint = hashlib.sha256(f"{fledge.__version__} {digest} {tokenizer.digest}".encode()).hexdigest()[:12]
+    return ServedModel(config.name or name, f"fp_{fingerprint}", tokenizer, renderer)
+
+
+def model_folder(path: str) -> Path:
+    """`path` itself, or the `model/` of a run folder. Raises CheckpointError if there is no model."""
+    for folder in (Path(path), Path(path) / "model"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise CheckpointError(f"{path}: expected a model folder with config.json, found none; check the path")
+
+
+def folder_name(folder: Path) -> str:
+    """The name callers see: the folder's, or its run's; never a path."""
+    folder = folder.resolve()
+    return (folder.parent.name if folder.name == "model" else folder.name) or "model"
+
+
+def content_digest(folder: Path) -> str:
+    """The card's digest; for a folder of other makers, one of its config and its files' sizes."""
+    try:
+        return str(read_card(folder)["digest"])
+    except CheckpointError:
+        sizes = sorted((file.name, file.stat().st_size) for file in folder.glob("*.safetensors"))
+        return hashlib.sha256((folder / "config.json").read_bytes() + repr(sizes).encode()).hexdigest()
+
+
+class Service:
+    """One served model. `draining` says that no new work is taken."""
+
+    def __init__(self, config: ServeConfig, model: ServedModel, tenant: str):
+        self.config = config
+        self.model = model
+        self.tenant = tenant
+        self.engine = EngineClient(config.model, config.engine)
+        self.admission = Admission(config.max_choices)
+        self.metrics = Metrics(self.engine.counters, self.engine_pid)
+        self.metrics.ready.set_function(lambda: float(self.state() == "ready"))
+        self.created = int(time.time())
+        self.draining = False
+        self.running: set[Generation] = set()
+
+    def engine_pid(self) -> int | None:
+        return self.engine.process.pid if self.engine.process is not None else None
+
+    @property
+    def context_tokens(self) -> int | None:
+        """Known once the engine was ready."""
+        return self.engine.facts.get("context_tokens")
+
+    def state(self) -> str:
+        """`loading`, `ready`, `draining`, `restarting` or `failed`."""
+        if self.draining:
+            return "draining"
+        names = {
+            "ready": "ready",
+            "dead": "restarting",
+            "failed": "failed",
+            "draining": "draining",
+            "stopped": "draining",
+        }
+        if self.engine.state in ("new", "loading") and self.engine.was_ready:
+            return "restarting"
+        return names.get(self.engine.state, "loading")
+
+    def check_ready(self) -> None:
+        """Raise ApiError 503 unless new work is taken now."""
+        state = self.state()
+        if state == "draining":
+            raise unavailable("The server is shutting down.", "draining", close=True)
+        if state != "ready":
+            raise unavailable(f"The model is not ready ({state}).", "not_ready")
+
+    async def wait_open(self) -> None:
+        """As `check_ready`, but a request that comes while the model loads for the first time may wait for it."""
+        if self.state() == "loading":
+            with contextlib.suppress(EngineError):
+                await self.engine.wait_ready(self.config.start_wait_seconds)
+        self.check_ready()
+
+    def check_model(self, name: str | None) -> None:
+        if name is not None and name != self.model.name:
+            message = f"The model {name[:80]!a} does not exist here; this server has {self.model.name!a}."
+            raise ApiError(404, message, "model", "model_not_found")
+
+    async def encode(self, text: str) -> list[int]:
+        """The ids of a text, special tokens in it staying text; long texts in a thread. Raises ApiError 400."""
+        return await self.off_loop(len(text), lambda: self.model.tokenizer.encode(text))
+
+    async def render(self, messages: tuple[Message, ...]) -> list[int]:
+        """The ids of a conversation and of the head of the answer. Raises ApiError 400 for a base model."""
+        renderer = self.model.renderer
+        if renderer is None:
+            message = "This model has no chat format (it is a base model); use /v1/completions."
+            raise ApiError(400, message, "messages", "chat_not_supported")
+        size = sum(len(message.content) for message in messages)
+        return await self.off_loop(size, lambda: renderer.render(messages, generation_prompt=True).ids)
+
+    async def off_loop(self, size: int, work: Callable[[], list[int]]) -> list[int]:
+        try:
+            return await asyncio.to_thread(work) if size > IN_THREAD_CHARACTERS else work()
+        except TokenizerError:
+            raise ApiError(400, "The text can't be encoded with this model's vocabulary.", "messages") from None
+
+    @contextlib.asynccontextmanager
+    async def generation(self, requests: list[Request], record: Record) -> AsyncIterator[Generation]:
+        """Admit, run, count and stop one HTTP request's work. Raises ApiError 503 when there is no room."""
+        with self.admission.room_for(sum(request.sampling.n for request in requests)):
+            prompt_tokens = sum(len(request.prompt_ids) for request in requests)
+            generation = Generation(self.engine, requests)
+            self.running.add(generation)
+            failed: BaseException | None = None
+            try:
+                yield generation
+            except BaseException as error:
+                failed = error
+                raise
+            finally:
+                self.running.discard(generation)
+                await generation.close()
+                self.count(generation, prompt_tokens, record, failed)
+
+    def count(self, generation: Generation, prompt_tokens: int, record: Record, failed: BaseException | None) -> None:
+        metrics = self.metrics
+        record.values.update(prompt_tokens=prompt_tokens, completion_tokens=generation.generated_tokens)
+        if generation.begun.is_set():
+            metrics.prompt_tokens.inc(prompt_tokens)
+        metrics.generation_tokens.inc(generation.generated_tokens)
+        if failed is None:
+            metrics.whole.observe(record.seconds)
+            self.admission.note(record.seconds)
+        elif isinstance(failed, Exception):
+            code = to_api_error(failed).code or "error"
+            metrics.failed.labels(code).inc()
+            record.values["error"] = code
+        else:  # cancelled, or the generator was closed: the caller left
+            metrics.disconnected.inc()
+            record.values["left"] = True
+
+    def abort(self) -> None:
+        """End every running answer with an error, at once."""
+        for generation in list(self.running):
+            generation.abort(unavailable("The server is shutting down.", "draining", close=True))
+
+    async def drain(self) -> None:
+        """Take no new work and wait until the running answers have ended (cancel this to wait no longer)."""
+        self.draining = True
+        self.metrics.draining.set(1)
+        while self.running:
+            await asyncio.sleep(0.02)

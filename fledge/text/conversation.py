@@ -1,0 +1,149 @@
+"""`Message`, `Conversation`, and reading them from the files people have: Alpaca, ShareGPT, OpenAI messages, pairs.
+
+A file is JSON lines or one JSON array. Each row is one conversation, in one of these forms:
+    {"messages": [{"role", "content"}]}                       OpenAI
+    {"conversations": [{"from", "value"}], "system"?}         ShareGPT (human, gpt)
+    {"instruction", "input"?, "output", "system"?, "history"?}  Alpaca
+    {"prompt", "response" | "completion"}                     pairs
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from fledge.errors import DataError
+
+ROLES = ("system", "user", "assistant")
+ROLE_NAMES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
+MAX_LINE_BYTES = 64 << 20
+MAX_ARRAY_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn. `role` is "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+Conversation: TypeAlias = tuple[Message, ...]
+
+
+def read_conversations(path: str | Path) -> Iterator[Conversation]:
+    """Every conversation of a file, in order. Raises DataError naming file and line (or row, in a JSON array)."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: expected a file of conversations, found none; check the path")
+    for row, at in read_rows(path):
+        yield read_row(row, at)
+
+
+def read_rows(path: Path) -> Iterator[tuple[Any, str]]:
+    """Each row with its place."""
+    with open(path, "rb") as file:
+        start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+        file.seek(0)
+        if start.startswith(b"["):
+            if path.stat().st_size > MAX_ARRAY_BYTES:
+                raise DataError(f"{path}: expected at most {MAX_ARRAY_BYTES} bytes in one array; use JSON lines")
+            rows = parse(file.read(), str(path))
+            yield from ((row, f"{path}, row {number}") for number, row in enumerate(rows, 1))
+            return
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            at = f"{path}, line {number}"
+            if len(line) > MAX_LINE_BYTES:
+                raise DataError(f"{at}: expected at most {MAX_LINE_BYTES} bytes")
+            if line.strip():
+                yield parse(line, at), at
+
+
+def parse(data: bytes, at: str) -> Any:
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{at}: not JSON in UTF-8 ({str(error)[:80] or type(error).__name__})") from None
+
+
+def read_row(row: Any, at: str) -> Conversation:
+    """One conversation. Raises DataError if the form is unknown, a role is, or the assistant never speaks."""
+    if not isinstance(row, dict):
+        raise DataError(f"{at}: expected an object, got {type(row).__name__}")
+    if "messages" in row:
+        found = read_turns(row["messages"], "role", "content", f"{at}, messages")
+    elif "conversations" in row:
+        found = read_system(row, at) + read_turns(row["conversations"], "from", "value", f"{at}, conversations")
+    elif "instruction" in row:
+        found = read_alpaca(row, at)
+    elif "prompt" in row:
+        answer = "response" if "response" in row else "completion"
+        found = (Message("user", text_of(row, "prompt", at)), Message("assistant", text_of(row, answer, at)))
+    else:
+        keys = ", ".join(map(repr, list(row)[:6])) or "nothing"
+        raise DataError(f"{at}: expected messages, conversations, instruction or prompt, got {keys:.80}")
+    if not any(message.role == "assistant" and message.content for message in found):
+        raise DataError(f"{at}: expected an answer of the assistant, found none; remove the row")
+    return found
+
+
+def read_turns(turns: Any, role_key: str, content_key: str, at: str) -> Conversation:
+    if not isinstance(turns, list) or not turns:
+        raise DataError(f"{at}: expected a list of turns, got {type(turns).__name__ if turns else 'none'}")
+    found = []
+    for number, turn in enumerate(turns):
+        place = f"{at}[{number}]"
+        if not isinstance(turn, dict):
+            raise DataError(f"{place}: expected an object, got {type(turn).__name__}")
+        role = turn.get(role_key)
+        if not isinstance(role, str) or role not in ROLE_NAMES:
+            raise DataError(f"{place}.{role_key}: expected one of {', '.join(ROLE_NAMES)}, got {role!r:.40}")
+        found.append(Message(ROLE_NAMES[role], text_of(turn, content_key, place)))
+    return tuple(found)
+
+
+def read_alpaca(row: dict[str, Any], at: str) -> Conversation:
+    """Instruction and input, one empty line between them, are the user's turn; `history` holds earlier pairs."""
+    found = read_system(row, at)
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        raise DataError(f"{at}, history: expected a list of pairs, got {type(history).__name__}")
+    for pair in history:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise DataError(f"{at}, history: expected pairs of texts, got {str(pair):.60}")
+        found += (checked("user", pair[0], at), checked("assistant", pair[1], at))
+    parts = [text_of(row, "instruction", at)]
+    parts += [text_of(row, "input", at)] if row.get("input") else []
+    return (*found, Message("user", "\n\n".join(parts)), Message("assistant", text_of(row, "output", at)))
+
+
+def read_system(row: dict[str, Any], at: str) -> Conversation:
+    return (Message("system", text_of(row, "system", at)),) if row.get("system") else ()
+
+
+def text_of(row: dict[str, Any], key: str, at: str) -> str:
+    value = row.get(key)
+    if not isinstance(value, str):
+        raise DataError(f"{at}, {key}: expected text, got {type(value).__name__ if key in row else 'none'}")
+    return checked("user", value, f"{at}, {key}").content
+
+
+def checked(role: str, text: str, at: str) -> Message:
+    """A Message whose text is Unicode. JSON can spell half a character (a lone surrogate); that is refused."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"{at}: expected Unicode, got a lone surrogate; replace it with U+FFFD") from None
+    return Message(role, text)

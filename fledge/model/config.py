@@ -89,6 +89,8 @@ class ShapeConfig:
     """Whether the output matrix is the embedding; unset: the family's custom."""
     bias: bool | None = None
     """Whether linears and norms have biases; unset: the family's custom."""
+    activation: Literal["", "silu", "gelu", "gelu_tanh", "relu"] = ""
+    """The feed-forward's activation; empty: the family's custom."""
     rope_theta: float = 0.0
     """Base of the rotary angles; 0: the family's custom."""
     norm_eps: float = 0.0

@@ -138,6 +138,8 @@ class Loop:
         if self.faults.due("nan_loss", state.drawn):
             loss_value = math.nan
         norm = clip_gradients(self.parameters, config.clip_norm)
+        if self.faults.due("sleep", state.drawn):
+            time.sleep(10)
         index, state.drawn = state.drawn, state.drawn + 1
         if not (math.isfinite(loss_value) and math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)

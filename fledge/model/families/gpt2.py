@@ -28,7 +28,7 @@ def build(shape: ShapeConfig) -> ModelConfig:
     needed(shape, "width", "layers", "heads", "context_tokens", "vocab_size")
     bias = True if shape.bias is None else shape.bias
     heads = Heads(shape.heads, shape.kv_heads or shape.heads, head_channels(shape), bias, bias)
-    layer = LayerConfig(heads, Dense(shape.hidden or 4 * shape.width, "gelu_tanh", bias=bias))
+    layer = LayerConfig(heads, Dense(shape.hidden or 4 * shape.width, shape.activation or "gelu_tanh", bias=bias))
     norm = Norm("layer", shape.norm_eps or 1e-5, bias=bias)
     stack = StackConfig(shape.width, (layer,) * shape.layers, norm, dropout=shape.dropout)
     return ModelConfig(

@@ -27,7 +27,7 @@ def build(shape: ShapeConfig) -> ModelConfig:
     bias = bool(shape.bias)
     heads = Heads(shape.heads, shape.kv_heads or shape.heads, head_channels(shape), bias, bias)
     hidden = shape.hidden or rounded_up(8 * shape.width / 3, 32)
-    layer = LayerConfig(heads, Dense(hidden, "silu", True, bias), Rope(shape.rope_theta or 10000.0))
+    layer = LayerConfig(heads, Dense(hidden, shape.activation or "silu", True, bias), Rope(shape.rope_theta or 10000.0))
     norm = Norm("rms", shape.norm_eps or 1e-5)
     stack = StackConfig(shape.width, (layer,) * shape.layers, norm, dropout=shape.dropout)
     return ModelConfig(

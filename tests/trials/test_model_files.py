@@ -1,0 +1,302 @@
+"""Trials 17 (checkpoint side), 20, 22, 24, 27, 28: hostile model files are refused before they can do anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import resource
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from fledge.errors import CheckpointError, ConfigError
+from fledge.model.config import ShapeConfig
+from fledge.model.convert import convert
+from fledge.model.convert_config import ConvertConfig
+from fledge.model.families import family
+from fledge.model.folder import load_model, save_model
+from fledge.model.init import initialise
+from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
+from fledge.model.transformer import build
+
+
+def tiny_folder(folder: Path, name: str = "llama") -> Path:
+    shape = ShapeConfig(name, width=16, layers=2, heads=2, context_tokens=32, vocab_size=20)
+    save_model(initialise(build(family(name).build(shape), "cpu"), 1), folder)
+    return folder
+
+
+# ---- trial 17: export -> import is bitwise, and the reference library reads our files
+
+
+def test_trial_17_a_file_of_ours_reads_back_bit_for_bit_and_opens_in_the_reference_library(tmp_path):
+    generator = torch.Generator().manual_seed(1)
+    tensors = {
+        "a": torch.randn(3, 5, generator=generator),
+        "b": torch.randn(4, generator=generator).to(torch.bfloat16),
+        "empty": torch.zeros(0, 3),
+        "scalar": torch.tensor(2.5),
+        "whole": torch.arange(7),
+    }
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, tensors)
+    theirs = safetensors.torch.load_file(path)
+    with SafetensorsFile(path) as file:
+        assert file.metadata == {"format": "pt"}
+        for name, tensor in tensors.items():
+            assert torch.equal(file.read(name), tensor) and torch.equal(theirs[name], tensor)
+    again = tmp_path / "y.safetensors"
+    write_safetensors(again, dict(reversed(tensors.items())))
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_trial_17_files_of_the_reference_library_are_read(tmp_path, data_file):
+    for path in sorted(data_file("conf_safetensors").glob("*.safetensors")):
+        expected = safetensors.torch.load_file(path)
+        with SafetensorsFile(path) as file:
+            assert set(file.entries) == set(expected)
+            assert all(torch.equal(file.read(name), tensor) for name, tensor in expected.items())
+
+
+# ---- trial 20: pickles
+
+
+class Payload:
+    def __init__(self, canary: str):
+        self.canary = canary
+
+    def __reduce__(self):
+        return (open, (self.canary, "w"))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth"])
+def test_trial_20_a_pickle_is_refused_with_the_way_to_convert_and_never_run(tmp_path, name):
+    folder, canary = tiny_folder(tmp_path / "m"), tmp_path / "canary"
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(pickle.dumps(Payload(str(canary))))
+    with pytest.raises(CheckpointError, match="safetensors") as caught:
+        load_model(folder)
+    assert name in str(caught.value) and not canary.exists()
+    with pytest.raises(CheckpointError):
+        convert(ConvertConfig(str(folder / name), str(tmp_path / "out")))
+    with pytest.raises(CheckpointError):
+        convert(ConvertConfig(str(folder), str(tmp_path / "out")))
+    assert not canary.exists() and not (tmp_path / "out").exists()
+    if name == "pytorch_model.bin":  # asked for: still tensors only
+        with pytest.raises(CheckpointError, match="plain tensors"):
+            convert(ConvertConfig(str(folder), str(tmp_path / "out"), trust_pickle=True))
+        assert not canary.exists()
+        pickle.loads((folder / name).read_bytes()).close()  # the control: the payload is real
+        assert canary.exists()
+
+
+def test_trial_20_plain_pickled_tensors_convert_when_asked(tmp_path):
+    folder = tiny_folder(tmp_path / "m")
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+    convert(ConvertConfig(str(folder), str(tmp_path / "out"), trust_pickle=True))
+    got = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(got[name], tensor) for name, tensor in state.items())
+
+
+# ---- trial 22: lying headers
+
+
+def file_of(path: Path, header: bytes | dict, data: bytes = b"", length: int | None = None) -> Path:
+    raw = json.dumps(header).encode() if isinstance(header, dict) else header
+    path.write_bytes(struct.pack("<Q", len(raw) if length is None else length) + raw + data)
+    return path
+
+
+def entry(shape, start, end, dtype="F32"):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+HEADERS = {
+    "too short": (b"", b"", None),
+    "longer than the file": ({"a": entry([1], 0, 4)}, b"0000", 10_000),
+    "above the cap": (b"{}", b"", 2**40),
+    "length 2^63": (b"{}", b"", 2**63),
+    "not utf-8": (b'{"\xff\xfe": 1}', b"", None),
+    "not json": (b"{nope", b"", None),
+    "not an object": (b"[1, 2]", b"", None),
+    "deep nest": (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", b"", None),
+    "overlap": ({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, b"0" * 12, None),
+    "hole": ({"a": entry([1], 0, 4), "b": entry([1], 8, 12)}, b"0" * 12, None),
+    "trailing bytes": ({"a": entry([1], 0, 4)}, b"0" * 9, None),
+    "cut data": ({"a": entry([4], 0, 16)}, b"0" * 7, None),
+    "shape times dtype": ({"a": entry([3], 0, 8)}, b"0" * 8, None),
+    "2^63 shape": ({"a": entry([2**63], 0, 8)}, b"0" * 8, None),
+    "overflowing shape": ({"a": entry([2**40, 2**40], 0, 8)}, b"0" * 8, None),
+    "negative shape": ({"a": entry([-1], 0, 4)}, b"0" * 4, None),
+    "true as shape": ({"a": entry([True], 0, 4)}, b"0" * 4, None),
+    "duplicate name": (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+                       b'"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"0000", None),
+    "unknown dtype": ({"a": entry([1], 0, 4, "F13")}, b"0000", None),
+    "offsets reversed": ({"a": entry([1], 4, 0)}, b"0000", None),
+    "missing field": ({"a": {"dtype": "F32", "shape": [1]}}, b"0000", None),
+    "metadata of numbers": ({"__metadata__": {"a": 1}}, b"", None),
+    "huge number": (b'{"a":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,4]}}', b"0000", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(HEADERS))
+def test_trial_22_a_lying_header_is_a_typed_error_within_a_second_and_without_memory(tmp_path, name):
+    header, data, length = HEADERS[name]
+    path = file_of(tmp_path / "bad.safetensors", header, data, length)
+    if name == "too short":
+        path.write_bytes(b"123")
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with pytest.raises(CheckpointError, match="bad.safetensors"):
+        SafetensorsFile(path)
+    assert time.monotonic() - began < 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
+
+
+def test_trial_22_the_control_a_truthful_header_is_read(tmp_path):
+    data = np.arange(3, dtype="<f4").tobytes()
+    with SafetensorsFile(file_of(tmp_path / "good.safetensors", {"a": entry([3], 0, 12)}, data)) as file:
+        assert file.read("a").tolist() == [0.0, 1.0, 2.0]
+
+
+def test_a_file_cut_after_opening_is_an_error_and_not_zeros(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, {"a": torch.ones(100_000)})
+    with SafetensorsFile(path) as file:
+        os.truncate(path, 1000)
+        with pytest.raises(CheckpointError, match="ended early"):
+            file.read("a")
+
+
+# ---- trial 24: shard indexes
+
+
+def with_index(folder: Path, shard: str) -> Path:
+    names = safetensors.torch.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, shard)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize("shard", ["../outside.safetensors", "/etc/passwd", "a/b.safetensors", "..", "model.bin",
+                                   "..\\outside.safetensors", "absent.safetensors"])  # fmt: skip
+def test_trial_24_a_shard_outside_the_folder_is_refused_and_never_opened(tmp_path, shard, monkeypatch):
+    tiny_folder(tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    tiny_folder(tmp_path / "m")
+    folder = with_index(tmp_path / "m", shard)
+    opened = []
+    monkeypatch.setattr(SafetensorsFile, "__init__", lambda self, path: opened.append(path))
+    with pytest.raises(CheckpointError):
+        load_model(folder)
+    assert opened == []
+
+
+def test_trial_24_a_link_out_of_the_folder_is_refused_and_a_hub_cache_link_is_not(tmp_path):
+    folder = tiny_folder(tmp_path / "m")
+    (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    (folder / "model.safetensors").symlink_to(tmp_path / "outside.safetensors")
+    with pytest.raises(CheckpointError, match="link"):
+        load_model(folder)
+    repository = tmp_path / "models--org--name"
+    snapshot = repository / "snapshots" / "abc"
+    snapshot.parent.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    folder.rename(snapshot)
+    (snapshot / "model.safetensors").unlink()
+    (tmp_path / "outside.safetensors").rename(repository / "blobs" / "deadbeef")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/deadbeef")
+    assert load_model(snapshot).config.vocab_size == 20
+
+
+def test_trial_24_the_control_a_good_index_loads(tmp_path):
+    folder = with_index(tiny_folder(tmp_path / "m"), "model-00001-of-00001.safetensors")
+    assert load_model(folder).config.vocab_size == 20
+
+
+# ---- trial 27: hostile numbers in config.json
+
+NUMBERS = {
+    "num_hidden_layers": ["1000000000", "-1", "NaN", "1e999", '"7"', "2.5", "true", "9" * 5000, "[1]"],
+    "vocab_size": ["1000000000000", "0", "-5", "null"],
+    "hidden_size": ["1000000000000", "0", "17", "-16"],
+    "num_attention_heads": ["0", "3", "1000000000000"],
+    "num_key_value_heads": ["0", "5"],
+    "head_dim": ["1000000000000", "7"],
+    "intermediate_size": ["1000000000000000", "0"],
+    "max_position_embeddings": ["1000000000000", "0"],
+    "rms_norm_eps": ["NaN", "-1", '"x"'],
+    "rope_parameters": ['{"rope_theta": 1e999}', '{"rope_theta": 0}', '"x"', '{"rope_type": "evil"}', "[" * 100000],
+    "tie_word_embeddings": ['"yes"', "3"],
+    "model_type": ['"evil"', "3", "null"],
+}
+CASES = [(key, value) for key, values in NUMBERS.items() for value in values]
+
+
+@pytest.mark.parametrize(("key", "value"), CASES, ids=[f"{k}={v[:20]}" for k, v in CASES])
+def test_trial_27_a_hostile_number_is_an_error_before_any_allocation(tmp_path, key, value):
+    folder = tiny_folder(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("rope_theta", None)
+    config[key] = "@@"
+    (folder / "config.json").write_text(json.dumps(config).replace('"@@"', value))
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with pytest.raises((ConfigError, CheckpointError)):
+        load_model(folder)
+    assert time.monotonic() - began < 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
+
+
+def test_trial_27_a_large_but_legal_config_over_small_weights_allocates_nothing(tmp_path):
+    folder = tiny_folder(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"vocab_size": 16_000_000, "hidden_size": 65536, "intermediate_size": 65536, "head_dim": 32768}
+    (folder / "config.json").write_text(json.dumps(config))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match="expected shape"):
+        load_model(folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
+
+
+# ---- trial 28: code through config
+
+
+def test_trial_28_code_named_by_a_config_is_never_imported(tmp_path):
+    folder = tiny_folder(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "auto_map": {"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"},
+        "trust_remote_code": True,
+        "_attn_implementation_internal": "evil/kernel",
+        "architectures": ["EvilForCausalLM"],
+        "custom_pipelines": {"x": {"impl": "evil.P"}},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\n")
+    program = (
+        "import sys, socket\n"
+        "def no_network(*a, **k): raise SystemExit('network')\n"
+        "socket.socket.connect = no_network\n"
+        "from fledge.model.folder import load_model\n"
+        "import fledge.engine.loaded\n"
+        "before = set(sys.modules)\n"
+        f"load_model({str(folder)!r})\n"
+        "new = {m for m in set(sys.modules) - before if not m.startswith(('torch', 'fledge', 'numpy', '_', 'sympy'))}\n"
+        "print('evil' in sys.modules, sorted(m for m in new if 'evil' in m or 'transformers' in m))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == "False []", done.stderr
+    assert not (tmp_path / "canary").exists()
+    subprocess.run([sys.executable, "-c", "import evil"], env=environment, check=True)
+    assert (tmp_path / "canary").exists()  # the control: importing it would have shown

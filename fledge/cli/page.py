@@ -15,8 +15,8 @@ INTRODUCTION = """\
 `fledge VERB [words] [FILE.yaml] [key=value | --key value ...] [--json] [--help]`
 
 - A key is a dotted path into the verb's config: `train.steps=100`, `--train.steps 100` and `--train.steps=100` are the
-  same, and so are `-` and `_` in keys. In a YAML file the same keys are nested. The command line wins over the file, the
-  file over the defaults. An unknown key is an error with a suggestion.
+  same, and so are `-` and `_` in keys. In a YAML file the same keys are nested. The command line wins over the file,
+  the file over the defaults. An unknown key is an error with a suggestion.
 - Text is taken as typed: `--prompt 3` is the text 3. Other values are YAML. `key=null` unsets an optional text.
 - A true/false key is also a flag: `--key` and `--no-key`.
 - A list of texts or numbers grows by repeating `--key item`, or is set at once by `key=[a, b]`.

@@ -65,7 +65,9 @@ def tiles(runs: list[RunRecord], evaluation: dict[str, Any] | None, rates: Rates
         loss = number(run.end.get("val_loss"))
         loss = run.last("evaluate", "val_loss") if loss is None else loss
         if loss is not None:
-            shown.append((f"Validation loss{f', {run.name}' if len(runs) > 1 else ''}", f"{loss:.4f}", "nats per token"))
+            shown.append(
+                (f"Validation loss{f', {run.name}' if len(runs) > 1 else ''}", f"{loss:.4f}", "nats per token")
+            )
     if parameters:
         shown.append(("Parameters", short(parameters), f"{parameters:,.0f}"))
     if tokens:
@@ -74,7 +76,9 @@ def tiles(runs: list[RunRecord], evaluation: dict[str, Any] | None, rates: Rates
     if speed:
         share = [value for _, value in first.series("step", "mfu") if finite(value)]
         peak = f"{100 * sorted(share)[len(share) // 2]:.0f} % of the matmul peak" if share else ""
-        shown.append(("Tokens per second", short(sorted(speed)[len(speed) // 2]), f"median; {peak}" if peak else "median"))
+        shown.append(
+            ("Tokens per second", short(sorted(speed)[len(speed) // 2]), f"median; {peak}" if peak else "median")
+        )
     shown.append(("Time", clock(sum(cost.seconds for cost in spent)), "training, wall"))
     shown.append(("Energy", f"{sum(c.watt_hours for c in spent):.2f} Wh", f"estimated at {spent[0].assumption}"))
     made = (
@@ -97,7 +101,7 @@ def curves(run: RunRecord, several: bool) -> Html:
         Chart("Throughput", (Line("throughput", run.series("step", "tokens_per_second")),), y_name="tokens per second"),
     )
     skipped, resumed = run.last("step", "skipped") or 0, [event.get("step") for event in run.of("resume")]
-    notes = [f"{skipped:.0f} steps with a non-finite loss or gradient were left out." if skipped else ""]
+    notes = [f"Steps left out for a non-finite loss or gradient: {skipped:.0f}." if skipped else ""]
     notes.append(f"Continued at step {', '.join(map(str, resumed))}." if resumed else "")
     return tag(
         "section",
@@ -141,7 +145,7 @@ def costs(runs: list[RunRecord], rates: Rates) -> Html:
         known = [c.cpu_seconds for c in spent if c.cpu_seconds is not None]
         rows.append(("all", f"{seconds:,.1f}", f"{sum(known):,.1f}" if known else "", f"{energy:.3f}"))
     assumption = (
-        f"Energy is an estimate, not a measurement: CPU seconds (wall seconds times threads where they were not logged) "
+        "Energy is an estimate, not a measurement: CPU seconds (wall seconds times threads where they were not logged) "
         f"at {spent[0].assumption}. Set watts_per_core to your machine's."
     )
     head = ("run", "wall seconds", "CPU seconds", "watt-hours (estimated)")
@@ -153,9 +157,12 @@ def lineage(runs: list[RunRecord]) -> Html:
     rows: list[tuple[Child, ...]] = []
     for run in runs:
         for role, card in run.cards.items():
-            parents = card.get("parents") if isinstance(card.get("parents"), dict) else {}
+            parents = card.get("parents")
             rows.append((f"{run.name}: {role}", str(card.get("kind", "")), digest(card.get("digest"))))
-            rows += [(f"{run.name}: {role}'s {name}", "parent", digest(value)) for name, value in parents.items()]
+            rows += [
+                (f"{run.name}: {role}'s {name}", "parent", digest(value))
+                for name, value in (parents if isinstance(parents, dict) else {}).items()
+            ]
         if run.config:
             rows.append((f"{run.name}: config", "run.yaml", digest(sha256_json(run.config))))
         code = {str(card.get("fledge", "?")) for card in run.cards.values()}

@@ -24,19 +24,20 @@ RATIOS = (
     ("change_bits_per_byte", "this model - before tuning"),
 )
 ANSWERS = (
-    ("answer_bits_per_byte", "bits per byte of the reference answer", False),
-    ("exact", "answers equal to the reference", True),
-    ("word_f1", "words in common with the reference (F1)", True),
+    ("answer_bits_per_byte", "bits per byte", False),
+    ("exact", "exact answers", True),
+    ("word_f1", "word F1", True),
 )
 
 
 def headline(evaluation: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(name, figure, note) for the top of the page."""
-    bits, xz = number(evaluation.get("bits_per_byte")), number(evaluation.get("xz_bits_per_byte"))
-    shown = []
-    if bits is not None:
-        shown.append(("Bits per byte", f"{bits:.3f}", f"held-out text; xz -9: {xz:.3f}" if xz else "held-out text"))
-    return shown
+    bits = number(evaluation.get("bits_per_byte"))
+    if bits is None:
+        return []
+    others = (("before tuning", "before_bits_per_byte"), ("xz -9", "xz_bits_per_byte"))
+    beside = [f"{name} {value:.3f}" for name, key in others if (value := number(evaluation.get(key))) is not None]
+    return [("Bits per byte, held out", f"{bits:.3f}", ", ".join(beside))]
 
 
 def scores(evaluation: dict[str, Any]) -> Html:
@@ -85,7 +86,9 @@ def score_row(name: str, figures: dict[str, Any], key: str, digits: int, percent
     entry = figures.get("scores", {}).get(key) if isinstance(figures.get("scores"), dict) else None
     entry = entry if isinstance(entry, dict) else {}
     interval = entry.get("interval")
-    between = f"{shown(interval[0])} to {shown(interval[1])}" if isinstance(interval, list) and len(interval) == 2 else ""
+    between = (
+        f"{shown(interval[0])} to {shown(interval[1])}" if isinstance(interval, list) and len(interval) == 2 else ""
+    )
     return name, shown(figures.get(key)), between, grouped(entry.get("n", ""))
 
 
@@ -98,7 +101,9 @@ def documents(rows: Any) -> Html | None:
     made: list[tuple[Child, ...]] = []
     for row in shown:
         figures = (number(row.get(key)) for key in columns)
-        made.append((str(row.get("path", "")), grouped(row.get("bytes", "")), *(f"{f:.3f}" if f else "" for f in figures)))
+        made.append(
+            (str(row.get("path", "")), grouped(row.get("bytes", "")), *(f"{f:.3f}" if f else "" for f in figures))
+        )
     head = ("document", "bytes", "this model", "gzip -9", "xz -9")
     return tag("details", tag("summary", f"The {len(shown)} held-out documents"), table(head, made, (1, 2, 3, 4)))
 

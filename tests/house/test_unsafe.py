@@ -12,7 +12,7 @@ import pytest
 from tests.house.source import ROOT, Module, modules
 
 # The one file that may read a pickle (a tool that a user must call by name to turn it into safetensors).
-CONVERTER = "fledge.model.unpickle"
+CONVERTER = "fledge.model.convert"
 PICKLES = ("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
 CALLS = ("torch.load", "torch.jit.load", "torch.hub.load", "yaml.unsafe_load", "yaml.full_load", "eval", "exec")
 NAMES = ("UnsafeLoader", "FullLoader")

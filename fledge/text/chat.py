@@ -34,7 +34,9 @@ TEMPLATE = (
     "+ message['content'] + '<|end|>' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"
 )
 CHATML_TEMPLATE = (
-    "{%- for message in messages %}" + REFUSE_ROLE + "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] "
+    "{%- for message in messages %}"
+    + REFUSE_ROLE
+    + "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] "
     "+ '<|im_end|>' + '\\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
 
@@ -81,7 +83,7 @@ class ChatRenderer:
         return TEMPLATE
 
 
-class ChatMLRenderer:
+class ChatMLRenderer(ChatRenderer):
     """ChatML: for each message `<|im_start|>`, role, newline, content, `<|im_end|>`, newline. No BOS.
 
     Role and content are encoded together, as every user of this format does; trained on are the answer's tokens (one
@@ -126,7 +128,7 @@ class ChatMLRenderer:
         return CHATML_TEMPLATE
 
 
-def renderer_for(tokenizer: Tokenizer, template_text: str | None = None) -> ChatRenderer | ChatMLRenderer:
+def renderer_for(tokenizer: Tokenizer, template_text: str | None = None) -> ChatRenderer:
     """The renderer of a chat template (`template_text`, else the one in the tokenizer's folder), or where there is none
     the one whose special tokens the tokenizer has. Raises ConfigError for a template that is neither of ours, and for a
     tokenizer without role tokens."""
@@ -163,7 +165,9 @@ def encoded(tokenizer: Tokenizer, messages: Sequence[Message], texts: list[str])
     for number, message in enumerate(messages):
         if message.role not in ROLES:
             expected = ", ".join(ROLES)
-            raise RequestError(f"messages[{number}].role: expected one of {expected}, got {message.role!r:.40}", "messages")
+            raise RequestError(
+                f"messages[{number}].role: expected one of {expected}, got {message.role!r:.40}", "messages"
+            )
         if not isinstance(message.content, str):
             found = type(message.content).__name__
             raise RequestError(f"messages[{number}].content: expected text, got {found}", "messages")

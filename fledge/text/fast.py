@@ -1,4 +1,4 @@
-"""Quick ways from text to arrays of ids, each equal to the plain way: tiktoken for byte-level BPE, a table for characters.
+"""Quick ways from text to arrays of ids, equal to the plain ones: tiktoken for byte-level BPE, a table for characters.
 
 tiktoken (extra `fast-tok`) joins any neighbours whose bytes together are a token, lowest id first; Hugging Face's BPE
 joins listed pairs, first one first. The two agree when each token has one merge, ids rise with the merges, and every

@@ -3,8 +3,9 @@
 The file: int32 length of the longest token; then for each token float32 score, int32 length, its bytes (spaces as
 spaces). Encoding there: a dummy space before the text, each character its token or else its UTF-8 bytes as ids 3..258,
 then again and again the neighbours whose joined token has the highest score are joined, leftmost first.
-Here each way to split a token in two tokens is a merge, in order of score; where scores tie, the longer left part first,
-which grows runs from the left as llama2.c does. Source: karpathy/llama2.c, run.c, `build_tokenizer` and `encode`.
+Here each way to split a token in two tokens is a merge, in order of score; where scores tie, the longer left part
+first, which grows runs from the left as llama2.c does.
+Source: karpathy/llama2.c, run.c, `build_tokenizer` and `encode`.
 """
 
 from __future__ import annotations

@@ -29,8 +29,6 @@ Result = TypeVar("Result")
 REPLACEMENT = "\ufffd".encode()
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 SPACE_MARK = "\u2581"  # SentencePiece writes a space so
-TEMPLATE_FILE = "chat_template.jinja"
-CONFIG_FILE = "tokenizer_config.json"
 
 
 class Tokenizer:
@@ -62,10 +60,12 @@ class Tokenizer:
         if path.is_dir():
             places = [path / part / "tokenizer.json" for part in ("", "tokenizer", "model")]
             path = next((place for place in places if place.is_file()), places[0])
-        config = read_object(path.parent / CONFIG_FILE)
-        for key, value in read_object(path.parent / "special_tokens_map.json").items():
+        config = tokenizer_file.read_object(path.parent / tokenizer_file.CONFIG)
+        for key, value in tokenizer_file.read_object(path.parent / "special_tokens_map.json").items():
             config.setdefault(key, value)
-        template = read_template(path.parent / TEMPLATE_FILE, config.pop("chat_template", None))
+        template = tokenizer_file.read_template(
+            path.parent / tokenizer_file.TEMPLATE, config.pop("chat_template", None)
+        )
         config.pop("auto_map", None)  # names code of the folder's author
         return cls(tokenizer_file.read(path), config, template)
 
@@ -75,9 +75,9 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_text_durably(folder / "tokenizer.json", self.file.text)
-        write_text_durably(folder / CONFIG_FILE, json.dumps(self.config, indent=2, ensure_ascii=False) + "\n")
+        write_text_durably(folder / tokenizer_file.CONFIG, json.dumps(self.config, indent=2, ensure_ascii=False) + "\n")
         if self.template is not None:
-            write_text_durably(folder / TEMPLATE_FILE, self.template)
+            write_text_durably(folder / tokenizer_file.TEMPLATE, self.template)
 
     @cached_property
     def digest(self) -> str:
@@ -138,7 +138,9 @@ class Tokenizer:
         ids = [number for encoding in encodings for number in encoding.ids]
         if not self.forbidden.isdisjoint(ids):
             token = self.token_of(min(self.forbidden.intersection(ids)))
-            raise TokenizerError(f"text: spells the control token {token!r:.40}, which this tokenizer can't write as text")
+            raise TokenizerError(
+                f"text: spells the control token {token!r:.40}, which this tokenizer can't write as text"
+            )
         return ids
 
     @cached_property
@@ -277,7 +279,7 @@ def build(file: tokenizer_file.TokenizerFile, control: frozenset[int]) -> tokeni
     """The Rust tokenizer of a checked file. Tokens of `control` are not recognised in a text. Truncation, padding and
     post-processing of the file are left out: they would cut, pad or add BOS."""
     tree = {**file.tree, "truncation": None, "padding": None, "post_processor": None}
-    added = [{**entry, "special": number in control or entry.get("special") is True} for number, entry in file.added.items()]
+    added = [{**entry, "special": entry.get("special") is True or i in control} for i, entry in file.added.items()]
     built = guarded(lambda: tokenizers.Tokenizer.from_str(json.dumps({**tree, "added_tokens": added})))
     built.encode_special_tokens = bool(control)
     return built
@@ -302,28 +304,6 @@ def check_unicode(text: str) -> None:
         raise TokenizerError(
             f"text: expected Unicode, got a lone surrogate at character {error.start}; replace it with U+FFFD"
         ) from None
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A small JSON object beside tokenizer.json; {} if there is no such file."""
-    if not path.is_file():
-        return {}
-    if path.stat().st_size > 16 << 20:
-        raise TokenizerError(f"{path}: expected at most 16 MiB of JSON, got {path.stat().st_size} bytes")
-    try:
-        return tokenizer_file.parse_json(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{path}: can't be read as UTF-8 text ({error.__class__.__name__})") from None
-
-
-def read_template(path: Path, inside: Any) -> str | None:
-    """The chat template: its own file, else the configuration's (a text, or the older list of named ones)."""
-    if path.is_file() and path.stat().st_size <= 1 << 20:
-        return path.read_text(encoding="utf-8", errors="replace")
-    if isinstance(inside, list):
-        named = {item.get("name"): item.get("template") for item in inside if isinstance(item, dict)}
-        inside = named.get("default")
-    return inside if isinstance(inside, str) else None
 
 
 # Making tokenizers
@@ -353,10 +333,11 @@ def byte_bpe(
     vocab: dict[str, int], merges: list[Any], pattern_name: str, special: Sequence[str] = SPECIAL_TOKENS
 ) -> Tokenizer:
     """Byte-level BPE from a vocabulary in GPT-2's alphabet and its merges, first one first."""
+    model = {"type": "BPE", "dropout": None, "unk_token": None, "ignore_merges": False}
     parts = {
         "pre_tokenizer": pattern.pre_tokenizer_of(pattern_name),
         "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
-        "model": {"type": "BPE", "dropout": None, "unk_token": None, "ignore_merges": False, "vocab": vocab, "merges": merges},
+        "model": {**model, "vocab": vocab, "merges": merges},
     }
     return assemble(parts, len(vocab), special)
 

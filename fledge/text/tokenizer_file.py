@@ -14,6 +14,9 @@ from typing import Any
 from fledge.errors import TokenizerError
 from fledge.text import pattern
 
+CONFIG = "tokenizer_config.json"
+TEMPLATE = "chat_template.jinja"
+
 MAX_BYTES = 64 << 20  # the largest in wide use is half of it
 MAX_ELEMENTS = 4_000_000  # JSON values; the largest in wide use has 1.4 million
 MAX_TOKEN_CHARACTERS = 65_536
@@ -179,7 +182,9 @@ def check_model(model: dict[str, Any], at: str) -> None:
         if model.get(key):
             raise TokenizerError(f"{at}: model.{key}: expected none, got {describe(model[key])}; not supported")
     if model.get("dropout"):
-        raise TokenizerError(f"{at}: model.dropout: expected none, got {describe(model['dropout'])}; ids would be random")
+        raise TokenizerError(
+            f"{at}: model.dropout: expected none, got {describe(model['dropout'])}; ids would be random"
+        )
     merges = model.get("merges", [])
     if not isinstance(merges, list):
         raise TokenizerError(f"{at}: model.merges: expected a list, got {describe(merges)}")
@@ -190,7 +195,9 @@ def check_model(model: dict[str, Any], at: str) -> None:
             raise TokenizerError(f"{at}: model.merges[{place}]: expected two tokens, got {describe(merge)}")
         left, right = pair
         if left not in vocab or right not in vocab or left + right not in vocab:
-            raise TokenizerError(f"{at}: model.merges[{place}]: {left!r:.30} + {right!r:.30}: not all in the vocabulary")
+            raise TokenizerError(
+                f"{at}: model.merges[{place}]: {left!r:.30} + {right!r:.30}: not all in the vocabulary"
+            )
 
 
 def split_merge(merge: Any) -> tuple[str, str] | None:
@@ -251,6 +258,28 @@ def regexes(tree: dict[str, Any]) -> list[str]:
     steps = walk(tree.get("normalizer")) + walk(tree.get("pre_tokenizer"))
     found = [step["pattern"].get("Regex") for step in steps if isinstance(step.get("pattern"), dict)]
     return [regex for regex in found if isinstance(regex, str)]
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A small JSON object beside tokenizer.json; {} if there is no such file."""
+    if not path.is_file():
+        return {}
+    if path.stat().st_size > 16 << 20:
+        raise TokenizerError(f"{path}: expected at most 16 MiB of JSON, got {path.stat().st_size} bytes")
+    try:
+        return parse_json(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"{path}: can't be read as UTF-8 text ({error.__class__.__name__})") from None
+
+
+def read_template(path: Path, inside: Any) -> str | None:
+    """The chat template: its own file, else the configuration's (a text, or the older list of named ones)."""
+    if path.is_file() and path.stat().st_size <= 1 << 20:
+        return path.read_text(encoding="utf-8", errors="replace")
+    if isinstance(inside, list):
+        named = {item.get("name"): item.get("template") for item in inside if isinstance(item, dict)}
+        inside = named.get("default")
+    return inside if isinstance(inside, str) else None
 
 
 def describe(value: Any) -> str:

@@ -44,7 +44,9 @@ def train_bpe(
         raise ConfigError(f"pattern: expected one of {', '.join(pattern.PATTERNS)}, got {pattern_name!r:.40}")
     n_ordinary = vocab_size - len(special)
     if n_ordinary < 256:
-        raise ConfigError(f"vocab_size: expected at least {256 + len(special)} (the bytes and special tokens), got {vocab_size}")
+        raise ConfigError(
+            f"vocab_size: expected at least {256 + len(special)} (the bytes and special tokens), got {vocab_size}"
+        )
     trainer = trainers.BpeTrainer(
         vocab_size=n_ordinary,
         min_frequency=LEAST_COUNT,
@@ -125,7 +127,8 @@ def train_tokenizer(config: TokenizerTrainConfig, json: bool = False) -> dict[st
     card = write_card(out, "tokenizer", config=fields.to_dict(config), facts=facts, skip=strangers)
     result = {**facts, "out": str(out), "digest": card["digest"], "seconds": round(time.monotonic() - began, 3)}
     if not json:
-        print(f"{out}: {tokenizer.kind}, {tokenizer.vocab_size} ids, from {seen.n_documents} documents, {seen.n_bytes} bytes")
+        source = f"{seen.n_documents} documents, {seen.n_bytes} bytes"
+        print(f"{out}: {tokenizer.kind}, {tokenizer.vocab_size} ids, from {source}")
     return result
 
 

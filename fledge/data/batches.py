@@ -25,7 +25,7 @@ from fledge.errors import DataError
 class TextBatches:
     """The endless sequence of training batches of a shard: `batch(index)` for any index, in any order, at any time.
 
-    An epoch visits every window once: windows of T tokens side by side from an offset below T that is keyed by
+    An epoch visits every window once: windows of T tokens side by side from an offset below 2·T that is keyed by
     (seed, epoch), in an order that is keyed likewise. What an epoch leaves out at both ends (less than 2·T tokens)
     another epoch's offset brings in. A batch may straddle two epochs. `cross_documents` forgets boundaries: one stream.
     """
@@ -38,7 +38,7 @@ class TextBatches:
             )
         self.shard, self.row_tokens, self.rows, self.seed = shard, row_tokens, rows, seed
         self.rows_per_epoch = max(1, (shard.n_tokens - row_tokens) // row_tokens)
-        self.offsets = min(row_tokens, shard.n_tokens - self.rows_per_epoch * row_tokens)
+        self.offsets = shard.n_tokens - self.rows_per_epoch * row_tokens  # between T and 2·T of them
         self.reader = WindowReader(shard, cross_documents)
         self.order = lru_cache(maxsize=4)(self.epoch_order)
 

@@ -1,7 +1,7 @@
 """The corpus: which document is trained on, which is held out, which is dropped, and why. Imports no torch.
 
 `corpus.jsonl` holds a line {"path", "text", "split"} for each document that is used, training text first;
-`documents.jsonl` a line for each document that was found.
+`documents.jsonl` a line for each document that was found, in the same order, dropped ones last.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Record:
 
 def survey(source: str) -> tuple[list[Record], Tally]:
     """Every document found, as if all were trained on but exact duplicates: the first of equal texts is kept."""
-    tally, records, first = Tally(), [], {}
+    tally, records = Tally(), []
+    first: dict[str, str] = {}
     for document in gather(source, tally):
         digest = document.sha256
         original = first.setdefault(digest, document.path)
@@ -105,13 +106,14 @@ def write_whole(config: BuildConfig, records: list[Record], corpus: TextIO) -> l
         )
         if not near:
             write_line(corpus, path, text, "val")
-    return [by_path[record.path] for record in records]
+    return in_order(by_path.values())
 
 
 def write_tails(config: BuildConfig, records: list[Record], corpus: TextIO) -> list[Record]:
     """Write corpus.jsonl with the last `val_fraction` of each document's characters held out: two records each."""
     by_path = {record.path: record for record in records}
-    train, val = [], []
+    train: list[Record] = []
+    val: list[Record] = []
     for split, kept in (("train", train), ("val", val)):
         for document in wanted(config.source, by_path, "train"):
             cut = int(len(document.text) * (1 - config.val_fraction))
@@ -120,6 +122,11 @@ def write_tails(config: BuildConfig, records: list[Record], corpus: TextIO) -> l
                 kept.append(Record(part.path, split, part.n_bytes, part.sha256))  # type: ignore[arg-type]
                 write_line(corpus, part.path, part.text, split)
     return [*train, *val, *(record for record in records if record.split == "dropped")]
+
+
+def in_order(records: Iterable[Record]) -> list[Record]:
+    """Training text, then held-out text, then what was dropped: the order of corpus.jsonl and of the shards."""
+    return sorted(records, key=lambda record: ("train", "val", "dropped").index(record.split))
 
 
 def wanted(source: str, by_path: dict[str, Record], split: Split) -> Iterator[Document]:

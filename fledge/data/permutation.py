@@ -49,6 +49,8 @@ class KeyedPermutation:
 
     def walk(self, items: np.ndarray) -> np.ndarray:
         a, b = np.uint64(self.a), np.uint64(self.b)
+        left: np.ndarray
+        right: np.ndarray
         left, right = items // b, items % b
         for number, key in enumerate(self.keys):
             if number % 2 == 0:

@@ -1,0 +1,44 @@
+"""Which text is evaluated: a file, a folder, or the held-out documents of a dataset folder. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fledge.data.corpus import CORPUS, read_corpus
+from fledge.data.shards import Shard, open_shards
+from fledge.data.sources import Document, gather
+from fledge.errors import DataError
+from fledge.lineage import read_card
+
+
+@dataclass(frozen=True)
+class EvaluationText:
+    """Documents, where they are from (`split`) and, for a dataset with this tokenizer, the shard trained on."""
+
+    documents: tuple[Document, ...]
+    split: str
+    train: Shard | None
+    why_no_train: str
+
+
+def evaluation_text(path: Path, tokenizer_digest: str) -> EvaluationText:
+    """The text at a path. Raises DataError if there is none."""
+    if (path / CORPUS).is_file():
+        documents = tuple(read_corpus(path, "val"))
+        train, why = training_shard(path, tokenizer_digest)
+        found = EvaluationText(documents, "held-out documents of a dataset", train, why)
+    else:
+        found = EvaluationText(tuple(gather(str(path))), "all of it", None, "the text comes without a training shard")
+    if not found.documents:
+        raise DataError(f"{path}: expected text to evaluate on, found none; nothing is held out there")
+    return found
+
+
+def training_shard(path: Path, tokenizer_digest: str) -> tuple[Shard | None, str]:
+    if read_card(path)["kind"] != "dataset":
+        return None, "the corpus has no shards yet"
+    dataset = open_shards(path)
+    if dataset.tokenizer.digest != tokenizer_digest:
+        return None, "the dataset's tokenizer is not the model's"
+    return dataset.train, ""

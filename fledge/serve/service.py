@@ -22,10 +22,12 @@ from fledge.serve.gate import Record
 from fledge.serve.generation import Generation
 from fledge.serve.limits import Admission
 from fledge.serve.metrics import Metrics
-from fledge.text.chat import ChatRenderer, Message
+from fledge.text.chat import ChatMLRenderer, ChatRenderer, Message, renderer_for
 from fledge.text.tokenizer import Tokenizer
 
 IN_THREAD_CHARACTERS = 20_000  # encoding more text would hold up every other stream for milliseconds
+
+Renderer = ChatRenderer | ChatMLRenderer
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class ServedModel:
     name: str
     fingerprint: str
     tokenizer: Tokenizer
-    renderer: ChatRenderer | None
+    renderer: Renderer | None
 
 
 def open_model(config: ServeConfig) -> ServedModel:
@@ -45,11 +47,11 @@ def open_model(config: ServeConfig) -> ServedModel:
     else:
         folder = model_folder(config.model)
         tokenizer, name, digest = Tokenizer.load(folder), folder_name(folder), content_digest(folder)
+    renderer: Renderer | None
     try:
-        renderer = ChatRenderer(tokenizer)
-        renderer.render((Message("user", "?"),), generation_prompt=True)
+        renderer = renderer_for(tokenizer)
     except ConfigError:
-        renderer = None  # a base model has no chat format
+        renderer = None  # a base model, or a chat format that we don't render
     fingerprint = hashlib.sha256(f"{fledge.__version__} {digest} {tokenizer.digest}".encode()).hexdigest()[:12]
     return ServedModel(config.name or name, f"fp_{fingerprint}", tokenizer, renderer)
 
@@ -143,7 +145,7 @@ class Service:
         """The ids of a conversation and of the head of the answer. Raises ApiError 400 for a base model."""
         renderer = self.model.renderer
         if renderer is None:
-            message = "This model has no chat format (it is a base model); use /v1/completions."
+            message = "This model has no chat format (it is a base model, or has one of its own); use /v1/completions."
             raise ApiError(400, message, "messages", "chat_not_supported")
         size = sum(len(message.content) for message in messages)
         return await self.off_loop(size, lambda: renderer.render(messages, generation_prompt=True).ids)

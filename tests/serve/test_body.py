@@ -1,0 +1,63 @@
+"""Bodies: what Python's JSON parser lets through and a server must not."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from fledge.errors import RequestError
+from fledge.serve.body import parse_object
+
+json_values = some.recursive(
+    some.none() | some.booleans() | some.integers() | some.floats(allow_nan=False, allow_infinity=False) | some.text(),
+    lambda inner: some.lists(inner, max_size=4) | some.dictionaries(some.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(some.dictionaries(some.text(), json_values, max_size=5))
+def test_every_object_of_usable_json_comes_through_unchanged(tree: dict[str, object]) -> None:
+    assert parse_object(json.dumps(tree, ensure_ascii=False).encode()) == tree
+    assert parse_object(json.dumps(tree).encode()) == tree
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "words"),
+    [
+        (b"", None, "empty"),
+        (b"  \n", None, "empty"),
+        (b"{", None, "not JSON"),
+        (b"[1]", None, "an array"),
+        (b'"text"', None, "a string"),
+        (b"null", None, "null"),
+        (b"17", None, "an integer"),
+        (b'{"a": 1} x', None, "not JSON"),
+        (b'{"a": "\xff"}', None, "not UTF-8: byte 7"),
+        (b'{"temperature": NaN}', "temperature", "finite"),
+        (b'{"temperature": 1e999}', "temperature", "finite"),
+        (b'{"logit_bias": {"5": -Infinity}}', "logit_bias", "logit_bias."),
+        (b'{"n": ' + b"9" * 5000 + b"}", "n", "5000 digits"),
+        (b'{"messages": [{"content": "abc\\ud83d"}]}', "messages", "messages[0].content: lone surrogate U+D83D at"),
+        (b'{"stop": ["ok", "\\udc00"]}', "stop", "stop[1]: lone surrogate U+DC00 at character 0"),
+        (b'{"a": {"\\ud800": 1}}', None, "lone surrogate"),
+        (b"[" * 100_000 + b"]" * 100_000, None, "nested too deeply"),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, None, "nested too deeply"),
+    ],
+)
+def test_an_unusable_body_is_refused_with_its_place(body: bytes, param: str | None, words: str) -> None:
+    began = time.perf_counter()
+    with pytest.raises(RequestError, match=None) as refused:
+        parse_object(body)
+    assert words in str(refused.value)
+    assert refused.value.param == param
+    assert len(str(refused.value)) < 300
+    assert time.perf_counter() - began < 1
+
+
+def test_a_surrogate_pair_is_a_character() -> None:
+    """The control: the same escapes as above, paired."""
+    assert parse_object(b'{"a": "\\ud83d\\ude00"}') == {"a": "\U0001f600"}

@@ -1,0 +1,124 @@
+"""`fledge quickstart`: raw text to a chat page. The ordinary verbs with the ordinary YAML files of runs/quickstart, in
+order; nothing is computed here. Each verb reuses what is already there, so a stopped quickstart goes on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fledge
+from fledge import config as configs
+from fledge.cli.main import call, named
+from fledge.cli.parse import find_verb
+from fledge.errors import ConfigError
+from fledge.log import clock, say
+
+OUT = "out/quickstart"  # the folder that the YAML files name; --out puts another in its place
+STEPS = (
+    ("data build", "1-corpus.yaml"),
+    ("tokenizer train", "2-tokenizer.yaml"),
+    ("data build", "3-shards.yaml"),
+    ("pretrain", "4-pretrain.yaml"),
+    ("data qa", "5-questions.yaml"),
+    ("sft", "6-sft.yaml"),
+    ("evaluate", "7-evaluate.yaml"),
+    ("report", "8-report.yaml"),
+)
+SERVE = ("serve", "9-serve.yaml")
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """What to raise a model on, where to, and whether to serve it."""
+
+    text: Path | None = None
+    """A folder of text to train on; unset: the documentation and library that this Python installation carries."""
+    out: Path = Path(OUT)
+    """Folder for everything that is made."""
+    serve: bool = True
+    """Serve the model when it is ready; --no-serve ends after the report."""
+    port: int | None = None
+    """Port of the chat page; unset: the one in 9-serve.yaml."""
+    runs: Path | None = None
+    """Folder with your own versions of the YAML files; unset: those that come with fledge."""
+
+
+def quickstart(config: QuickstartConfig, json: bool = False) -> dict[str, Any]:
+    """Run every step and, unless told not to, become the server. Gives each step's result and seconds.
+
+    Raises what the verbs raise; the same command goes on from there.
+    """
+    folder = config.runs or runs_folder()
+    results: dict[str, Any] = {}
+    began, cpu_began = time.monotonic(), cpu_seconds()
+    for number, (verb, file) in enumerate(STEPS, 1):
+        say(f"\n[{number}/{len(STEPS)}] fledge {verb} {folder / file}")
+        step_began, step_cpu = time.monotonic(), cpu_seconds()
+        result = call(named(find_verb(verb.split())[0].run), step_config(config, verb, folder / file), json)
+        spent, cpu = time.monotonic() - step_began, cpu_seconds() - step_cpu
+        say(f"[{number}/{len(STEPS)}] done in {clock(spent)} ({cpu:.0f} s of CPU)")
+        results[Path(file).stem.partition("-")[2]] = {**(result or {}), "step_seconds": round(spent, 2)}
+    seconds, cpu = round(time.monotonic() - began, 1), round(cpu_seconds() - cpu_began, 1)
+    peak = results["pretrain"].get("matmul_peak_flops")
+    say("\n" + closing_words(config, seconds, cpu, peak))
+    if config.serve:
+        become_server(config, folder / SERVE[1], json)
+    return {"steps": results, "seconds": seconds, "cpu_seconds": cpu, "matmul_peak_flops": peak}
+
+
+def runs_folder() -> Path:
+    """The YAML files: inside an installed package, or in runs/ of a checkout."""
+    package = Path(fledge.__file__).parent
+    for folder in (package / "runs" / "quickstart", package.parent / "runs" / "quickstart"):
+        if folder.is_dir():
+            return folder
+    raise ConfigError(f"quickstart: expected YAML files in {package / 'runs'}, found none; install fledge again")
+
+
+def step_config(config: QuickstartConfig, verb: str, file: Path) -> Any:
+    """The config of one step: its YAML file with the chosen folders in it."""
+    tree = placed(configs.read_yaml(file), str(config.out))
+    if verb == "data build" and config.text is not None:
+        tree["source"] = str(config.text)
+    return configs.from_dict(named(find_verb(verb.split())[0].config), tree, at=str(file))
+
+
+def placed(value: Any, out: str) -> Any:
+    """`value` with the folder `out` wherever a text begins with the one that the YAML files name."""
+    if isinstance(value, dict):
+        return {key: placed(item, out) for key, item in value.items()}
+    if isinstance(value, list):
+        return [placed(item, out) for item in value]
+    if isinstance(value, str) and (value == OUT or value.startswith(f"{OUT}/")):
+        return out + value[len(OUT) :]
+    return value
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of this process, all its threads, and its finished children."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def closing_words(config: QuickstartConfig, seconds: float, cpu: float, peak: float | None) -> str:
+    lines = [f"computing time: {clock(seconds)} ({seconds:.0f} s wall, {cpu:.0f} s CPU)"]
+    if peak:
+        lines[0] += f" on a machine with a measured matmul peak of {peak / 1e9:.0f} GFLOP/s"
+    lines.append(f"report: {config.out / 'report.html'}")
+    lines.append(f"talk to it: fledge chat {config.out / 'sft'}    serve it: fledge serve {config.out / 'sft'}")
+    return "\n".join(lines)
+
+
+def become_server(config: QuickstartConfig, file: Path, json: bool) -> None:
+    """Replace this process by `fledge serve`, so that the server's process never has torch in it."""
+    words = [sys.executable, "-m", "fledge", "serve", str(file), f"model={config.out / 'sft'}"]
+    words += [f"port={config.port}"] if config.port is not None else []
+    words += ["--json"] if json else []
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, words)

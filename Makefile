@@ -42,7 +42,7 @@ check: setup-test
 	$(PY) -m pytest -q -n 2 --dist loadfile -m "not slow and not browser" $(CHECK_TESTS)
 
 bench: setup-test
-	@set -e; for file in bench/*.py; do echo "== $$file"; $(PY) "$$file" $(ARGS); done
+	@set -e; for file in $$(grep -l __main__ bench/*.py); do echo "== $$file"; $(PY) "$$file" $(ARGS); done
 
 docs: setup
 	@$(PY) -m fledge.cli.page > $(VENV)/cli.md

@@ -45,7 +45,8 @@ def verb_help(verb: Verb, cls: type, columns: int = 100) -> str:
     lines = [f"fledge {verb.name}: {verb.summary}", "", f"usage: {usage(verb)}", ""]
     lines += [f"  --{name:<12} same as --{target}" for name, target in verb.aliases if name != target]
     lines += [f"  {name:<14} {text}" for name, text in FLAGS]
-    lines += ["", "Keys, as key=value, as --key value or in the YAML file (- and _ are the same):", ""]
+    ways = "as key=value, as --key value or in the YAML file" if verb.yaml else "as key=value or as --key value"
+    lines += ["", f"Keys, {ways} (- and _ are the same):", ""]
     for key, kind, default, doc in config.flatten(cls):
         lines.append(f"  {key}  {kind} [{show_default(default)}]")
         lines += wrap(doc, columns, "      ", "      ") if doc else []

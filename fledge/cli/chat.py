@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fledge.engine.config import ChatConfig, EngineConfig
 from fledge.engine.length import answer_room
 from fledge.engine.request import Request, Sampling
-from fledge.errors import ConfigError, DataError, EngineError, RequestError
+from fledge.errors import ConfigError, DataError, EngineError, RequestError, TokenizerError
 from fledge.log import say
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ def chat(config: ChatConfig, json: bool = False) -> dict[str, Any]:
     except RequestError as error:
         raise ConfigError(str(error)) from None
     from fledge.engine.load import load_engine
-    from fledge.text.chat import ChatRenderer
+    from fledge.text.chat import renderer_for
 
     engine = load_engine(config.model, EngineConfig(n_slots=1, threads=config.threads))
-    talk = Talk(engine, ChatRenderer(engine.tokenizer), sampling, config.system, config.max_tokens)
+    talk = Talk(engine, renderer_for(engine.tokenizer), sampling, config.system, config.max_tokens)
     interactive = sys.stdin.isatty()
     if interactive:
         say("/help lists the commands; Ctrl-C stops an answer; Ctrl-D leaves")
@@ -52,7 +52,7 @@ def chat(config: ChatConfig, json: bool = False) -> dict[str, Any]:
         try:
             if not talk.take(line):
                 break
-        except (RequestError, ConfigError) as error:
+        except (RequestError, ConfigError, TokenizerError) as error:
             if not interactive:
                 raise
             say(str(error))

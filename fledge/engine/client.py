@@ -253,7 +253,7 @@ class EngineClient:
             self.writer.transport.abort()
         self.writer = None
         if not self.stop_wanted.is_set():
-            self.enter("dead")
+            self.enter("dead" if self.failure is None else "failed")
         for pending in list(self.pending.values()):
             pending.end("engine: the process ended before the answer was finished; try again")
         self.pending.clear()

@@ -151,7 +151,10 @@ class Engine:
     def forward(self, rows: list[Row]) -> list[np.ndarray | Exception]:
         """Logits [k, V] of every row, or what it raised. When a batch raises, each of its rows is tried alone."""
         try:
-            return [logits.numpy(force=True) for logits in self.runner.forward(rows)]
+            return [
+                logits if isinstance(logits, np.ndarray) else logits.numpy(force=True)
+                for logits in self.runner.forward(rows)
+            ]
         except Exception as error:  # poison in one row, or too little memory for all of them at once
             if len(rows) == 1:
                 return [error]

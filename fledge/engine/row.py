@@ -5,8 +5,11 @@ k tokens of a row, V entries of the vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,12 +32,12 @@ class Row:
 class RunnerFace(Protocol):
     """What the engine needs of a model: slots of cache and one function.
 
-    `forward` gives, for each row, float32 logits [k, V] with k = 1 (after the last token) or len(ids). Giving the same
-    row again must be harmless: after an error the engine retries rows one by one.
+    `forward` gives, for each row, float32 logits [k, V] (tensors or arrays) with k = 1 (after the last token) or
+    len(ids). Giving the same row again must be harmless: after an error the engine retries rows one by one.
     """
 
     n_slots: int
     context_tokens: int
     vocab_size: int
 
-    def forward(self, rows: list[Row]) -> list[Tensor]: ...
+    def forward(self, rows: list[Row]) -> Sequence[Tensor | np.ndarray]: ...

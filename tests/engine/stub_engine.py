@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
 from fledge.engine.config import EngineConfig
 from fledge.engine.core import Engine
@@ -30,7 +30,9 @@ def stub_engine(
     return Engine(runner, tokenizer, EngineConfig(n_slots, prefill_chunk, max_waiting), stop_ids)
 
 
-def request(name: str, prompt: str = "hello", tenant: str = "", prompt_logprobs: bool = False, **settings: Any) -> Request:
+def request(
+    name: str, prompt: str = "hello", tenant: str = "", prompt_logprobs: bool = False, **settings: Any
+) -> Request:
     ids = (TOKENIZER.bos_id, *TOKENIZER.encode(prompt))
     return Request(name, ids, Sampling(**{"max_tokens": 12, **settings}), tenant, prompt_logprobs)
 
@@ -65,6 +67,6 @@ class Recording(StubRunner):
         super().__init__(*arguments, **settings)
         self.calls: list[list[Row]] = []
 
-    def forward(self, rows: list[Row]) -> list[Tensor]:
+    def forward(self, rows: list[Row]) -> list[np.ndarray]:
         self.calls.append(rows)
         return super().forward(rows)

@@ -18,7 +18,9 @@ def test_prompt_and_answer_fill_the_context_exactly_and_one_more_is_refused():
     for max_tokens in (13, 14):
         (completion,) = engine.complete([request("r", "hello", max_tokens=max_tokens, ignore_eos=True)])
         assert len(completion.token_ids) == max_tokens
-    with pytest.raises(RequestError, match=r"at most 20 tokens, got 21 \(6 in the prompt, 15 for the answer\)") as caught:
+    with pytest.raises(
+        RequestError, match=r"at most 20 tokens, got 21 \(6 in the prompt, 15 for the answer\)"
+    ) as caught:
         engine.submit(request("r", "hello", max_tokens=15))
     assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "max_tokens")
 
@@ -179,7 +181,8 @@ def test_a_batch_that_is_too_large_is_done_row_by_row():
 
 class NotFinite(StubRunner):
     def forward(self, rows):
-        return [logits * float("nan") if POISON in row.ids else logits for row, logits in zip(rows, super().forward(rows))]
+        pairs = zip(rows, super().forward(rows), strict=True)
+        return [logits * float("nan") if POISON in row.ids else logits for row, logits in pairs]
 
 
 def test_logits_that_are_not_finite_fail_their_request_alone():
@@ -209,7 +212,8 @@ def test_the_figures_count_what_happened():
     drain(engine)
     counters = engine.counters()
     assert (counters["running"], counters["kv_tokens_in_use"], counters["slots_in_use"]) == (0, 0, 0)
-    assert (counters["requests_total"], counters["prompt_tokens_total"], counters["generated_tokens_total"]) == (2, 10, 9)
+    assert (counters["requests_total"], counters["prompt_tokens_total"]) == (2, 10)
+    assert counters["generated_tokens_total"] == 9
     assert counters["steps_total"] == 6
 
 
@@ -246,7 +250,7 @@ def test_prompts_may_be_one_token():
 
 
 @settings(max_examples=30)
-@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 3), st.integers(1, 6)), min_size=1, max_size=12), st.data())
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 3), st.integers(1, 6)), min_size=1), st.data())
 def test_any_mix_of_arrivals_and_cancellations_ends_with_every_slot_free(plans, data):
     engine = stub_engine(n_slots=3, prefill_chunk=8)
     names = []

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import tokenizers
 
-from fledge.errors import TokenizerError
+from fledge.errors import FledgeError, TokenizerError
 from fledge.lineage import sha256_json, write_text_durably
 from fledge.text import fast, pattern, special_tokens, tokenizer_file
 from fledge.text.byte_alphabet import CHARACTER_OF, to_bytes
@@ -289,7 +289,7 @@ def guarded(call: Callable[[], Result]) -> Result:
     """`call()`, with whatever the Rust side raises, panics included, as TokenizerError."""
     try:
         return call()
-    except (KeyboardInterrupt, SystemExit, MemoryError, TokenizerError):
+    except (KeyboardInterrupt, SystemExit, MemoryError, FledgeError):
         raise
     except BaseException as error:  # a Rust panic arrives as a BaseException of its own
         raise TokenizerError(f"tokenizer: {str(error)[:160] or type(error).__name__}") from None

@@ -10,11 +10,11 @@ import tempfile
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.text.samples import random_texts
 
 from fledge.errors import TokenizerError
 from fledge.text.llama2c import from_llama2c
 from fledge.text.tokenizer import Tokenizer
+from tests.text.samples import random_texts
 
 FILES = ("ckpt_stories260K/tok512.bin", "conf_tokenizers/llama2/tokenizer.bin")
 
@@ -77,7 +77,16 @@ def vocabulary(entries: list[tuple[str, float]]) -> bytes:
 @pytest.mark.parametrize("name", FILES)
 def test_ids_are_those_of_llama2c(name, data_file):
     reference, tokenizer = both(data_file(name))
-    texts = random_texts(150, seed=3) + ["", " ", "   ", "Once upon a time, there was", "a" * 50, " " * 61 + "x", "▁", "<s>"]
+    texts = random_texts(150, seed=3) + [
+        "",
+        " ",
+        "   ",
+        "Once upon a time, there was",
+        "a" * 50,
+        " " * 61 + "x",
+        "▁",
+        "<s>",
+    ]
     texts += ["the the\n\n  then   Tthe", "He said: “Don’t!”\t…", "I'm sorry, Lily. I didn't know"]
     for text in texts:
         text = text.replace("\0", "")  # the end of a C string

@@ -7,11 +7,11 @@ import functools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.text.samples import FOREIGN, small_bpe
 
 from fledge.text.llama2c import from_llama2c
 from fledge.text.stream import TextStream
 from fledge.text.tokenizer import Tokenizer, byte_bpe, byte_level, characters
+from tests.text.samples import FOREIGN, small_bpe
 
 
 @functools.cache
@@ -31,7 +31,9 @@ def torn() -> Tokenizer:
     return byte_bpe(vocab, merges, "gpt2")
 
 
-def streamed(tokenizer: Tokenizer, ids: list[int], stop: tuple[str, ...] = (), prompt: tuple[int, ...] = ()) -> list[str]:
+def streamed(
+    tokenizer: Tokenizer, ids: list[int], stop: tuple[str, ...] = (), prompt: tuple[int, ...] = ()
+) -> list[str]:
     stream = TextStream(tokenizer, prompt, stop)
     pieces = []
     for number in ids:

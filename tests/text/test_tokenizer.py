@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 import random
@@ -9,14 +10,15 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.text.samples import PATTERNS, random_texts, small_bpe, source_text
 
 from fledge.errors import TokenizerError
 from fledge.text.llama2c import from_llama2c
 from fledge.text.special_tokens import SPECIAL_TOKENS
 from fledge.text.tokenizer import Tokenizer, byte_level, characters, from_text
+from tests.text.samples import PATTERNS, random_texts, small_bpe, source_text
 
 
+@functools.cache
 def every_kind() -> dict[str, Tokenizer]:
     return {
         "gpt2": small_bpe("gpt2"),
@@ -168,7 +170,10 @@ def test_long_texts_are_cut_only_where_no_id_changes(pattern, monkeypatch):
     monkeypatch.setitem(tokenizer.__dict__, "quick", None)
     rng = random.Random(2)
     for _ in range(2000):
-        text = "".join(rng.choice(("\n", "\n", "a", "Z", "7", " ", ".", "!", "\r", "é", "中", "\t", "\x1c", "\u2028")) for _ in range(24))
+        text = "".join(
+            rng.choice(("\n", "\n", "a", "Z", "7", " ", ".", "!", "\r", "é", "中", "\t", "\x1c", "\u2028"))
+            for _ in range(24)
+        )
         assert tokenizer.encode_array(text).tolist() == tokenizer.encode(text)
 
 
@@ -180,7 +185,7 @@ def test_cutting_anywhere_would_change_ids():
 
 
 def test_tiktoken_is_not_used_where_it_would_give_other_ids():
-    """`abc` can be reached from `ab` + `c` alone, which the earlier merge of `bc` prevents; tiktoken looks it up whole."""
+    """`abc` is made of `ab` + `c` alone, which the earlier merge of `bc` prevents; tiktoken looks it up whole."""
     base = byte_level(())
     tree = json.loads(base.file.text)
     tree["model"]["vocab"].update({"bc": 256, "ab": 257, "abc": 258})

@@ -1,0 +1,153 @@
+"""Training: the same text gives the same tokenizer, whatever the process; what is read and what is not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fledge import config
+from fledge.errors import ConfigError, DataError
+from fledge.lineage import verify
+from fledge.text.config import TokenizerTrainConfig
+from fledge.text.documents import read_documents
+from fledge.text.special_tokens import SPECIAL_TOKENS
+from fledge.text.tokenizer import Tokenizer
+from fledge.text.train import train_bpe, train_tokenizer
+from tests.text.samples import PATTERNS, small_bpe, source_text
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from fledge.text.train import train_bpe
+text = Path(sys.argv[1]).read_text(encoding="utf-8")
+print(train_bpe(text.splitlines(keepends=True), 600).digest)
+"""
+
+
+def test_two_processes_train_the_same_tokenizer(tmp_path):
+    (tmp_path / "text.txt").write_text(source_text(), encoding="utf-8")
+    digests = set()
+    for threads in ("1", "4"):
+        environment = {"RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "true", "PATH": "/usr/bin"}
+        words = [sys.executable, "-c", SCRIPT, str(tmp_path / "text.txt")]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+        digests.add(done.stdout)
+    assert len(digests) == 1
+    assert train_bpe([source_text() + "x" * 40], 600).digest not in {d.strip() for d in digests}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_the_vocabulary_size_counts_bytes_merges_and_special_tokens(pattern):
+    tokenizer = small_bpe(pattern, 400)
+    assert tokenizer.vocab_size == 400
+    assert len(tokenizer.file.tree["model"]["merges"]) == 400 - 256 - len(SPECIAL_TOKENS)
+    assert tokenizer.file.pattern == pattern
+
+
+def test_merges_are_the_most_frequent_pairs_first():
+    """The oracle counts by hand: `aa` 3, then `b aa`… in one-word texts."""
+    tokenizer = train_bpe(["ab"] * 5 + ["bc"] * 3, 256 + 7 + 2)
+    assert tokenizer.file.tree["model"]["merges"] == [["a", "b"], ["b", "c"]]
+
+
+def test_a_pair_seen_once_is_no_token_and_the_vocabulary_is_smaller(capsys):
+    tokenizer = train_bpe(["abc"], 1000)
+    assert tokenizer.vocab_size == 256 + len(SPECIAL_TOKENS)
+
+
+def test_more_text_makes_fewer_tokens():
+    text = source_text()
+    n_tokens = [len(train_bpe([text], size).encode(text)) for size in (263, 400, 700)]
+    assert n_tokens[0] == len(text.encode()) > n_tokens[1] > n_tokens[2]
+
+
+def test_one_enormous_word_does_not_hold_training_up():
+    began = time.process_time()
+    tokenizer = train_bpe(["a" * 300_000, "ab" * 100_000], 500)
+    assert time.process_time() - began < 10
+    assert max(len(token or "") for token in tokenizer.file.tokens) <= 128
+
+
+def test_a_vocabulary_below_the_bytes_is_refused():
+    with pytest.raises(ConfigError, match="vocab_size: expected at least 263"):
+        train_bpe(["x"], 262)
+    with pytest.raises(ConfigError, match="pattern: expected one of gpt2, llama3, qwen2"):
+        train_bpe(["x"], 300, "gpt9")
+
+
+def corpus(folder):
+    rows = [
+        {"path": "b/two.txt", "text": "train text " * 50, "split": "train"},
+        {"path": "a/one.txt", "text": "zzqq " * 50, "split": "val"},
+    ]
+    folder.mkdir()
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["bpe", "characters", "bytes"])
+def test_the_verb_writes_a_folder_with_its_card(kind, tmp_path, capsys):
+    path = corpus(tmp_path / "corpus")
+    chosen = config.load(
+        TokenizerTrainConfig, None, [f"text={path}", f"out={tmp_path / 'out'}", f"kind={kind}", "vocab_size=280"]
+    )
+    result = train_tokenizer(chosen)
+    tokenizer = Tokenizer.load(tmp_path / "out")
+    card = verify(tmp_path / "out")
+    assert card["kind"] == "tokenizer" and card["digest"] == result["digest"]
+    assert card["facts"]["tokenizer_digest"] == tokenizer.digest and tokenizer.vocab_size == result["vocab_size"]
+    assert str(result["vocab_size"]) in capsys.readouterr().out
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_held_out_text_is_not_learned_from(tmp_path):
+    path = corpus(tmp_path / "corpus")
+    train_tokenizer(TokenizerTrainConfig(path, tmp_path / "c", kind="characters"), json=True)
+    assert Tokenizer.load(tmp_path / "c").id_of("z") is None
+    assert Tokenizer.load(tmp_path / "c").id_of("t") is not None
+    assert [d.path for d in read_documents(path, "all")] == ["b/two.txt", "a/one.txt"]
+    assert [d.path for d in read_documents(path, "val")] == ["a/one.txt"]
+
+
+def test_characters_have_no_special_tokens_unless_asked_for(tmp_path):
+    (tmp_path / "t.txt").write_text("abc")
+    for special, size in ((None, 4), (True, 4 + len(SPECIAL_TOKENS))):
+        chosen = TokenizerTrainConfig(tmp_path / "t.txt", tmp_path / "out", kind="characters", special_tokens=special)
+        assert train_tokenizer(chosen, json=True)["vocab_size"] == size
+
+
+def test_a_folder_is_read_in_order_and_binary_files_are_left_out(tmp_path, capsys):
+    folder = tmp_path / "folder"
+    (folder / "b").mkdir(parents=True)
+    (folder / ".hidden").write_text("no")
+    (folder / "b" / "two.md").write_text("zwei", encoding="utf-8")
+    (folder / "a.txt").write_bytes(b"\xef\xbb\xbfeins\r\n")
+    (folder / "c.bin").write_bytes(b"\0\1\2")
+    (folder / "d.txt").write_bytes(b"latin \xe9")
+    found = [(d.path, d.text, d.domain) for d in read_documents(folder)]
+    assert found == [("a.txt", "eins\r\n", "a.txt"), ("b/two.md", "zwei", "b")]
+    assert "2 files are not UTF-8 text" in capsys.readouterr().err
+
+
+def test_the_limit_ends_after_the_document_that_reaches_it(tmp_path):
+    for name in "abc":
+        (tmp_path / name).write_text(name * 10)
+    assert [d.path for d in read_documents(tmp_path, limit_bytes=11)] == ["a", "b"]
+
+
+def test_missing_empty_or_damaged_text_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.jsonl").write_text('{"text": "x"}\n{"txt": 1}\n')
+    out = tmp_path / "out"
+    for path, message in (
+        ("no", "found none"),
+        ("empty", "expected text to learn from"),
+        ("bad.jsonl", "line 2: expected an object"),
+    ):
+        with pytest.raises(DataError, match=message):
+            train_tokenizer(TokenizerTrainConfig(tmp_path / path, out), json=True)
+    assert not out.exists()

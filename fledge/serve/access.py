@@ -9,6 +9,8 @@ import time
 import traceback
 from typing import Any, TextIO
 
+from fledge.errors import EngineError
+
 SECRET = re.compile(r"(?i)\b(?:sk|pk|hf|ghp|key|bearer|token)[-_ =:][A-Za-z0-9._~+/-]{6,}=*")
 MAX_TEXT = 120
 
@@ -34,10 +36,12 @@ class AccessLog:
         self.write(f"{time.strftime('%H:%M:%S')} {head} {rest}")
 
     def failure(self, request_id: str, error: BaseException) -> None:
-        """Where an unexpected error came from: types and lines, never values (a message may quote a prompt)."""
+        """Where an error came from: types and lines. Of messages only the engine's, since others may quote a prompt."""
         frames = traceback.extract_tb(error.__traceback__)[-4:]
         places = " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(frames))
-        line = {"time": round(time.time(), 3), "event": "failure", "request_id": request_id}
+        line: dict[str, Any] = {"time": round(time.time(), 3), "event": "failure", "request_id": request_id}
+        if isinstance(error, EngineError):
+            line["message"] = self.clean(str(error))
         self.write(json.dumps({**line, "error": type(error).__name__, "at": places}))
 
     def clean(self, value: Any) -> Any:

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from fledge.errors import FledgeError
 from fledge.serve.access import AccessLog
 from fledge.serve.errors import ApiError, to_api_error
-from fledge.serve.gate import Gate
+from fledge.serve.gate import RECORD, Gate
 from fledge.serve.guard import Guard
 from fledge.serve.page import page_file
 from fledge.serve.routes import Routes
@@ -33,6 +33,14 @@ def new_app(service: Service, guard: Guard, log: AccessLog) -> Gate:
         ("/page/{name}", page),
     ):
         app.router.add_route(path, answer, methods=["GET"])
+
+    async def on_error(request: Request, error: Exception) -> Response:
+        """Our own errors as they are, anything else as a 500 that says nothing."""
+        answer = to_api_error(error)
+        if answer.status == 500:
+            log.failure(request.scope[RECORD].id, error)
+        return answer.response()
+
     app.add_exception_handler(FledgeError, on_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(Exception, on_error)
@@ -41,11 +49,6 @@ def new_app(service: Service, guard: Guard, log: AccessLog) -> Gate:
 
 async def page(request: Request) -> Response:
     return page_file(request.path_params.get("name", "chat.html"))
-
-
-async def on_error(request: Request, error: Exception) -> Response:
-    """Our own errors as they are; anything else is a 500 that says nothing. The gate logs it."""
-    return to_api_error(error).response()
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:

@@ -65,11 +65,8 @@ class Gate:
             if record.status is None:  # uvicorn gives up on us at its own end, and would answer in plain text
                 await unavailable("The server is shutting down.", "draining").response()(scope, receive, send_marked)
         except Exception as error:
-            answer = to_api_error(error)
-            if answer.status == 500:
-                self.log.failure(record.id, error)
-            if record.status is None:
-                await answer.response()(scope, receive, send_marked)
+            if record.status is None:  # else the application has answered and logged it
+                await to_api_error(error).response()(scope, receive, send_marked)
         finally:
             self.finish(scope, record)
 

@@ -92,7 +92,7 @@ def running(model: str = f"stub:text={TEXT}", *words: str, ready: bool = True) -
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
-            assert line, error_file.read_text()
+            assert "url" in json.loads(line or "{}"), error_file.read_text()
             server = RunningServer(process, json.loads(line)["url"], error_file)
             if ready:
                 server.wait_ready()

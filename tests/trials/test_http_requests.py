@@ -65,7 +65,9 @@ def test_39_a_broken_body_is_a_400(server: RunningServer, path: str, body: bytes
     assert error_of(response)["type"] == "invalid_request_error"
 
 
-@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "json"])
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "json"]
+)
 def test_39_another_content_type_is_a_415(server: RunningServer, content_type: str) -> None:
     response = send(server, CHAT_PATH, json.dumps(CHAT).encode(), content_type)
     assert response.status_code == 415
@@ -74,7 +76,9 @@ def test_39_another_content_type_is_a_415(server: RunningServer, content_type: s
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize(("field", "meant"), [("max_token", "max_tokens"), ("temprature", "temperature"), ("sead", "seed")])
+@pytest.mark.parametrize(
+    ("field", "meant"), [("max_token", "max_tokens"), ("temprature", "temperature"), ("sead", "seed")]
+)
 def test_40_a_misspelt_field_is_a_400_that_names_it(server: RunningServer, path: str, field: str, meant: str) -> None:
     error = error_of(server.post(path, {**SOUND[path], field: 1}))
     assert error["param"] == field
@@ -152,7 +156,9 @@ def test_41_a_wrong_value_is_a_400_that_names_the_parameter(
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize(("param", "literal"), [("temperature", b"NaN"), ("top_p", b"1e999"), ("max_tokens", b"9" * 5000)])
+@pytest.mark.parametrize(
+    ("param", "literal"), [("temperature", b"NaN"), ("top_p", b"1e999"), ("max_tokens", b"9" * 5000)]
+)
 def test_41_what_is_no_json_number_names_the_parameter_too(
     server: RunningServer, path: str, param: str, literal: bytes
 ) -> None:
@@ -174,7 +180,21 @@ WRONG_MESSAGES: list[Any] = [
     [{"role": ["user"], "content": "x"}],
     [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}],
 ]
-WRONG_PROMPTS: list[Any] = [None, [], {}, 5, [[]], ["a", 5], [1, "a"], [[1], "a"], [-1], [10**9], [1.0], [True], [[[1]]]]
+WRONG_PROMPTS: list[Any] = [
+    None,
+    [],
+    {},
+    5,
+    [[]],
+    ["a", 5],
+    [1, "a"],
+    [[1], "a"],
+    [-1],
+    [10**9],
+    [1.0],
+    [True],
+    [[[1]]],
+]
 
 
 @pytest.mark.parametrize("messages", WRONG_MESSAGES, ids=range(len(WRONG_MESSAGES)))

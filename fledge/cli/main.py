@@ -121,7 +121,8 @@ def missing_module(error: ModuleNotFoundError) -> str:
     extra = EXTRAS.get(package)
     if extra:
         return f"expected the package {package}, found none; pip install 'fledge[{extra}]'"
-    return f"expected the module {error.name}, found none; install it in this Python ({sys.executable})"
+    remedy = "install fledge again" if package == "fledge" else f"install it in this Python ({sys.executable})"
+    return f"expected the module {error.name}, found none; {remedy}"
 
 
 def leave_broken_pipe() -> int:

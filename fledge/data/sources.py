@@ -7,12 +7,14 @@ its largest document.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fledge.data.config import PYTHON
 from fledge.errors import DataError
+from fledge.text.documents import read_documents
 
 SNIFFED_BYTES = 8192
 MOST_REPLACED = 0.3  # more undecodable characters than this share: not text
@@ -48,7 +50,8 @@ class Tally:
 def gather(source: str, tally: Tally | None = None) -> Iterator[Document]:
     """Every document of a source, ordered by path. Raises DataError if the path is missing.
 
-    A folder: each file that is text, whatever its ending (HTML as it is written); hidden ones are left out.
+    A folder: each file that is text, whatever its ending (HTML as it is written); hidden ones are left out. A file whose
+    name ends in .jsonl: a document for the `text` of each line.
     """
     tally = tally if tally is not None else Tally()
     if source == PYTHON:
@@ -56,7 +59,9 @@ def gather(source: str, tally: Tally | None = None) -> Iterator[Document]:
 
         return (document for document in python_documents(tally) if not is_empty(document, tally))
     path = Path(source)
-    if path.is_file():
+    if path.is_file() and path.suffix == ".jsonl":
+        found = json_lines(path)
+    elif path.is_file():
         found = read_files([(path.name, path)], tally)
     elif path.is_dir():
         found = read_files(text_files(path), tally)
@@ -81,6 +86,15 @@ def read_files(files: list[tuple[str, Path]], tally: Tally) -> Iterator[Document
         text = decode(path.read_bytes(), name, tally)
         if text is not None:
             yield Document(name, text)
+
+
+def json_lines(path: Path) -> Iterator[Document]:
+    """The documents of JSON lines, under their `path` or their line number. Raises DataError naming the line."""
+    times: Counter[str] = Counter()
+    for document in read_documents(path, split="all"):
+        name = printable(document.path)
+        times[name] += 1
+        yield Document(name if times[name] == 1 else f"{name}#{times[name]}", document.text)
 
 
 def decode(raw: bytes, name: str, tally: Tally) -> str | None:

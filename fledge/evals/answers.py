@@ -11,7 +11,7 @@ from typing import Any
 from fledge.engine.request import Request, Sampling
 from fledge.errors import ConfigError
 from fledge.evals.spans import Span, score_spans
-from fledge.text.chat import Message
+from fledge.text.chat import ChatRenderer, Message
 
 PLAIN_PROMPT = "Question: {}\nAnswer:"
 PLAIN_STOP = ("\n",)
@@ -42,26 +42,31 @@ def questions_of(conversations: Sequence[Sequence[Message]]) -> list[Question]:
 
 def prompt_ids(model: Any, question: Question, form: str) -> list[int]:
     """The tokens before the answer: by the model's chat template (`chat`), or as plain text for a base model (`plain`).
-
-    Raises ConfigError for `chat` on a model without one.
-    """
+    Raises ConfigError for `chat` on a model without one."""
     if form == "chat":
-        if model.renderer is None:
-            raise ConfigError("questions: expected a model with a chat format, got a base one; tune it with fledge sft")
-        return list(model.renderer.render(question.messages, generation_prompt=True).ids)
+        return list(renderer_of(model).render(question.messages, generation_prompt=True).ids)
     start = [] if model.tokenizer.bos_id is None else [model.tokenizer.bos_id]
     return start + model.tokenizer.encode(PLAIN_PROMPT.format(question.asked))
 
 
 def answer_span(model: Any, question: Question, form: str) -> Span:
-    """Prompt and reference answer, the answer's own tokens scored (not the end-of-turn token, which a base model has
-    never seen)."""
-    before = prompt_ids(model, question, form)
+    """Prompt and reference answer, the answer's own tokens scored: those that tuning trains on, but for the end-of-turn
+    token, which a base model has never seen."""
     if form == "plain":
+        before = prompt_ids(model, question, form)
         return Span((*before, *model.tokenizer.encode(f" {question.reference}")), len(before))
-    rendered = model.renderer.render((*question.messages, Message("assistant", question.reference)))
-    last = max(place for place, trained in enumerate(rendered.trained) if trained)
-    return Span(tuple(rendered.ids[:last]), len(before))
+    rendered = renderer_of(model).render((*question.messages, Message("assistant", question.reference)))
+    end = len(rendered.trained) - 1 - rendered.trained[::-1].index(True)
+    first = end
+    while rendered.trained[first - 1]:
+        first -= 1
+    return Span(tuple(rendered.ids[:end]), first)
+
+
+def renderer_of(model: Any) -> ChatRenderer:
+    if model.renderer is None:
+        raise ConfigError("questions: expected a model with a chat format, got a base one; tune it with fledge sft")
+    return model.renderer
 
 
 def answer_bits(model: Any, questions: Sequence[Question], form: str) -> list[float | None]:

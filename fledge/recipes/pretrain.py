@@ -9,7 +9,7 @@ from typing import Any
 
 from fledge.data.batches import TextBatches, windows
 from fledge.data.shards import Dataset, open_shards
-from fledge.data.text_path import from_text_path
+from fledge.data.build import from_text_path
 from fledge.errors import ConfigError
 from fledge.log import RunLog
 from fledge.model.config import ModelConfig, ShapeConfig

@@ -24,7 +24,7 @@ from fledge.errors import CheckpointError, Interrupted, NonFiniteError
 from fledge.lineage import write_text_durably
 from fledge.log import Progress, RunLog, say, warn
 from fledge.model.count import flops_per_token
-from fledge.optim.adamw import AdamWConfig, clip_gradients, load_state_tensors, make_adamw, set_rate, state_tensors
+from fledge.optim.adamw import AdamW, AdamWConfig
 from fledge.optim.schedule import ScheduleConfig, rate_share
 from fledge.train import checkpointing
 from fledge.train.checkpointing import State
@@ -69,14 +69,13 @@ class Loop:
     def __init__(self, run: Run, state: State, stop: StopRequest):
         self.run, self.state, self.stop, self.config = run, state, stop, run.train
         self.model = run.recipe.model.train()
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         adamw = AdamWConfig(
             self.config.learning_rate, self.config.weight_decay, self.config.beta1, self.config.beta2,
             self.config.epsilon, self.config.clip_norm,
         )  # fmt: skip
-        self.optimizer = make_adamw(self.model, adamw)
+        self.optimizer = AdamW(self.model, adamw)
         if run.loaded is not None:
-            load_state_tensors(self.optimizer, self.model, checkpointing.read_optimizer(run.loaded))
+            self.optimizer.load(checkpointing.read_optimizer(run.loaded))
         c = self.config
         self.schedule = ScheduleConfig(c.schedule, c.steps, c.warmup_steps, c.learning_rate_floor)
         self.faults = Faults()
@@ -137,18 +136,17 @@ class Loop:
         loss_value = self.accumulate(batch, recipe.weights(batch))
         if self.faults.due("nan_loss", state.drawn):
             loss_value = math.nan
-        norm = clip_gradients(self.parameters, config.clip_norm)
+        norm = self.optimizer.clip(config.clip_norm)
         if self.faults.due("sleep", state.drawn):
             time.sleep(10)
         index, state.drawn = state.drawn, state.drawn + 1
         if not (math.isfinite(loss_value) and math.isfinite(norm)):
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
             self.skip_or_stop(index, batch, loss_value, norm)
             return None
         rate = config.learning_rate * rate_share(state.step, self.schedule)
-        set_rate(self.optimizer, rate)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step(rate)
+        self.optimizer.zero_grad()
         state.step += 1
         n_tokens = batch.targets.numel()
         state.tokens += n_tokens
@@ -259,7 +257,7 @@ class Loop:
         state.seconds = self.seconds()
         state.cpu_seconds = self.cpu_before + time.process_time() - self.cpu_began
         state.data_digest, state.config = self.run.recipe.data_digest, to_dict(self.run.config)
-        moments = state_tensors(self.optimizer, self.model)
+        moments = self.optimizer.state()
         path = checkpointing.save_checkpoint(self.run.checkpoints, state, self.run.recipe.save, moments)
         self.saved_step = state.step
         self.run.log.write("checkpoint", step=state.step, path=path.name, seconds=round(time.monotonic() - began, 3))

@@ -1,17 +1,28 @@
-"""A tiny training run through the command line: what the training trials share."""
+"""A tiny training run through the command line: what the training trials share.
+
+Commands run in real processes, forked from a server that has imported torch once: signals, kills and exit codes are
+real, and a start costs milliseconds.
+"""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs! 0123456789\n"
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["fledge.recipes.pretrain", "fledge.recipes.sft", "fledge.cli.main", "fledge.evals.run"])
 
 
 def write_config(folder: Path, run_dir: str = "run", **train: Any) -> Path:
@@ -33,21 +44,93 @@ def write_config(folder: Path, run_dir: str = "run", **train: Any) -> Path:
     return path
 
 
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "fledge", *words]
+def run_command(words: list[str], output: str, environment: dict[str, str]) -> None:
+    """In the child: the command line's main, its streams in files."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        handle = os.open(f"{output}.{name}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        os.dup2(handle, number)
+        os.close(handle)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    from fledge.cli.main import main
+
+    code = main(words)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(int(code or 0))
 
 
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
+@dataclass
+class Command:
+    """A running or finished command."""
+
+    process: Any
+    output: str
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def stdout(self) -> str:
+        return Path(f"{self.output}.stdout").read_text()
+
+    @property
+    def stderr(self) -> str:
+        return Path(f"{self.output}.stderr").read_text()
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self, seconds: float = 300) -> int:
+        self.process.join(seconds)
+        assert self.process.exitcode is not None, f"still running after {seconds} s"
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        self.process.kill()
 
 
-def fledge(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+def start(*words: str, **environment: str) -> Command:
+    """Start one command."""
+    output = tempfile.mkdtemp() + "/out"
+    process = SERVER.Process(target=run_command, args=(list(words), output, environment))
+    process.start()
+    return Command(process, output)
+
+
+def fledge(*words: str, **environment: str) -> Command:
     """Run one command to its end."""
-    return subprocess.run(command(*words), capture_output=True, text=True, env=environment(**more), timeout=300)
+    command = start(*words, **environment)
+    command.wait()
+    return command
 
 
-def pretrain(config: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
-    return fledge("pretrain", str(config), "--json", *words, **more)
+def fresh_process(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run one command in a new interpreter."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, "-m", "fledge", *words]
+    return subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def pretrain(config: Path, *words: str, **environment: str) -> Command:
+    return fledge("pretrain", str(config), "--json", *words, **environment)
+
+
+def wait_for_step(run: Path, step: int, command: Command, seconds: float = 60) -> None:
+    """Until the run's log holds `step`."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and command.process.is_alive():
+        log = run / "log.jsonl"
+        if log.exists() and f'"step": {step},' in log.read_text():
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"step {step} never came; exit {command.returncode}: {command.stderr}")
 
 
 def losses(run: Path) -> dict[int, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sysconfig
 from pathlib import Path
 
@@ -47,6 +48,13 @@ def test_a_folder_gives_its_text_files_in_order_and_counts_the_rest(tmp_path):
 def test_a_file_is_one_document_under_its_name(tmp_path):
     write(tmp_path, {"input.txt": b"text"})
     assert [(d.path, d.text, d.n_bytes) for d in gather(str(tmp_path / "input.txt"))] == [("input.txt", "text", 4)]
+
+
+def test_json_lines_are_a_document_a_line(tmp_path):
+    rows = [{"text": "first"}, {"text": "second", "path": "a"}, {"text": "third", "path": "a"}]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = [(d.path, d.text) for d in gather(str(tmp_path / "x.jsonl"))]
+    assert found == [("x:1", "first"), ("a", "second"), ("a#2", "third")]
 
 
 def test_a_missing_path_is_named(tmp_path):

@@ -20,7 +20,6 @@ from fledge.engine.request import Sampling, TokenLogprob
 from fledge.errors import EngineError
 
 COLDEST = 1e-100  # a lower temperature overflows float64, and this one is greedy already
-PROBE = 1024  # top-p first looks at this many of the likeliest tokens before it sorts the whole vocabulary
 
 
 class Sampler:
@@ -91,40 +90,32 @@ class Sampler:
 
 
 def truncate(scores: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, scores) of the tokens that top-k, then top-p, then min-p keep. Scores are log p - max log p."""
-    n_all = len(scores)
-    ids: np.ndarray | None = None
-    values = scores
-    if 0 < sampling.top_k < n_all:
-        ids, values = likeliest(scores, sampling.top_k)
+    """(ids, scores) of the tokens that top-k, then top-p, then min-p keep, by id. Scores are log p - max log p."""
+    ids, values = np.arange(len(scores)), scores
+    if 0 < sampling.top_k < len(values):
+        edge = np.partition(values, len(values) - sampling.top_k)[len(values) - sampling.top_k]
+        kept = highest(values, sampling.top_k, edge)
+        ids, values = ids[kept], values[kept]
     if sampling.top_p < 1.0:
-        total = np.exp(values).sum()
-        if ids is None:
-            ids, values = likeliest(scores, min(n_all, PROBE))
-            if np.exp(values).sum() < sampling.top_p * total:
-                ids, values = likeliest(scores, n_all)
-        mass = np.cumsum(np.exp(values)) / total
-        kept = 1 + int((mass[:-1] < sampling.top_p).sum())  # a token stays while the mass before it is below top_p
-        ids, values = ids[:kept], values[:kept]
+        rising = np.sort(values)
+        mass = np.cumsum(np.exp(rising)[::-1])  # reversed after exp: a backward view costs it its vector path
+        n_kept = 1 + int((mass[:-1] < sampling.top_p * mass[-1]).sum())  # kept: the mass before it is below top_p
+        kept = highest(values, n_kept, rising[-n_kept])
+        ids, values = ids[kept], values[kept]
     if sampling.min_p > 0.0:
-        mask = values >= math.log(sampling.min_p)
-        ids = np.flatnonzero(mask) if ids is None else ids[mask]
-        values = values[mask]
-    return (np.arange(n_all) if ids is None else ids), values
+        kept = np.flatnonzero(values >= math.log(sampling.min_p))
+        ids, values = ids[kept], values[kept]
+    return ids, values
 
 
-def likeliest(scores: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, scores) of the n highest scores, best first; among equals the lowest ids stay and come first."""
-    if n >= len(scores):
-        ids = np.arange(len(scores))
-    else:
-        edge = np.partition(scores, len(scores) - n)[len(scores) - n]
-        above = np.flatnonzero(scores > edge)
-        ids = np.concatenate([above, np.flatnonzero(scores == edge)[: n - len(above)]])
-        ids.sort()
-    order = np.argsort(-scores[ids], kind="stable")
-    ids = ids[order]
-    return ids, scores[ids]
+def highest(values: np.ndarray, n: int, edge: float) -> np.ndarray:
+    """Places, ascending, of the n highest values; `edge` is the n-th highest. Among equals the first places stay."""
+    places = np.flatnonzero(values >= edge)
+    if len(places) == n:
+        return places
+    above = np.flatnonzero(values > edge)
+    equal = np.flatnonzero(values == edge)[: n - len(above)]
+    return np.sort(np.concatenate([above, equal]))
 
 
 def token_logprob(logits: np.ndarray, token: int, n_top: int, n_known: int | None = None) -> TokenLogprob:
@@ -137,6 +128,9 @@ def token_logprob(logits: np.ndarray, token: int, n_top: int, n_known: int | Non
     normaliser = float(best) + math.log(np.exp(logits - best).sum(dtype=np.float64))
     top: tuple[tuple[int, float], ...] = ()
     if n_top:
-        ids, values = likeliest(logits[:n_known], n_top)
-        top = tuple((int(i), float(v) - normaliser) for i, v in zip(ids, values, strict=True))
+        known = logits[:n_known]
+        n_top = min(n_top, len(known))
+        ids = highest(known, n_top, np.partition(known, len(known) - n_top)[len(known) - n_top])
+        best_first = sorted(ids.tolist(), key=lambda token: (-known[token], token))
+        top = tuple((token, float(known[token]) - normaliser) for token in best_first)
     return TokenLogprob(token, float(logits[token]) - normaliser, top)

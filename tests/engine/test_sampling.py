@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledge.engine.request import Sampling
-from fledge.engine.sampling import PROBE, Sampler, likeliest, token_logprob, truncate
+from fledge.engine.sampling import Sampler, highest, token_logprob, truncate
 from fledge.errors import EngineError
 
 VOCAB = 7
@@ -78,20 +78,18 @@ def test_the_narrowest_settings_are_greedy_even_with_ties(settings):
 
 def test_top_k_keeps_exactly_k_and_the_lowest_ids_among_equals():
     ids, values = truncate(np.array([0.0, -1, -1, 0, -1, -2, -1]), Sampling(top_k=4))
-    assert ids.tolist() == [0, 3, 1, 2] and values.tolist() == [0, 0, -1, -1]
+    assert ids.tolist() == [0, 1, 2, 3] and values.tolist() == [0, -1, -1, 0]
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_it():
     scores = np.log(np.array([0.1, 0.5, 0.05, 0.25, 0.1])) - math.log(0.5)
     edges = ((0.4, [1]), (0.49999, [1]), (0.50001, [1, 3]), (0.74999, [1, 3]), (0.8, [1, 3, 0]), (0.9, [1, 3, 0, 4]))
     for top_p, kept in edges:
-        assert truncate(scores, Sampling(top_p=top_p))[0].tolist() == kept, top_p
+        assert truncate(scores, Sampling(top_p=top_p))[0].tolist() == sorted(kept), top_p
 
 
-def test_top_p_beyond_the_probe_sorts_the_whole_vocabulary():
-    scores = np.zeros(5 * PROBE)
-    assert len(truncate(scores, Sampling(top_p=0.1))[0]) == math.ceil(0.5 * PROBE)
-    assert len(truncate(scores, Sampling(top_p=0.5))[0]) == math.ceil(2.5 * PROBE)
+def test_top_p_of_equals_keeps_the_lowest_ids_and_no_more_than_it_needs():
+    assert truncate(np.zeros(1024), Sampling(top_p=0.25))[0].tolist() == list(range(256))
 
 
 def test_top_p_counts_the_mass_that_top_k_left():
@@ -107,10 +105,11 @@ def test_min_p_compares_with_the_likeliest():
 
 
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=40), st.integers(1, 50))
-def test_likeliest_is_a_stable_sort(values, n):
-    scores = np.array(values, dtype=float)
+def test_the_highest_are_those_of_a_stable_sort(values, n):
+    n = min(n, len(values))
     wanted = sorted(range(len(values)), key=lambda i: (-values[i], i))[:n]
-    assert likeliest(scores, n)[0].tolist() == wanted
+    edge = values[wanted[-1]]
+    assert highest(np.array(values), n, edge).tolist() == sorted(wanted)
 
 
 def test_the_penalties_follow_their_formulas():

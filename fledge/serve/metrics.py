@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -20,6 +28,7 @@ class Metrics:
     """Every figure of one server. `engine` gives the engine's own counters at the time of a scrape."""
 
     def __init__(self, engine: Callable[[], Mapping[str, float]], engine_process: Callable[[], int | None]):
+        disable_created_metrics()  # a second series for each, which nobody asks for
         registry = self.registry = CollectorRegistry()
 
         def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
@@ -62,7 +71,7 @@ class Metrics:
 
 
 RENAMED = {"running": "num_requests_running", "waiting": "num_requests_waiting"}
-CONSTANTS = frozenset({"slots_total", "kv_tokens_total"})
+CONSTANTS = frozenset({"slots_total"})
 
 
 class EngineCollector:
@@ -73,8 +82,8 @@ class EngineCollector:
 
     def collect(self) -> Iterable[Metric]:
         figures = dict(self.counters())
-        if figures.get("kv_tokens_total"):
-            figures["kv_cache_usage_perc"] = figures["kv_tokens_in_use"] / figures["kv_tokens_total"]
+        if figures.get("kv_tokens_capacity"):
+            figures["kv_cache_usage_perc"] = figures["kv_tokens_in_use"] / figures["kv_tokens_capacity"]
         for name in RENAMED:
             figures.setdefault(name, 0)
         for name, value in sorted(figures.items()):

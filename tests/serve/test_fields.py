@@ -73,9 +73,11 @@ def test_vendors_extras_are_ignored_and_counted() -> None:
         count_unknown({"x_my_trace": 1}, CHAT_FIELDS, strict=True)
 
 
-@pytest.mark.parametrize(("kind", "value"), [("integer", True), ("integer", 16.0), ("integer", "16"), ("number", "0.7"),
-                                             ("number", False), ("flag", 1), ("flag", "true"), ("text", 5), ("array", "x"),
-                                             ("mapping", [])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [("integer", True), ("integer", 16.0), ("integer", "16"), ("number", "0.7"), ("number", False), ("flag", 1),
+     ("flag", "true"), ("text", 5), ("array", "x"), ("mapping", [])],
+)  # fmt: skip
 def test_no_value_is_coerced(kind: str, value: object) -> None:
     reader = getattr(Fields({"name": value}), kind)
     with pytest.raises(RequestError, match="^name: expected"):

@@ -1,4 +1,4 @@
-"""Trial 68: SIGTERM drains. New work is refused, running answers end, nothing is left behind; a second signal hurries."""
+"""Trial 68: SIGTERM drains. New work is refused, running answers end, nothing is left; a second signal hurries."""
 
 from __future__ import annotations
 
@@ -30,10 +30,9 @@ class Streaming(threading.Thread):
 
     def run(self) -> None:
         body = {**CHAT, "stream": True, "ignore_eos": True, "max_tokens": TOKENS}
-        with httpx.Client(base_url=self.url, trust_env=False, timeout=20) as client:
-            with client.stream("POST", CHAT_PATH, json=body) as response:
-                for frame in frames_of(response):
-                    self.frames.append(frame)
+        with httpx.stream("POST", self.url + CHAT_PATH, json=body, trust_env=False, timeout=20) as response:
+            for frame in frames_of(response):
+                self.frames.append(frame)
 
 
 @contextmanager

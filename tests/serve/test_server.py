@@ -1,0 +1,149 @@
+"""The server as a process: no torch in it, where it listens, what it says."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.serve.running import ROOT, TEXT, RunningServer, running, wait_until
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    with running(f"stub:text={TEXT}", "name=little", "access_log=plain") as started:
+        yield started
+
+
+def loads_torch(pid: int) -> bool:
+    return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_the_http_process_never_loads_torch(server: RunningServer) -> None:
+    assert server.chat().status_code == 200
+    assert server.complete(logprobs=1, echo=True).status_code == 200
+    assert not loads_torch(server.process.pid)
+
+
+def test_the_check_for_torch_sees_it() -> None:
+    """The control."""
+    code = "import os, sys, torch; sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+        wait_until(lambda: loads_torch(process.pid), 60)
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def test_importing_every_module_of_serve_loads_no_torch() -> None:
+    modules = [f"fledge.serve.{path.stem}" for path in (ROOT / "fledge/serve").glob("[a-z]*.py")]
+    assert len(modules) > 15
+    code = f"import sys\nfor name in {modules}: __import__(name)\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_model_has_the_name_it_was_given(server: RunningServer) -> None:
+    (card,) = server.client.get("/v1/models").json()["data"]
+    assert (card["id"], card["max_model_len"], card["chat"]) == ("little", 512, True)
+    assert server.chat(model="little").json()["model"] == "little"
+    assert server.chat(model="stub").status_code == 404
+    assert server.client.get("/version").json()["version"]
+
+
+def test_the_figures_add_up(server: RunningServer) -> None:
+    names = ("fledge_prompt_tokens_total", "fledge_generation_tokens_total", "fledge_request_success_total",
+             "fledge_time_to_first_token_seconds_count", "fledge_e2e_request_latency_seconds_count")  # fmt: skip
+    before = {name: server.metric(name) for name in names}
+    usage = server.chat(n=2).json()["usage"]
+    server.stream("/v1/completions", {"prompt": "Hi", "max_tokens": 3})
+    after = {name: server.metric(name) - before[name] for name in names}
+    assert list(after.values()) == [usage["prompt_tokens"] + 3, usage["completion_tokens"] + 3, 3, 2, 2]
+    families = {family.name: family for family in text_string_to_metric_families(server.client.get("/metrics").text)}
+    for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "http_requests", "ready",
+                 "process_cpu_seconds", "process_resident_memory_bytes", "engine_process_cpu_seconds",
+                 "engine_process_resident_memory_bytes", "inter_token_latency_seconds", "engine_restarts"):  # fmt: skip
+        assert families[f"fledge_{name}"].samples, name
+    reasons = {
+        sample.labels["finished_reason"] for sample in families["fledge_request_success"].samples if sample.labels
+    }
+    assert reasons == {"stop", "length"}
+    routes = {sample.labels["route"] for sample in families["fledge_http_requests"].samples if sample.labels}
+    assert {"/v1/chat/completions", "/v1/completions", "/metrics"} <= routes
+    assert server.metric("fledge_ready") == 1
+
+
+def test_a_plain_access_line_is_one_line_a_request(server: RunningServer) -> None:
+    before = len(server.errors().splitlines())
+    server.chat()
+    server.client.get("/v1/a%0ab")
+    wait_until(lambda: len(server.errors().splitlines()) >= before + 2, 1)
+    first, second = server.errors().splitlines()[before : before + 2]
+    assert "POST /v1/chat/completions 200" in first and "completion_tokens=34" in first
+    assert "GET /v1/a\\nb 404" in second
+
+
+def start(*words: str, **environment: str) -> tuple[str, str, int]:
+    """Standard output, standard error and exit code of a server that is stopped once it listens."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fledge", "serve", "stub:load_ms=60000", *words],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    with process:
+        return first + process.stdout.read(), process.stderr.read(), process.wait(20)
+
+
+def test_people_get_the_page_and_a_ready_command() -> None:
+    out, error, code = start("port=0")
+    page, command = out.splitlines()
+    assert page.startswith("chat page: http://127.0.0.1:")
+    assert command.startswith("curl http://127.0.0.1:") and "/v1/chat/completions" in command
+    assert "warning" not in error
+    assert code == 0
+
+
+def test_listening_to_other_machines_without_a_key_warns_loudly() -> None:
+    out, error, _ = start("--host", "0.0.0.0", "--port", "0")
+    assert "warning: 0.0.0.0 is reachable from other machines and NO API KEY is set" in error
+    out, error, _ = start("--host", "0.0.0.0", "--port", "0", FLEDGE_API_KEY="sk-secret-key-1")
+    assert "warning" not in error
+    assert "$FLEDGE_API_KEY" in out and "sk-secret" not in out + error
+
+
+@pytest.mark.parametrize("words", [["port=70000"], ["api_key=a b"], ["max_choices=0"], ["hots=1"]])
+def test_a_wrong_config_is_one_line(words: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fledge", "serve", "stub:", *words], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+
+
+def test_a_port_in_use_is_an_error_that_says_so(server: RunningServer) -> None:
+    port = server.url.rsplit(":", 1)[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "fledge", "serve", "stub:", f"port={port}"], cwd=ROOT, capture_output=True, text=True,
+        timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert port in done.stderr and "in use" in done.stderr
+
+
+def test_many_connections_are_served_while_one_is_slow(server: RunningServer) -> None:
+    began = time.perf_counter()
+    for _ in range(50):
+        assert server.client.get("/health").status_code == 200
+    assert time.perf_counter() - began < 2

@@ -48,7 +48,8 @@ def verb_help(verb: Verb, cls: type, columns: int = 100) -> str:
     ways = "as key=value, as --key value or in the YAML file" if verb.yaml else "as key=value or as --key value"
     lines += ["", f"Keys, {ways} (- and _ are the same):", ""]
     for key, kind, default, doc in config.flatten(cls):
-        lines.append(f"  {key}  {kind} [{show_default(default)}]")
+        shown = show_default(default)
+        lines.append(f"  {key}  {kind} ({shown if shown == 'required' else f'default {shown}'})")
         lines += wrap(doc, columns, "      ", "      ") if doc else []
     return "\n".join(lines)
 

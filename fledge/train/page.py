@@ -16,7 +16,7 @@ from fledge.train.scores import headline, scores
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 STYLE = Path(__file__).with_name("report.css")
-SHOWN_DIGITS = 16
+SHOWN_DIGITS = 12
 MOST_SAMPLES = 12
 
 

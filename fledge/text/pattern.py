@@ -74,7 +74,7 @@ def pieces(text: str, name: str, characters: int) -> Iterator[str]:
     yield text[start:]
 
 
-PROBE_CHARACTERS = 10_000
+PROBE_CHARACTERS = 20_000
 PROBE_SECONDS = 0.25  # linear patterns need some milliseconds, quadratic ones seconds
 
 
@@ -87,7 +87,8 @@ def refuse_slow(regexes: Iterable[str], encode: Callable[[str], Any]) -> None:
     letters = sorted({c for regex in unknown for c in regex} | set("aA1 !\n\u4e2d")) if unknown else []
     for letter in letters[:128]:
         began = time.thread_time()
-        encode(letter * PROBE_CHARACTERS + "\0")
+        # what follows holds every letter a match may end with, so that the engine can't rule one out at a glance
+        encode(letter * PROBE_CHARACTERS + "\0" + "".join(letters))
         if time.thread_time() - began > PROBE_SECONDS:
             raise TokenizerError(
                 f"tokenizer.json: a regular expression takes too long on a run of {letter!r} (catastrophic); refused"

@@ -1,0 +1,182 @@
+"""Trial 33: a hostile tokenizer is refused or bounded; a megabyte of `a` is encoded in at most two seconds."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fledge.errors import TokenizerError
+from fledge.text.llama2c import from_llama2c
+from fledge.text.tokenizer import Tokenizer, byte_level, characters, from_text
+from tests.text.samples import PATTERNS, small_bpe
+
+SECONDS = 2.0
+MEGABYTE = 1_000_000
+
+
+def tree() -> dict:
+    return json.loads(byte_level().file.text)
+
+
+def with_model(**changes) -> str:
+    changed = tree()
+    changed["model"].update(changes)
+    return json.dumps(changed)
+
+
+def vocab(**more) -> dict:
+    return {**tree()["model"]["vocab"], **more}
+
+
+HOSTILE = {
+    "negative id": (with_model(vocab=vocab(evil=-1)), "expected an id of 0 or more, got -1"),
+    "duplicate id": (with_model(vocab=vocab(evil=5)), "id 5 stands for"),
+    "id far out of range": (with_model(vocab=vocab(evil=2**31)), "expected an id below"),
+    "id beyond 64 bits": (with_model(vocab=vocab(evil=2**200)), "expected an id below"),
+    "id of 5,000 digits": (
+        with_model(vocab=vocab(evil=0)).replace('"evil": 0', '"evil": ' + "9" * 5000),
+        "not usable JSON",
+    ),
+    "id that is a fraction": (with_model(vocab=vocab(evil=1.5)), "expected an id of 0 or more, got 1.5"),
+    "id that is true": (with_model(vocab=vocab(evil=True)), "expected an id of 0 or more, got True"),
+    "token twice": (with_model(vocab=vocab(evil=0)).replace('"evil": 0', '"x": 0'), "each key once"),
+    "merge of unknown tokens": (with_model(merges=[["a", "zz"]]), "not all in the vocabulary"),
+    "merge that makes nothing new": (with_model(merges=[["a", ""]]), "expected two tokens"),
+    "merge that shrinks": (with_model(continuing_subword_prefix="b"), "continuing_subword_prefix"),
+    "random ids": (with_model(dropout=0.5), "dropout"),
+    "no vocabulary": (json.dumps({"model": {"type": "BPE"}}), "model.vocab"),
+    "nothing": ("", "not usable JSON"),
+    "not an object": ("[1]", "expected a JSON object"),
+    "not a number": (with_model(vocab=vocab(evil=float("nan"))), "NaN is not a JSON number"),
+    "deep": ('{"model":' * 100_000, "not usable JSON"),
+    "unknown model": (with_model(type="Secret"), "expected byte-level BPE"),
+    "empty vocabulary": (
+        json.dumps({"model": {"type": "BPE", "vocab": {}}, "decoder": {"type": "ByteLevel"}}),
+        "at least one",
+    ),
+    "added token with a taken id": (
+        json.dumps({**tree(), "added_tokens": [{"id": 5, "content": "x", "special": True}]}),
+        "id 5 stands for",
+    ),
+    "added token with two ids": (
+        json.dumps({**tree(), "added_tokens": [{"id": 300, "content": "a", "special": True}]}),
+        "'a' has id 300 and 97",
+    ),
+    "normalizer that doubles fifteen times": (
+        json.dumps(
+            {
+                **tree(),
+                "normalizer": {
+                    "type": "Sequence",
+                    "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 15,
+                },
+            }
+        ),
+        "times longer",
+    ),
+    "regular expression with exponential time": (
+        json.dumps({**tree(), "pre_tokenizer": None}).replace(
+            '"pre_tokenizer": null',
+            '"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Split", "pattern": {"Regex": "(q+)+$"}, '
+            '"behavior": "Isolated", "invert": false}, {"type": "ByteLevel", "add_prefix_space": false, '
+            '"trim_offsets": true, "use_regex": false}]}',
+        ),
+        "retry-limit|catastrophic",
+    ),
+    "regular expression with quadratic time": (
+        json.dumps({**tree(), "pre_tokenizer": None}).replace(
+            '"pre_tokenizer": null',
+            '"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Split", "pattern": {"Regex": "q+[xy]"}, '
+            '"behavior": "Isolated", "invert": false}, {"type": "ByteLevel", "add_prefix_space": false, '
+            '"trim_offsets": true, "use_regex": false}]}',
+        ),
+        "catastrophic",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_is_refused_in_time(name):
+    text, message = HOSTILE[name]
+    began = time.process_time()
+    with pytest.raises(TokenizerError, match=message):
+        from_text(text)
+    assert time.process_time() - began < SECONDS
+
+
+def test_the_file_without_the_evil_loads():
+    assert from_text(with_model()).encode("evil") == list(b"evil")
+    assert from_text(with_model(vocab=vocab(evil=300))).vocab_size == 301
+
+
+SCRIPT = """
+import resource, sys, time
+from fledge.errors import TokenizerError
+from fledge.text.tokenizer import Tokenizer
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+began = time.process_time()
+try:
+    Tokenizer.load(sys.argv[1])
+except TokenizerError as error:
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(time.process_time() - began, (after - before) / 1024, error)
+"""
+
+
+@pytest.mark.parametrize("layout", ["vocabulary", "merges", "unigram"])
+def test_ten_million_entries_are_refused_without_reading_them_all(layout, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    with open(path, "w") as file:
+        if layout == "vocabulary":
+            file.write('{"model":{"type":"BPE","merges":[],"vocab":{"x":0')
+            thousand = ",".join(f'"%d-{i}":{i}' for i in range(1000))
+            file.writelines("," + thousand.replace("%d", str(i)) for i in range(10_000))
+            file.write("}}}")
+        elif layout == "merges":
+            file.write('{"model":{"type":"BPE","vocab":{"a":0,"aa":1},"merges":["a a"' + ',"a a"' * 10_000_000 + "]}}")
+        else:
+            file.write('{"model":{"type":"Unigram","vocab":[["a",0]' + ',["a",0]' * 5_000_000 + "]}}")
+    done = subprocess.run([sys.executable, "-c", SCRIPT, str(path)], capture_output=True, text=True, check=True)
+    seconds, mebibytes, message = done.stdout.split(maxsplit=2)
+    path.unlink()
+    assert float(seconds) < SECONDS and float(mebibytes) < 300 and "expected at most" in message
+
+
+@pytest.mark.parametrize("merges", [[["a", "b"], ["b", "a"], ["ab", "a"], ["ba", "b"], ["aba", "b"], ["a", "ba"]]])
+def test_merges_in_a_circle_end(merges):
+    """Every merge makes a longer token, so no circle can turn for ever; time stays within bounds."""
+    words = {left + right for left, right in merges}
+    more = {word: 300 + i for i, word in enumerate(sorted(words))}
+    tokenizer = from_text(with_model(vocab=vocab(**more), merges=merges))
+    began = time.process_time()
+    assert tokenizer.decode(tokenizer.encode("ab" * (MEGABYTE // 2))) == "ab" * (MEGABYTE // 2)
+    assert time.process_time() - began < 2 * SECONDS
+
+
+def makers(data_file) -> dict:
+    return {
+        **{f"bpe {name}": lambda name=name: small_bpe(name) for name in PATTERNS},
+        "bytes": byte_level,
+        "characters": lambda: characters("abc"),
+        "llama2.c": lambda: from_llama2c(data_file("ckpt_stories260K/tok512.bin")),
+    }
+
+
+@pytest.mark.parametrize("name", [*(f"bpe {name}" for name in PATTERNS), "bytes", "characters", "llama2.c"])
+def test_a_megabyte_of_a_takes_at_most_two_seconds(name, data_file):
+    tokenizer: Tokenizer = makers(data_file)[name]()
+    text = "a" * MEGABYTE
+    for encode in (tokenizer.encode, tokenizer.encode_array):
+        began = time.process_time()
+        ids = encode(text)
+        assert time.process_time() - began < SECONDS
+        assert tokenizer.decode(list(ids)) == text
+
+
+def test_the_memory_measure_of_this_platform_is_kibibytes():
+    assert 1_000 < resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 100_000_000

@@ -50,8 +50,8 @@ class Tally:
 def gather(source: str, tally: Tally | None = None) -> Iterator[Document]:
     """Every document of a source, ordered by path. Raises DataError if the path is missing.
 
-    A folder: each file that is text, whatever its ending (HTML as it is written); hidden ones are left out. A file whose
-    name ends in .jsonl: a document for the `text` of each line.
+    A folder: each file that is text, whatever its ending (HTML as it is written); hidden ones are left out. One file
+    whose name ends in .jsonl: a document for the `text` of each line.
     """
     tally = tally if tally is not None else Tally()
     if source == PYTHON:

@@ -65,7 +65,8 @@ def text_figures(config: EvaluateConfig, model: Model, before: Model | None) -> 
         f"{name}bits_per_byte": ratio_score(values, own.n_bytes, config.seed) for name, values in bits.items()
     }
     for name in COMPRESSORS:
-        found[f"ratio_to_{name}"] = ratio_score(own.bits, bits[f"{name}_"], config.seed)
+        for prefix in ("", "before_") if before is not None else ("",):
+            found[f"{prefix}ratio_to_{name}"] = ratio_score(bits[prefix], bits[f"{name}_"], config.seed)
     if before is not None:
         found["change_bits_per_byte"] = change_score(own.bits, bits["before_"], own.n_bytes, config.seed)
     return {
@@ -126,7 +127,7 @@ def bigram_bits(model: Model, train: Any, documents: Sequence[Document]) -> list
 def question_figures(config: EvaluateConfig, model: Model, before: Model | None) -> dict[str, Any]:
     """Answer bits per byte, exact answers and word F1 of the model and of the one before."""
     assert config.questions is not None
-    questions = questions_of(read_conversations(config.questions))
+    questions = questions_of(list(read_conversations(config.questions)))
     questions = questions[: config.limit_questions] if config.limit_questions else questions
     if not questions:
         raise ConfigError(f"{config.questions}: expected conversations that end with an answer, found none")

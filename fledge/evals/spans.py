@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fledge.batch import Layout, OneDocument, Tokens, one_document, padded
+from fledge.batch import OneDocument, Tokens, one_document
 
 BATCH_TOKENS = 8192
 LOGITS_AT_ONCE = 1 << 24  # 64 MB in float32
@@ -52,8 +52,7 @@ def score_spans(transformer: Any, spans: Sequence[Span], progress: Callable[[int
     done = 0
     for numbers in batches_of(spans):
         rows = [list(spans[number].ids) for number in numbers]
-        tokens, layout = as_rows([row[:-1] for row in rows])
-        hidden_BTD = transformer.hidden(tokens.to(device), layout)
+        hidden_BTD = transformer.hidden(as_rows([row[:-1] for row in rows]).to(device), OneDocument())
         wanted = [(b, t) for b, number in enumerate(numbers) for t in range(spans[number].first - 1, len(rows[b]) - 1)]
         targets = [rows[b][t + 1] for b, t in wanted]
         row_index, place = torch.tensor(wanted, device=device).T
@@ -83,7 +82,8 @@ def batches_of(spans: Sequence[Span]) -> Iterator[list[int]]:
         order = order[rows:]
 
 
-def as_rows(rows: list[list[int]]) -> tuple[Tokens, Layout]:
-    if all(len(row) == len(rows[0]) for row in rows):
-        return one_document(torch.tensor(rows)), OneDocument()
-    return padded(rows)
+def as_rows(rows: list[list[int]]) -> Tokens:
+    """Rows of one length. What fills a shorter one up stands after its tokens, where a causal model doesn't look: no
+    mask is needed, and the fast kernels stay."""
+    longest = max(map(len, rows))
+    return one_document(torch.tensor([row + [0] * (longest - len(row)) for row in rows]))

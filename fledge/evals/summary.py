@@ -11,6 +11,7 @@ TEXT_ROWS = (
     ("gzip_", "gzip -9"),
     ("xz_", "xz -9"),
 )
+RATIO_ROWS = (("ratio_to_gzip", "over gzip's"), ("ratio_to_xz", "over xz's"), ("change_bits_per_byte", "change"))
 ANSWER_ROWS = (("answer_bits_per_byte", "bits per byte"), ("exact", "exact answers"), ("word_f1", "word F1"))
 
 
@@ -33,9 +34,10 @@ def text_lines(result: dict[str, Any]) -> list[str]:
     for prefix, name in TEXT_ROWS:
         if f"{prefix}bits_per_byte" in scores:
             lines.append(f"  {name:<14} {shown(scores[f'{prefix}bits_per_byte'])}")
-    for name in ("ratio_to_gzip", "ratio_to_xz", "change_bits_per_byte"):
-        if name in scores:
-            lines.append(f"  {name.replace('_', ' ').replace(' bits per byte', ''):<14} {shown(scores[name])}")
+    for key, name in RATIO_ROWS:
+        if key in scores:
+            earlier = f"   before {shown(scores[f'before_{key}'])}" if f"before_{key}" in scores else ""
+            lines.append(f"  {name:<14} {shown(scores[key])}{earlier}")
     lines.append(
         f"  {'perplexity':<14} {result['perplexity_per_token']:.3f} per token of {result['tokens']:,} "
         f"(context {method['context_tokens']}, stride {method['stride']}, first token {method['first_token']})"

@@ -22,7 +22,9 @@ SPELLINGS = {
 ROLE_SPELLINGS = {"system": (SYSTEM,), "user": (USER,), "assistant": (ASSISTANT,)}
 ENDS_OF_TURN = (END, "<|im_end|>", "<|eot_id|>", "<end_of_turn>")
 
-MARKUP = re.compile(r"<[^\s<>]+>|\[[A-Z_]+\]")  # `<tool_call>` steers a model even where its file calls it text
+# Tokens that steer a model even where its file calls them text: <|fim_prefix|>, <tool_call>, <think>, [INST]. HTML's
+# tags, which some vocabularies hold as tokens of text, are not among them.
+MARKUP = re.compile(r"<\|[^\s<>]+\|>|</?[a-z]+_[a-z_]+>|</?think>|\[/?[A-Z_]+\]")
 
 
 def special_entries(tokens: tuple[str, ...], first_id: int) -> list[dict[str, Any]]:

@@ -213,6 +213,7 @@ def foreign_tree() -> dict:
     tree["added_tokens"] = [
         {"id": vocab["<s>"], "content": "<s>", "special": True, **flags},
         {"id": len(vocab), "content": "<tool_call>", "special": False, **flags},
+        {"id": len(vocab) + 1, "content": "<h1>", "special": False, **flags},
     ]
     tree["pre_tokenizer"]["use_regex"] = False
     return tree
@@ -231,6 +232,8 @@ def test_markup_that_a_file_calls_text_is_control():
     number = tokenizer.id_of("<tool_call>")
     assert tokenizer.is_special(number) and number not in tokenizer.encode("x<tool_call>y")
     assert number in tokenizer.encode("x<tool_call>y", parse_special=True)
+    assert tokenizer.id_of("<h1>") in tokenizer.encode("x<h1>y"), "a tag of HTML is text with a token of its own"
+    assert tokenizer.decode(tokenizer.encode("x<h1>y<tool_call>")) == "x<h1>y<tool_call>"
 
 
 @pytest.mark.parametrize("spelling", ["<s>", {"content": "<s>", "lstrip": False}])

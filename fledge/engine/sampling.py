@@ -35,7 +35,7 @@ class Sampler:
         self.key = sequence_key(sampling.seed, choice)
         self.vocab_size = vocab_size
         self.n_accepted = 0
-        self.stop_ids = np.array(sorted(stop_ids), dtype=np.int64)
+        self.stop_ids = np.array(sorted(i for i in stop_ids if i < vocab_size), dtype=np.int64)
         self.bias_ids = np.array([token for token, _ in sampling.logit_bias], dtype=np.int64)
         self.biases = np.array([bias for _, bias in sampling.logit_bias], dtype=np.float32)
         counted = sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0

@@ -239,6 +239,24 @@ def test_a_model_that_can_not_be_loaded_is_an_error_with_its_reason_and_no_resta
     asyncio.run(run())
 
 
+def test_a_process_that_dies_again_and_again_while_it_loads_is_given_up(monkeypatch, capfd):
+    def spawn(client: EngineClient, connection: object) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", "raise SystemExit(9)"])
+
+    monkeypatch.setattr(EngineClient, "spawn", spawn)
+
+    async def run() -> None:
+        client = EngineClient("stub:")
+        await client.start()
+        with pytest.raises(EngineError, match="died 3 times while it loaded"):
+            await client.wait_ready(30)
+        assert client.state == "failed"
+        await client.stop(0)
+
+    asyncio.run(run())
+    assert capfd.readouterr().err.count("exit code 9") == 2
+
+
 def test_sigterm_to_the_process_alone_lets_answers_finish_and_it_comes_back():
     async def body(client: EngineClient) -> None:
         first = client.facts["pid"]

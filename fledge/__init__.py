@@ -17,7 +17,8 @@ _WHERE = {
 __all__ = sorted([*_WHERE, "__version__"])
 
 if TYPE_CHECKING:
-    from fledge.engine.loaded import Model, load
+    from fledge.engine.loaded import Model as Model
+    from fledge.engine.loaded import load as load
 
 
 def __getattr__(name: str) -> Any:

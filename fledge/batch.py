@@ -19,8 +19,8 @@ PADDING = -1  # document id of a token that is not there
 class Tokens:
     """Token ids with their place. `ids`, `pos`, `doc`: int64 [B, T]; `doc` -1 is padding.
 
-    `kind`: int64 [B, T], a small integer per token (segment, prefix, global mark). `embeds`: [B, T, D], rows that replace
-    the embedding's. Positions count from 0 inside each document.
+    `kind`: int64 [B, T], a small integer per token (segment, prefix, global mark). `embeds`: [B, T, D], rows that
+    replace the embedding's. Positions count from 0 inside each document.
     """
 
     ids: Tensor

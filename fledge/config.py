@@ -72,7 +72,7 @@ def parse_yaml(text: str, at: str = "value") -> Any:
         list("-+0123456789."),
     )
     try:
-        return yaml.load(text, Loader=Loader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, Loader=Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{at}, line {mark.line + 1}" if mark is not None else at
@@ -241,9 +241,10 @@ def field_docs(cls: type) -> dict[str, str]:
     docs: dict[str, str] = {}
     statements = body.body if isinstance(body, ast.ClassDef) else []
     for statement, following in zip(statements, statements[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-                docs[statement.target.id] = " ".join(str(following.value.value).split())
+        if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)):
+            continue
+        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            docs[statement.target.id] = " ".join(str(following.value.value).split())
     return docs
 
 

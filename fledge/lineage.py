@@ -87,7 +87,9 @@ def read_card(folder: str | Path) -> dict[str, Any]:
 
 
 def verify(folder: str | Path) -> dict[str, Any]:
-    """The card, after every file it names was found with its digest. Raises CheckpointError naming the first that differs."""
+    """The card, after every file it names was found with its digest.
+
+    Raises CheckpointError naming the first that differs."""
     folder = Path(folder)
     card = read_card(folder)
     for name, digest in card["files"].items():

@@ -37,7 +37,7 @@ class RunLog:
         if rank == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             drop_torn_line(self.path)
-            self._file = open(self.path, "a", encoding="utf-8")
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (held until close)
 
     def write(self, kind: str, **values: Any) -> None:
         """Append one event. Non-finite numbers are written as strings, so that every line is strict JSON."""
@@ -56,7 +56,7 @@ class RunLog:
         scratch = self.path.with_suffix(".tmp")
         scratch.write_text("".join(json.dumps(e) + "\n" for e in kept), encoding="utf-8")
         os.replace(scratch, self.path)
-        self._file = open(self.path, "a", encoding="utf-8")
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (held until close)
 
     def close(self) -> None:
         if self._file is not None:
@@ -102,7 +102,9 @@ class Progress:
     The time left comes from the pace of this process (a resumed run does not count the steps of its past life).
     """
 
-    def __init__(self, what: str, total: int, start: int = 0, every_seconds: float = 10.0, stream: TextIO | None = None):
+    def __init__(
+        self, what: str, total: int, start: int = 0, every_seconds: float = 10.0, stream: TextIO | None = None
+    ):
         self.what, self.total, self.start = what, total, start
         self.stream = stream or sys.stderr
         self.live = self.stream.isatty()

@@ -10,7 +10,8 @@ class Verb:
     """One command. `config` and `run` are `module:name`; `run(config)` gives the result as plain values.
 
     `positionals` maps words on the command line, in order, to config keys; a name in brackets may be left out.
-    `aliases` maps a flag to a config key (`--out` to `run.dir`). `yaml`: a positional ending in .yaml is the config file.
+    `aliases` maps a flag to a config key (`--out` to `run.dir`). `yaml`: a positional ending in .yaml
+    is the config file.
     """
 
     name: str

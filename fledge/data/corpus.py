@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from fledge.data.config import BuildConfig
+from fledge.data.document import Document, is_held_out
 from fledge.data.shingles import HeldOutShingles
-from fledge.data.sources import Document, Tally, gather, is_held_out
+from fledge.data.sources import gather
+from fledge.data.text_file import Tally
 from fledge.errors import DataError
 from fledge.lineage import sha256_json
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from fledge.data.sources import Document
+from fledge.data.document import Document
 
 Kind = Literal["module", "class", "function", "method"]
 Function = ast.FunctionDef | ast.AsyncFunctionDef

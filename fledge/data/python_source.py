@@ -11,7 +11,8 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from fledge.data.sources import Document, Tally, decode
+from fledge.data.document import Document
+from fledge.data.text_file import Tally, decode
 
 LEFT_OUT_FOLDERS = frozenset(
     ("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data", "_bundled")

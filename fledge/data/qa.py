@@ -18,8 +18,9 @@ from fledge.data.beside import beside, clean
 from fledge.data.config import QaConfig
 from fledge.data.corpus import CORPUS, read_corpus
 from fledge.data.definitions import definitions
+from fledge.data.document import Document, is_held_out
 from fledge.data.questions import Conversation, about_definitions, about_text, number_of
-from fledge.data.sources import Document, gather, is_held_out
+from fledge.data.sources import gather
 from fledge.errors import CheckpointError, DataError
 from fledge.lineage import CARD, sha256_file, sha256_json, verify, write_card
 

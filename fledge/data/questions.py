@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from fledge.data.definitions import Definition
-from fledge.data.sources import Document
+from fledge.data.document import Document
 
 ABOUT_CALLABLE = ("What does {} do?", "What is {} for?", "Explain {}.", "What does {} do in Python?")
 ABOUT_CLASS = ("What is {}?", "What is the class {} for?", "Describe {}.", "What is {} in Python?")

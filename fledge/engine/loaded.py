@@ -64,7 +64,9 @@ class Model:
 
     def chat_ids(self, messages: str | Sequence[Message]) -> list[int]:
         if self.renderer is None:
-            raise ConfigError(f"{self.folder}: a base model has no chat format; use generate, or tune it with fledge sft")
+            raise ConfigError(
+                f"{self.folder}: a base model has no chat format; use generate, or tune it with fledge sft"
+            )
         turns = (Message("user", messages),) if isinstance(messages, str) else tuple(messages)
         return self.renderer.render(turns, generation_prompt=True).ids
 

@@ -66,7 +66,7 @@ class Sampling:
                 raise RequestError(f"{name}: expected an integer, got {value!r:.40}", name)
         check(1 <= self.max_tokens < 2**31, "max_tokens", "at least 1 and below 2^31", self.max_tokens)
         check(0 <= self.min_tokens <= self.max_tokens, "min_tokens", "0..max_tokens", self.min_tokens)
-        check(0 <= self.top_k, "top_k", "0 or more", self.top_k)
+        check(self.top_k >= 0, "top_k", "0 or more", self.top_k)
         check(1 <= self.n <= MAX_CHOICES, "n", f"1..{MAX_CHOICES}", self.n)
         check(-MAX_SEED - 1 <= self.seed <= MAX_SEED, "seed", "a 64-bit integer", self.seed)
         ranges = {

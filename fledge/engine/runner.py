@@ -6,28 +6,18 @@ V vocabulary. A row is one document's next tokens; decoding rows (one token) go 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from fledge.batch import Cached, Tokens
+from fledge.engine.row import Row
 from fledge.errors import ConfigError
 from fledge.model.folder import find_model, load_model, stop_ids
 from fledge.model.transformer import Transformer, new_cache
 from fledge.nn.linear import Joined, Linear, PackedLinear, pack
 from fledge.text.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class Row:
-    """Tokens `ids` of the document in cache slot `slot`, the first at position `start` (all before it are cached)."""
-
-    slot: int
-    start: int
-    ids: tuple[int, ...]
-    all_logits: bool = False
 
 
 class Runner:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fledge.data.sources import Document
+from fledge.data.document import Document
 from fledge.evals.spans import document_spans, score_spans
 from fledge.log import Progress
 

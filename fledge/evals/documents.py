@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fledge.data.corpus import CORPUS, read_corpus
+from fledge.data.document import Document
 from fledge.data.shards import Shard, open_shards
-from fledge.data.sources import Document, gather
+from fledge.data.sources import gather
 from fledge.errors import DataError
 from fledge.lineage import read_card
 

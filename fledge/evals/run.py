@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fledge import device as devices
-from fledge.data.sources import Document
+from fledge.data.document import Document
 from fledge.engine.loaded import Model, load
 from fledge.errors import ConfigError
 from fledge.evals import bigram as bigrams

@@ -18,7 +18,9 @@ class InitConfig:
     """How weights start. `std` is used by "normal" and "gpt2_scaled"; `constant` fills every matrix with `std`."""
 
     name: InitName = "gpt2_scaled"
+    """normal, gpt2_scaled (smaller where a product ends in the residual stream), xavier, he or constant."""
     std: float = 0.02
+    """Standard deviation of normal and gpt2_scaled, and of embeddings; the value of constant."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class ShapeConfig:
     head_channels: int = 0
     """Channels per head; 0: width / heads."""
     hidden: int = 0
-    """Channels inside the feed-forward; 0: the family's custom (4 x width, or 8/3 x width rounded up to 32 if gated)."""
+    """Channels inside the feed-forward; 0: the family's custom (4 x width; gated: 8/3 x width, rounded up to 32)."""
     context_tokens: int = 0
     """Longest document in tokens."""
     vocab_size: int = 0

@@ -16,4 +16,4 @@ class ConvertConfig:
     tokenizer: str = ""
     """Tokenizer file where the source has none: llama2.c's tokenizer.bin, or a folder with tokenizer.json."""
     trust_pickle: bool = False
-    """Read pytorch_model.bin with torch's restricted unpickler (tensors only). Only for files whose origin you trust."""
+    """Read pytorch_model.bin with torch's restricted unpickler (tensors only). Only for files you trust."""

@@ -153,7 +153,7 @@ def read_weights(
 def their_names(
     own_family: Family, where: dict[str, SafetensorsFile], wanted: set[str], config: ModelConfig
 ) -> dict[str, str]:
-    """Canonical name -> name in the files (the family's prefix may be missing). Raises CheckpointError for strangers."""
+    """Canonical name -> name in the files (its prefix may be missing). Raises CheckpointError for strangers."""
     found = {}
     for name in where:
         if name.endswith(own_family.ignored):
@@ -261,8 +261,6 @@ def write_sharded(folder: Path, state: dict[str, Tensor], shard_bytes: int = SHA
 
 def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
 
 
 def stop_ids(folder: str | Path, tokenizer: Tokenizer) -> frozenset[int]:

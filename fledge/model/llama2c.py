@@ -1,4 +1,4 @@
-"""Reading llama2.c checkpoints (version 0 of karpathy/llama2.c's export): seven int32, then float32 weights in order."""
+"""Reading llama2.c checkpoints (version 0 of karpathy/llama2.c's export): seven int32, then float32 weights."""
 
 from __future__ import annotations
 

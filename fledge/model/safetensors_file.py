@@ -63,7 +63,7 @@ class SafetensorsFile:
         if tensor.numel():
             view = tensor.view(-1).view(torch.uint8).numpy()
             self._file.seek(entry.start)
-            if self._file.readinto(memoryview(view)) != entry.end - entry.start:
+            if self._file.readinto(view.data) != entry.end - entry.start:
                 raise CheckpointError(f"{self.path.name}: {name}: the file ended early; it changed while being read")
         return tensor
 
@@ -174,6 +174,6 @@ def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: di
         for name in order:
             flat = tensors[name].detach().cpu().contiguous().view(-1)
             if flat.numel():
-                file.write(memoryview(flat.view(torch.uint8).numpy()))
+                file.write(flat.view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())

@@ -73,7 +73,8 @@ def print_counts(result: dict[str, Any], cache_bits: int) -> None:
     print(f"FLOPs      {result['flops_per_token']:.3g} a token forward, "
           f"{result['training_flops_per_token']:.3g} in training (full context)")  # fmt: skip
     cache = result["cache_bytes_per_token"]
-    print(f"cache      {size(cache)} a token at {cache_bits} bits, {size(cache * result['context_tokens'])} a full context")
+    whole = cache * result["context_tokens"]
+    print(f"cache      {size(cache)} a token at {cache_bits} bits, {size(whole)} a full context")
 
 
 def size(n_bytes: float) -> str:

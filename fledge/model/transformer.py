@@ -31,7 +31,9 @@ class Transformer(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, width, _weight=torch.empty(config.vocab_size, width))
         rows = config.learned_positions
-        self.positions = nn.Embedding(rows, width, _weight=torch.empty(rows, width)) if rows else None
+        self.positions: nn.Embedding | None = None
+        if rows:
+            self.positions = nn.Embedding(rows, width, _weight=torch.empty(rows, width))
         self.decoder = Stack(config.decoder)
         self.output: Linear | PackedLinear | None = None if config.tie else Linear(width, config.vocab_size)
         self._angles: dict[object, Angles] = {}
@@ -44,14 +46,16 @@ class Transformer(nn.Module):
         """What the output product sees: [B, T, D]."""
         length = longest_document(layout, tokens.ids.shape[1])
         if length > self.config.context_tokens:
-            raise ConfigError(f"tokens: expected documents of at most {self.config.context_tokens} tokens, got {length}")
+            raise ConfigError(
+                f"tokens: expected documents of at most {self.config.context_tokens} tokens, got {length}"
+            )
         x = tokens.embeds if tokens.embeds is not None else self.embedding(tokens.ids)
         in_order = isinstance(layout, OneDocument | Padded)
         if self.positions is not None:
             # rows that count 0, 1, 2… share one slice; its gradient is a sum, not a scatter
             x = x + (self.positions.weight[: x.shape[1]] if in_order else self.positions(tokens.pos))
         table = self.angle_table(x.device, length)
-        context = Context(tokens, layout, angles_for(self.decoder.config, table, tokens, in_order), cache)
+        context = Context(tokens, layout, angles_for(table, tokens, in_order), cache)
         return self.decoder(x, context)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -125,6 +125,9 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer, i) for i, layer in enumerate(config.layers))
         self.norm = make_norm(config.norm, config.width) if "before" in config.norm_at else None
 
+    def blocks(self) -> list[Block]:
+        return [layer for layer in self.layers if isinstance(layer, Block)]
+
     def forward(self, x: Tensor, context: Context) -> Tensor:
         if self.config.dropout and self.training:
             x = F.dropout(x, self.config.dropout)
@@ -133,7 +136,9 @@ class Stack(nn.Module):
         return x if self.norm is None else self.norm(x)
 
 
-def angles_for(config: StackConfig, table: dict[object, Angles], tokens: Tokens, in_order: bool) -> dict[object, Angles]:
+def angles_for(
+    config: StackConfig, table: dict[object, Angles], tokens: Tokens, in_order: bool
+) -> dict[object, Angles]:
     """Rotary (cos, sin) of this batch by layer position, each [B|1, T, 1, C/2]. `in_order`: every row counts 0, 1, 2…"""
     angles: dict[object, Angles] = {}
     for position, (cos, sin) in table.items():
@@ -143,5 +148,3 @@ def angles_for(config: StackConfig, table: dict[object, Angles], tokens: Tokens,
         else:
             angles[position] = (cos[tokens.pos][:, :, None], sin[tokens.pos][:, :, None])
     return angles
-
-

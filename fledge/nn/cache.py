@@ -28,7 +28,7 @@ class KeyValueCache:
         self.n_slots, self.positions = n_slots, positions
 
     def write(self, layer: int, slot: int, start: int, k_TKC: Tensor, v_TKC: Tensor) -> tuple[Tensor, Tensor]:
-        """Put T tokens at `start` of a slot; gives views of the slot's keys and values up to them, [K, start + T, C]."""
+        """Put T tokens at `start` of a slot; gives views of its keys and values up to them, [K, start + T, C]."""
         end = start + k_TKC.shape[0]
         keys, values = self.keys[layer][slot], self.values[layer][slot]
         keys[:, start:end] = k_TKC.transpose(0, 1)

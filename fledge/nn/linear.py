@@ -33,18 +33,24 @@ class Joined(nn.Module):
         for name, size in outputs.items():
             self.add_module(name, Linear(inputs, size, bias))
 
+    def maps(self) -> list[Linear]:
+        return [child for child in self.children() if isinstance(child, Linear)]
+
     def forward(self, x: Tensor) -> Tensor:
-        maps = list(self.children())
+        maps = self.maps()
         if len(maps) == 1:
             return maps[0](x)
         # one product of the stacked weights reads x once; copying the weights costs less than reading x again
-        weight = torch.cat([m.weight for m in maps])  # type: ignore[list-item]
-        bias = None if maps[0].bias is None else torch.cat([m.bias for m in maps])  # type: ignore[list-item]
+        weight = torch.cat([m.weight for m in maps])
+        bias = None if maps[0].bias is None else torch.cat([m.bias for m in maps if m.bias is not None])
         return F.linear(x, weight, bias)
 
 
 class PackedLinear(nn.Module):
     """An inference copy: weight [I, O] in one piece, `y = x W + b`. Holds no parameters: refresh it with `load`."""
+
+    weight: Tensor
+    bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
@@ -54,14 +60,14 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
         rows = x.reshape(-1, x.shape[-1])
-        y = torch.mm(rows, weight) if bias is None else torch.addmm(bias, rows, weight)  # type: ignore[arg-type]
+        y = torch.mm(rows, weight) if bias is None else torch.addmm(bias, rows, weight)
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
-def pack(module: nn.Module) -> PackedLinear:
+def pack(module: Linear | Joined) -> PackedLinear:
     """The packed inference copy of a Linear or a Joined."""
-    maps = list(module.children()) if isinstance(module, Joined) else [module]
+    maps = module.maps() if isinstance(module, Joined) else [module]
     with torch.no_grad():
-        weight = torch.cat([m.weight for m in maps]).t().contiguous()  # type: ignore[list-item]
-        bias = None if maps[0].bias is None else torch.cat([m.bias for m in maps])  # type: ignore[list-item]
+        weight = torch.cat([m.weight for m in maps]).t().contiguous()
+        bias = None if maps[0].bias is None else torch.cat([m.bias for m in maps if m.bias is not None])
     return PackedLinear(weight, bias)

@@ -58,7 +58,7 @@ class AdamW:
             torch._foreach_add_(group.steps, 1)
             torch._fused_adamw_(
                 group.parameters,
-                [p.grad for p in group.parameters],
+                gradients(group.parameters),
                 group.exp_avg,
                 group.exp_avg_sq,
                 [],
@@ -86,16 +86,16 @@ class AdamW:
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        gradients = [p.grad for p in self.parameters]
-        norms = torch._foreach_norm(gradients)
+        found = gradients(self.parameters)
+        norms = torch._foreach_norm(found)
         norm = torch.linalg.vector_norm(torch.stack(norms)).item()
         if limit and limit < norm < float("inf"):
-            torch._foreach_mul_(gradients, limit / (norm + 1e-6))
+            torch._foreach_mul_(found, limit / (norm + 1e-6))
         return norm
 
     def state(self) -> dict[str, Tensor]:
         """The moments by parameter name: `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME` (float32, one element)."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for group in self.groups:
             rows = zip(group.names, group.exp_avg, group.exp_avg_sq, group.steps, strict=True)
             for name, first, second, step in rows:
@@ -114,5 +114,9 @@ class AdamW:
 def new_group(items: list[tuple[str, nn.Parameter]], weight_decay: float) -> Group:
     names, parameters = [name for name, _ in items], [p for _, p in items]
     steps: list[Tensor] = [torch.zeros((), device=p.device) for p in parameters]
-    moments = ([torch.zeros_like(p, requires_grad=False) for p in parameters] for _ in range(2))
-    return Group(weight_decay, names, list(parameters), *moments, steps)
+    first, second = ([torch.zeros_like(p, requires_grad=False) for p in parameters] for _ in range(2))
+    return Group(weight_decay, names, list(parameters), first, second, steps)
+
+
+def gradients(parameters: list[Tensor]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]

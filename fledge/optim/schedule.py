@@ -28,7 +28,7 @@ class ScheduleConfig:
 def rate_share(step: int, config: ScheduleConfig) -> float:
     """Share of the peak rate for update `step` (counted from 0), 0..1.
 
-    Linear over the warm-up (its first update is not 0), then cosine (Loshchilov & Hutter 2017, arXiv 1608.03983, eq. 5),
+    Linear over the warm-up (its first update is not 0), then cosine (Loshchilov & Hutter 2017, eq. 5),
     linear, or constant.
     """
     if step < config.warmup_steps:

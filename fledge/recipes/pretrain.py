@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fledge.data.batches import TextBatches, windows
-from fledge.data.shards import Dataset, open_shards
 from fledge.data.build import from_text_path
+from fledge.data.shards import Dataset, open_shards
 from fledge.errors import ConfigError
 from fledge.log import RunLog
 from fledge.model.config import ModelConfig, ShapeConfig
@@ -88,7 +88,7 @@ def resolve_shape(shape: ShapeConfig, tokenizer: Tokenizer) -> ModelConfig:
 
 def with_dropout(model: Transformer, dropout: float) -> Transformer:
     """Set the dropout of a loaded model: config.json does not carry it."""
-    for block in model.decoder.layers:
+    for block in model.decoder.blocks():
         block.dropout = dropout
     stack = replace(model.config.stack, dropout=dropout)
     model.config = replace(model.config, decoder=stack)

@@ -70,9 +70,7 @@ def run_recipe(
         return result
 
 
-def finished_result(
-    folder: Path, config: Any, settings: TrainConfig, data_digest: str
-) -> dict[str, Any] | None:
+def finished_result(folder: Path, config: Any, settings: TrainConfig, data_digest: str) -> dict[str, Any] | None:
     """The result of a finished run of this config on this data, or None."""
     try:
         card = lineage.verify(folder / "model")

@@ -94,8 +94,8 @@ def conversations(config: SftConfig) -> tuple[list[Any], list[Any]]:
 def data_digest(config: SftConfig, base: Path) -> str:
     """Digest of the conversations and of the base model's weights."""
     digest = hashlib.sha256()
-    for path in (config.data.path, config.data.val):
-        digest.update(sha256_file(path).encode() if path else b"-")
+    for name in (config.data.path, config.data.val):
+        digest.update(sha256_file(name).encode() if name else b"-")
     for path in sorted(base.glob("*.safetensors")):
         digest.update(sha256_file(path).encode())
     return digest.hexdigest()

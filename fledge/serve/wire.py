@@ -17,7 +17,7 @@ from fledge.text.chat import Message
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 MAX_PROMPTS = 64
-MAX_RANDOM_SEED = 2**53  # exact in JavaScript, so that the chat page can send it back
+MAX_RANDOM_SEED = 2**32  # short enough to be read off a screen, and exact in JavaScript
 MAX_MESSAGES = 4096
 
 SAMPLING_FIELDS = words(

@@ -122,7 +122,8 @@ def fsync_tree(folder: Path) -> None:
 def newest_valid(root: Path) -> tuple[Path, State] | None:
     """The newest checkpoint that verifies, or None if there is none at all.
 
-    Damaged ones are named in a warning and passed over. Raises CheckpointError when all are damaged: nothing is deleted.
+    Damaged ones are named in a warning and passed over. Raises CheckpointError when all are: nothing is
+    deleted.
     """
     folders = list_checkpoints(root)
     damaged = 0

@@ -86,7 +86,7 @@ class Loop:
         self.saved_step = state.step if run.loaded is not None else -1
 
     def to_the_end(self) -> dict[str, float]:
-        state, config, run = self.state, self.config, self.run
+        state, config = self.state, self.config
         self.announce()
         progress = Progress("step", config.steps, state.step)
         if state.step == 0:
@@ -151,7 +151,13 @@ class Loop:
         n_tokens = batch.targets.numel()
         state.tokens += n_tokens
         seconds = time.monotonic() - began
-        return {"loss": loss_value, "learning_rate": rate, "gradient_norm": norm, "tokens": n_tokens, "seconds": seconds}
+        return {
+            "loss": loss_value,
+            "learning_rate": rate,
+            "gradient_norm": norm,
+            "tokens": n_tokens,
+            "seconds": seconds,
+        }
 
     def accumulate(self, batch: Batch, weights: dict[str, float]) -> float:
         """Gradients of the global batch's loss, micro-batch by micro-batch; gives the loss."""
@@ -201,9 +207,7 @@ class Loop:
                                gradient_norm=figures["gradient_norm"], tokens=state.tokens,
                                tokens_per_second=round(rate, 1), mfu=round(mfu, 4),
                                seconds=round(self.seconds(), 4), skipped=state.skipped)  # fmt: skip
-        progress.update(
-            state.step, loss=f"{figures['loss']:.3f}", tokens=f"{rate:,.0f}/s", peak=f"{100 * mfu:.0f} %"
-        )
+        progress.update(state.step, loss=f"{figures['loss']:.3f}", tokens=f"{rate:,.0f}/s", peak=f"{100 * mfu:.0f} %")
 
     def after_step(self, progress: Progress) -> None:
         state, config = self.state, self.config
@@ -338,5 +342,3 @@ def write_run_yaml(folder: Path, config: Any, facts: dict[str, Any]) -> None:
     comment = "".join(f"# {key}: {value}\n" for key, value in facts.items())
     text = comment + yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
     write_text_durably(folder / "run.yaml", text)
-
-

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fledge.batch import Cached, OneDocument, Packed, Tokens, one_document, padded
-from fledge.engine.runner import Row, Runner, copied
+from fledge.engine.row import Row
+from fledge.engine.runner import Runner, copied
 from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families import family
 from fledge.model.init import initialise

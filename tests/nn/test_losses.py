@@ -48,7 +48,8 @@ def test_a_masked_target_does_not_reach_the_loss():
     hidden, matrix, targets, weight = setting()
     other = torch.where(weight > 0, targets, (targets + 1) % 31)
     loss, same, changed = (
-        fused_cross_entropy_sum(hidden, matrix, chosen, weight).item() for chosen in (targets, other, (targets + 1) % 31)
+        fused_cross_entropy_sum(hidden, matrix, chosen, weight).item()
+        for chosen in (targets, other, (targets + 1) % 31)
     )
     assert loss == same
     assert loss != changed

@@ -29,7 +29,7 @@ def write_config(folder: Path, run_dir: str = "run", **train: Any) -> Path:
     """A config over a small text; `train` keys override."""
     text = folder / "text.txt"
     if not text.exists():
-        text.write_text("".join(f"{i}. {TEXT[i % 40:]}" for i in range(300)), encoding="utf-8")
+        text.write_text("".join(f"{i}. {TEXT[i % 40 :]}" for i in range(300)), encoding="utf-8")
     config = {
         "model": {"family": "llama", "width": 16, "layers": 2, "heads": 2, "kv_heads": 1, "context_tokens": 32},
         "data": {"path": str(text)},

@@ -102,7 +102,9 @@ def needed(shape: ShapeConfig, *names: str) -> None:
     """Raise ConfigError for the first field that a new model must state."""
     for name in names:
         if not getattr(shape, name):
-            raise ConfigError(f"model.{name}: expected a positive number, got {getattr(shape, name)}; set model.{name}=…")
+            raise ConfigError(
+                f"model.{name}: expected a positive number, got {getattr(shape, name)}; set model.{name}=…"
+            )
 
 
 def head_channels(shape: ShapeConfig) -> int:

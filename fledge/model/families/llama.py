@@ -41,7 +41,7 @@ def build(shape: ShapeConfig) -> ModelConfig:
 
 
 def rope(raw: dict[str, Any]) -> Rope:
-    """Rotary base from either spelling: transformers 5 `rope_parameters`, transformers 4 `rope_theta`+`rope_scaling`."""
+    """Rotary base in either spelling: `rope_parameters` (transformers 5), `rope_theta`+`rope_scaling` (4)."""
     parameters = raw.get("rope_parameters") or {}
     scaling = raw.get("rope_scaling") or {}
     for name, group in (("rope_parameters", parameters), ("rope_scaling", scaling)):

@@ -12,6 +12,7 @@ const rows = [];
 let model = { id: "", context: 0, chat: true };
 let running = null; // AbortController of the answer under way
 let undoable = null;
+let leaving = false;
 
 // --- the conversation
 
@@ -119,6 +120,7 @@ function take(message, part, clock) {
 }
 
 function settle(message, failure) {
+  if (leaving) return; // the next page finds an answer that was still streaming
   if (failure.name === "AbortError") {
     message.state = "stopped";
     announce("Stopped.");
@@ -159,7 +161,7 @@ function resend(index, text) {
 
 function setBusy(busy) {
   const button = $("send");
-  button.querySelector("use").setAttribute("href", busy ? "#stop" : "#send");
+  button.querySelector("use").setAttribute("href", busy ? "#icon-stop" : "#icon-send");
   button.setAttribute("aria-label", busy ? "Stop" : "Send");
   button.disabled = !busy && !$("input").value.trim();
 }
@@ -227,7 +229,7 @@ function bindSettings() {
 function applyTheme() {
   if (state.theme) document.documentElement.dataset.theme = state.theme;
   const dark = state.theme ? state.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  $("theme").querySelector("use").setAttribute("href", dark ? "#sun" : "#moon");
+  $("theme").querySelector("use").setAttribute("href", dark ? "#icon-sun" : "#icon-moon");
   return dark;
 }
 
@@ -293,7 +295,12 @@ $("theme").addEventListener("click", () => {
   applyTheme();
   persist();
 });
-addEventListener("pagehide", persist);
+for (const event of ["beforeunload", "pagehide"]) {
+  addEventListener(event, () => {
+    leaving = true;
+    persist();
+  });
+}
 
 applyTheme();
 bindSettings();

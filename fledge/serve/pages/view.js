@@ -80,12 +80,17 @@ function figures({ role, state, figures: found }) {
   if (role !== "assistant" || !found || !found.tokens) return state === "stopped" ? "stopped" : "";
   const parts = [`${found.tokens} ${found.tokens === 1 ? "token" : "tokens"}`];
   if (found.rate) parts.push(`${found.rate.toFixed(found.rate < 10 ? 1 : 0)} tokens/s`);
-  if (state === "streaming") return parts.join(" · ");
+  if (state === "streaming") return line(parts);
   if (found.wait) parts.push(`first after ${(found.wait / 1000).toFixed(2)} s`);
   if (found.seed) parts.push(`seed ${found.seed}`);
   if (state === "stopped") parts.push("stopped");
   else if (found.finish === "length") parts.push("cut at the limit");
-  return parts.join(" · ");
+  return line(parts);
+}
+
+// Figures break between, never inside.
+function line(parts) {
+  return parts.map((part) => part.replaceAll(" ", "\u00a0")).join("\u00a0· ");
 }
 
 export function drawTotals(target, messages, model) {

@@ -136,9 +136,7 @@ class Stack(nn.Module):
         return x if self.norm is None else self.norm(x)
 
 
-def angles_for(
-    config: StackConfig, table: dict[object, Angles], tokens: Tokens, in_order: bool
-) -> dict[object, Angles]:
+def angles_for(table: dict[object, Angles], tokens: Tokens, in_order: bool) -> dict[object, Angles]:
     """Rotary (cos, sin) of this batch by layer position, each [B|1, T, 1, C/2]. `in_order`: every row counts 0, 1, 2…"""
     angles: dict[object, Angles] = {}
     for position, (cos, sin) in table.items():

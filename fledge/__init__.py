@@ -11,8 +11,24 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "load": "fledge.engine.loaded",
-    "Model": "fledge.engine.loaded",
+    "load": "fledge.engine.loaded:load",
+    "Model": "fledge.engine.loaded:Model",
+    "Message": "fledge.text.conversation:Message",
+    "Sampling": "fledge.engine.request:Sampling",
+    "Tokenizer": "fledge.text.tokenizer:Tokenizer",
+    "build_data": "fledge.data.build:build",
+    "build_questions": "fledge.data.qa:build_qa",
+    "convert": "fledge.model.convert:convert",
+    "evaluate": "fledge.evals.run:evaluate",
+    "load_config": "fledge.config:load",
+    "pretrain": "fledge.recipes.pretrain:pretrain",
+    "read_conversations": "fledge.text.conversation:read_conversations",
+    "renderer_for": "fledge.text.chat:renderer_for",
+    "report": "fledge.train.report:report",
+    "serve": "fledge.serve.main:serve",
+    "sft": "fledge.recipes.sft:sft",
+    "show": "fledge.model.show:show",
+    "train_tokenizer": "fledge.text.train:train_tokenizer",
 }
 __all__ = sorted([*_WHERE, "__version__"])
 
@@ -23,7 +39,8 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
-        return getattr(importlib.import_module(_WHERE[name]), name)
+        module, _, attribute = _WHERE[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
     raise AttributeError(f"module 'fledge' has no attribute {name!r}")
 
 

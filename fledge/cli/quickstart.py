@@ -65,9 +65,10 @@ def quickstart(config: QuickstartConfig, json: bool = False) -> dict[str, Any]:
         results[Path(file).stem.partition("-")[2]] = {**(result or {}), "step_seconds": round(spent, 2)}
     seconds, cpu = round(time.monotonic() - began, 1), round(cpu_seconds() - cpu_began, 1)
     peak = results["pretrain"].get("matmul_peak_flops")
-    say("\n" + closing_words(config, seconds, cpu, peak))
+    model = step_config(config, SERVE[0], folder / SERVE[1]).model
+    say("\n" + closing_words(model, results["report"].get("out"), seconds, cpu, peak))
     if config.serve:
-        become_server(config, folder / SERVE[1], json)
+        become_server(config, folder / SERVE[1], model, json)
     return {"steps": results, "seconds": seconds, "cpu_seconds": cpu, "matmul_peak_flops": peak}
 
 
@@ -105,18 +106,18 @@ def cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def closing_words(config: QuickstartConfig, seconds: float, cpu: float, peak: float | None) -> str:
+def closing_words(model: str, page: str | None, seconds: float, cpu: float, peak: float | None) -> str:
     lines = [f"computing time: {clock(seconds)} ({seconds:.0f} s wall, {cpu:.0f} s CPU)"]
     if peak:
         lines[0] += f" on a machine with a measured matmul peak of {peak / 1e9:.0f} GFLOP/s"
-    lines.append(f"report: {config.out / 'report.html'}")
-    lines.append(f"talk to it: fledge chat {config.out / 'sft'}    serve it: fledge serve {config.out / 'sft'}")
+    lines += [f"report: {page}"] if page else []
+    lines.append(f"talk to it: fledge chat {model}    serve it: fledge serve {model}")
     return "\n".join(lines)
 
 
-def become_server(config: QuickstartConfig, file: Path, json: bool) -> None:
+def become_server(config: QuickstartConfig, file: Path, model: str, json: bool) -> None:
     """Replace this process by `fledge serve`, so that the server's process never has torch in it."""
-    words = [sys.executable, "-m", "fledge", "serve", str(file), f"model={config.out / 'sft'}"]
+    words = [sys.executable, "-m", "fledge", "serve", str(file), f"model={model}"]
     words += [f"port={config.port}"] if config.port is not None else []
     words += ["--json"] if json else []
     sys.stdout.flush()

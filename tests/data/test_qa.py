@@ -15,9 +15,9 @@ import pytest
 from fledge.data.build import build
 from fledge.data.config import BuildConfig, QaConfig
 from fledge.data.definitions import definitions, first_sentences
+from fledge.data.document import Document
 from fledge.data.qa import build_qa
 from fledge.data.questions import about_definitions
-from fledge.data.sources import Document
 from fledge.errors import ConfigError, DataError
 from fledge.lineage import verify
 from tests.data.folders import make

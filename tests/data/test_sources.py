@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fledge.data.sources import Tally, gather, is_held_out
+from fledge.data.document import is_held_out
+from fledge.data.sources import gather
+from fledge.data.text_file import Tally
 from fledge.errors import DataError
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledge.batch import OneDocument, one_document
-from fledge.data.sources import Document
+from fledge.data.document import Document
 from fledge.engine.loaded import load
 from fledge.evals import spans as spans_module
 from fledge.evals.bits import document_bits, document_ids

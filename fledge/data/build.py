@@ -235,4 +235,3 @@ def summary(result: dict[str, Any]) -> str:
         )
     again = " (already there)" if result["reused_corpus"] and result.get("reused_shards", True) else ""
     return "\n".join([*lines, f"{result['kind']} {result['digest'][:12]} in {result['out']}{again}"])
-

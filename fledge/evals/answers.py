@@ -19,7 +19,7 @@ PLAIN_STOP = ("\n",)
 
 @dataclass(frozen=True)
 class Question:
-    """A conversation up to its last user message, and the reference answer. """
+    """A conversation up to its last user message, and the reference answer."""
 
     messages: tuple[Message, ...]
     reference: str

@@ -61,9 +61,7 @@ def text_figures(config: EvaluateConfig, model: Model, before: Model | None) -> 
         bits[f"{name}_"] = [float(compressed(document.text)) for document in text.documents]
     if text.train is not None:
         bits["bigram_"] = bigram_bits(model, text.train, text.documents)
-    found = {
-        f"{name}bits_per_byte": ratio_score(values, own.n_bytes, config.seed) for name, values in bits.items()
-    }
+    found = {f"{name}bits_per_byte": ratio_score(values, own.n_bytes, config.seed) for name, values in bits.items()}
     for name in COMPRESSORS:
         for prefix in ("", "before_") if before is not None else ("",):
             found[f"{prefix}ratio_to_{name}"] = ratio_score(bits[prefix], bits[f"{name}_"], config.seed)

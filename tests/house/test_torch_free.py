@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -96,28 +96,29 @@ def test_the_probe_for_torch_can_fail():
     assert loaded_by(["fledge.errors", "fledge.device"]) == "fledge.device"
 
 
-def seconds_of(code: str, limit: float) -> float:
-    """The fastest of up to five fresh processes running `code`; the first within the limit is enough."""
+def seconds_of(code: str) -> float:
+    """CPU seconds of a fresh process running `code`, the least of three: what an idle machine's clock would show,
+    whatever else runs on this one."""
     best = 99.0
-    for _ in range(5):
-        began = time.perf_counter()
+    for _ in range(3):
+        before = os.times()
         subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-        best = min(best, time.perf_counter() - began)
-        if best < limit:
-            break
+        after = os.times()
+        spent = after.children_user + after.children_system - before.children_user - before.children_system
+        best = min(best, spent)
     return best
 
 
 def test_a_slow_start_is_found():
-    assert seconds_of("import time; time.sleep(0.3)", 0.3) >= 0.3
+    assert seconds_of("import time\nwhile time.process_time() < 0.3: pass") >= 0.3
 
 
 def test_import_fledge_takes_under_300_ms():
-    assert seconds_of("import fledge", 0.3) < 0.3
+    assert seconds_of("import fledge") < 0.3
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
 def test_the_help_of_every_verb_answers_within_half_a_second(verb):
     words = [*verb.name.split(), "--help"]
     code = f"import os, sys\nsys.stdout = open(os.devnull, 'w')\nfrom fledge.cli.main import main\nmain({words!r})"
-    assert seconds_of(code, 0.5) < 0.5
+    assert seconds_of(code) < 0.5

@@ -36,9 +36,10 @@ def new_app(service: Service, guard: Guard, log: AccessLog) -> Gate:
 
     async def on_error(request: Request, error: Exception) -> Response:
         """Our own errors as they are, anything else as a 500 that says nothing."""
-        answer = to_api_error(error)
+        answer, record = to_api_error(error), request.scope[RECORD]
         if answer.status == 500:
-            log.failure(request.scope[RECORD].id, error)
+            log.failure(record.id, error)
+            record.failure_logged = True
         return answer.response()
 
     app.add_exception_handler(FledgeError, on_error)

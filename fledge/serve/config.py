@@ -35,7 +35,7 @@ class ServeConfig:
     """Answers in work or waiting at once; more are refused with 503."""
     max_body_bytes: int = 8 << 20
     """Largest request body."""
-    body_seconds: float = 15.0
+    body_seconds: float = 12.0
     """Time for a request's body to arrive."""
     access_log: Literal["auto", "json", "plain", "off"] = "auto"
     """One line per request on standard error; auto is plain on a terminal and json elsewhere."""

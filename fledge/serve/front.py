@@ -35,7 +35,7 @@ def check_size(target_bytes: int, headers: list[tuple[bytes, bytes]]) -> None:
 
 
 class FrontProtocol(H11Protocol):
-    """uvicorn's protocol; `config.app` may have `refused(status)`, called for each request refused here."""
+    """uvicorn's protocol; `config.app` may have `refused(request_id, status)`, called for each request refused here."""
 
     header_timer: asyncio.TimerHandle | None = None
     lingering = False
@@ -95,11 +95,11 @@ class FrontProtocol(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.close()
             return
-        body = json.dumps(error.body()).encode()
+        body, request_id = json.dumps(error.body()).encode(), new_request_id()
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
-            (b"x-request-id", new_request_id().encode()),
+            (b"x-request-id", request_id.encode()),
             (b"connection", b"close"),
         ]
         answer = h11.Response(status_code=error.status, headers=headers, reason=STATUS_PHRASES[error.status])
@@ -108,7 +108,7 @@ class FrontProtocol(H11Protocol):
         self.linger()
         refused = getattr(self.config.app, "refused", None)
         if refused is not None:
-            refused(error.status)
+            refused(request_id, error.status)
 
     def unread(self) -> bool:
         """Is the caller still sending a request that has been answered?"""

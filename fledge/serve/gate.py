@@ -30,6 +30,7 @@ class Record:
     id: str = field(default_factory=new_request_id)
     began: float = field(default_factory=time.perf_counter)
     status: int | None = None
+    failure_logged: bool = False
     values: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -65,8 +66,10 @@ class Gate:
             if record.status is None:  # uvicorn gives up on us at its own end, and would answer in plain text
                 await unavailable("The server is shutting down.", "draining").response()(scope, receive, send_marked)
         except Exception as error:
-            if record.status is None:  # else the application has answered and logged it
+            if record.status is None:
                 await to_api_error(error).response()(scope, receive, send_marked)
+            elif not record.failure_logged and not isinstance(error, TimeoutError):  # a caller who stopped reading
+                self.log.failure(record.id, error)
         finally:
             self.finish(scope, record)
 
@@ -82,10 +85,10 @@ class Gate:
             **record.values,
         )
 
-    def refused(self, status: int) -> None:
+    def refused(self, request_id: str, status: int) -> None:
         """A request that the protocol refused before there was one."""
         self.metrics.count_answer("other", "other", status)
-        self.log.answer(method="-", path="-", status=status)
+        self.log.answer(request_id=request_id, method="-", path="-", status=status)
 
 
 def route_name(path: str) -> str:

@@ -33,7 +33,6 @@ class Aligner:
     """Releases the tokens of one choice in step with its text. `start` is the character at which the answer begins."""
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: tuple[int, ...], start: int = 0):
-        self.tokenizer = tokenizer
         self.plain = TextStream(tokenizer, prompt_ids)  # no stop strings: where each token's text would stand
         self.waiting: list[Placed] = []
         self.start = start
@@ -44,23 +43,34 @@ class Aligner:
         """The tokens whose text is out with this event. The stop token itself is no part of the answer."""
         self.released += len(event.text)
         for figures in event.logprobs:
-            self.waiting.append(Placed(figures.token_id, figures, self.start + self.decoded))
-            self.settle(self.plain.push(figures.token_id))
+            self.place(figures)
         if event.finish_reason is not None:
-            self.settle(self.plain.finish(), last=True)
-            if event.finish_reason == "stop" and self.waiting and self.tokenizer.is_special(self.waiting[-1].id):
-                self.waiting.pop()
+            self.finish(event.finish_reason)
         out = self.released
         ready = list(itertools.takewhile(lambda token: token.end is not None and token.end <= out, self.waiting))
         del self.waiting[: len(ready)]
         return ready
 
-    def settle(self, text: str, last: bool = False) -> None:
-        """`text` completes every token that waits for its characters to be whole."""
-        self.decoded += len(text)
-        if text or last:
-            for token in self.waiting:
-                token.end = self.decoded if token.end is None else token.end
+    def place(self, figures: TokenLogprob) -> None:
+        """Note where a token's text begins and ends. All tokens without an end share one unfinished character."""
+        token = Placed(figures.token_id, figures, self.start + self.decoded)
+        text = self.plain.push(token.id)
+        if text:
+            for earlier in self.waiting:
+                earlier.end = self.decoded + 1 if earlier.end is None else earlier.end
+            self.decoded += len(text)
+            if not self.plain.decoder.getstate()[0]:  # else its last bytes begin the next character
+                token.end = self.decoded
+        self.waiting.append(token)
+
+    def finish(self, reason: str) -> None:
+        """Nothing follows: what is unfinished stays so. After a stop the last token is the stop token, or the end of a
+        stop string: no part of the answer."""
+        self.decoded += len(self.plain.finish())
+        for token in self.waiting:
+            token.end = self.decoded if token.end is None else token.end
+        if reason == "stop" and self.waiting:
+            self.waiting.pop()
 
 
 class TokenTexts:

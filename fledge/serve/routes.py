@@ -43,7 +43,7 @@ class Routes:
     async def chat_completions(self, request: HttpRequest) -> Any:
         service, record = self.service, record_of(request)
         call = read_chat(await self.read(request, CHAT_FIELDS))
-        self.check(call)
+        self.check(call, 1)
         await service.wait_open()
         ids = await service.render(call.messages)
         head = ReplyHead.chat(service.model.name, service.model.fingerprint)
@@ -53,10 +53,7 @@ class Routes:
     async def completions(self, request: HttpRequest) -> Any:
         service, record = self.service, record_of(request)
         call = read_completion(await self.read(request, COMPLETION_FIELDS))
-        self.check(call)
-        if len(call.prompts) * call.sampling.n > service.config.max_choices:
-            most = service.config.max_choices
-            raise RequestError(f"prompt: expected at most {most} answers in one request (prompts times n)", "prompt")
+        self.check(call, len(call.prompts))
         await service.wait_open()
         head = ReplyHead.completion(service.model.name, service.model.fingerprint)
         requests, n_added = [], []
@@ -77,10 +74,14 @@ class Routes:
         self.service.metrics.unknown_fields.inc(count_unknown(tree, known, config.strict))
         return tree
 
-    def check(self, call: Call) -> None:
+    def check(self, call: Call, n_prompts: int) -> None:
         """What can be refused before anything is encoded or the model is there."""
         call.check_ranges(self.service.model.tokenizer.vocab_size)
         self.service.check_model(call.model)
+        most = self.service.config.max_choices
+        if n_prompts * call.sampling.n > most:
+            param = "prompt" if n_prompts > 1 else "n"
+            raise RequestError(f"{param}: expected at most {most} answers in one request (prompts times n)", param)
 
     def sampling(self, call: Call, prompt_tokens: int, open_tokens: int | None) -> Sampling:
         context_tokens = self.service.context_tokens or 0

@@ -8,13 +8,14 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import fledge
 from fledge.engine.client import EngineClient
 from fledge.engine.request import Request
 from fledge.engine.stub_spec import is_stub, parse_stub
-from fledge.errors import CheckpointError, ConfigError, EngineError, TokenizerError
+from fledge.errors import CheckpointError, ConfigError, EngineError, RequestError, TokenizerError
 from fledge.lineage import read_card
 from fledge.serve.config import ServeConfig
 from fledge.serve.errors import ApiError, to_api_error, unavailable
@@ -26,6 +27,7 @@ from fledge.text.chat import ChatMLRenderer, ChatRenderer, Message, renderer_for
 from fledge.text.tokenizer import Tokenizer
 
 IN_THREAD_CHARACTERS = 20_000  # encoding more text would hold up every other stream for milliseconds
+EXACT_CHARACTERS = 1 << 20  # up to here a prompt that is too long is told its exact number of tokens
 
 Renderer = ChatRenderer | ChatMLRenderer
 
@@ -38,6 +40,11 @@ class ServedModel:
     fingerprint: str
     tokenizer: Tokenizer
     renderer: Renderer | None
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Bytes of the longest token: no text of that many characters is less than one token."""
+        return max(1, *(len(self.tokenizer.token_bytes(token)) for token in range(self.tokenizer.vocab_size)))
 
 
 def open_model(config: ServeConfig) -> ServedModel:
@@ -128,7 +135,7 @@ class Service:
     async def wait_open(self) -> None:
         """As `check_ready`, but a request that comes while the model loads for the first time may wait for it."""
         if self.state() == "loading":
-            with contextlib.suppress(EngineError):
+            with self.admission.room_for(1), contextlib.suppress(EngineError):
                 await self.engine.wait_ready(self.config.start_wait_seconds)
         self.check_ready()
 
@@ -139,7 +146,7 @@ class Service:
 
     async def encode(self, text: str) -> list[int]:
         """The ids of a text, special tokens in it staying text; long texts in a thread. Raises ApiError 400."""
-        return await self.off_loop(len(text), lambda: self.model.tokenizer.encode(text))
+        return await self.off_loop([text], "prompt", lambda: self.model.tokenizer.encode(text))
 
     async def render(self, messages: tuple[Message, ...]) -> list[int]:
         """The ids of a conversation and of the head of the answer. Raises ApiError 400 for a base model."""
@@ -147,14 +154,27 @@ class Service:
         if renderer is None:
             message = "This model has no chat format (it is a base model, or has one of its own); use /v1/completions."
             raise ApiError(400, message, "messages", "chat_not_supported")
-        size = sum(len(message.content) for message in messages)
-        return await self.off_loop(size, lambda: renderer.render(messages, generation_prompt=True).ids)
+        texts = [message.content for message in messages]
+        return await self.off_loop(texts, "messages", lambda: renderer.render(messages, generation_prompt=True).ids)
 
-    async def off_loop(self, size: int, work: Callable[[], list[int]]) -> list[int]:
+    async def off_loop(self, texts: list[str], param: str, work: Callable[[], list[int]]) -> list[int]:
+        size = sum(map(len, texts))
+        self.refuse_hopeless(size, param)
         try:
             return await asyncio.to_thread(work) if size > IN_THREAD_CHARACTERS else work()
         except TokenizerError:
-            raise ApiError(400, "The text can't be encoded with this model's vocabulary.", "messages") from None
+            raise ApiError(400, "The text can't be encoded with this model's vocabulary.", param) from None
+
+    def refuse_hopeless(self, characters: int, param: str) -> None:
+        """Refuse a text that is large and can't fit however it is encoded: encoding takes some 100 bytes a token."""
+        context_tokens = self.context_tokens or 0
+        least = characters // self.model.longest_token
+        if characters > EXACT_CHARACTERS and least > context_tokens:
+            raise RequestError(
+                f"context: expected at most {context_tokens} tokens, got {least} or more in the prompt; shorten it",
+                param,
+                "context_length_exceeded",
+            )
 
     @contextlib.asynccontextmanager
     async def generation(self, requests: list[Request], record: Record) -> AsyncIterator[Generation]:

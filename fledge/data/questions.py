@@ -81,7 +81,7 @@ def fact_turns(definition: Definition, alone: bool) -> list[tuple[str, str]]:
 
 
 def parameters_answer(definition: Definition) -> str:
-    """ "`textwrap.dedent` takes one parameter: `text`." """
+    """For example: `textwrap.dedent` takes one parameter: `text`."""
     words = [f"`{word}`" for word in definition.parameters or () if word != "*"]
     count = NUMBERS[len(words)] if len(words) < len(NUMBERS) else str(len(words))
     if not words:
@@ -97,7 +97,7 @@ def asked(wordings: tuple[str, ...], shown: str, key: str) -> str:
 
 
 def about_text(document: Document, most_characters: int) -> Iterator[Conversation]:
-    """ "Continue: …" over a document's sentences: a passage, and the sentences that follow it. Each sentence is used
+    """Asks how a document goes on: some of its sentences, answered by those that follow. Each sentence is used
     once, so that no conversation holds another's answer."""
     sentences = [" ".join(match.group().split()) for match in SENTENCE.finditer(document.text)]
     sentences = [sentence for sentence in sentences if sentence]

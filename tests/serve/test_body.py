@@ -6,7 +6,7 @@ import json
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from fledge.errors import RequestError
@@ -19,6 +19,7 @@ json_values = some.recursive(
 )
 
 
+@settings(max_examples=60)
 @given(some.dictionaries(some.text(), json_values, max_size=5))
 def test_every_object_of_usable_json_comes_through_unchanged(tree: dict[str, object]) -> None:
     assert parse_object(json.dumps(tree, ensure_ascii=False).encode()) == tree

@@ -269,6 +269,17 @@ def test_edit_retry_and_the_controls(watched: Watched) -> None:
     assert page.locator(".message").count() == 2
 
 
+def test_a_base_model_goes_on_from_a_text(watched: Watched) -> None:
+    card = '{"data": [{"id": "base", "max_model_len": 4000, "chat": false}]}'
+    watched.page.route("**/v1/models", lambda route: route.fulfill(status=200, body=card))
+    watched.page.reload()
+    watched.page.wait_for_function("() => document.getElementById('input').placeholder === 'A text to go on from'")
+    watched.say("Once upon")
+    body = watched.wait("done").locator(".body").text_content()
+    assert "<script>" in body
+    assert watched.bodies[-1]["prompt"] == "Once upon"
+
+
 def test_enter_sends_and_shift_enter_does_not(watched: Watched) -> None:
     watched.page.click("#input")
     watched.page.keyboard.type("a")

@@ -86,6 +86,15 @@ def read_card(folder: str | Path) -> dict[str, Any]:
     return card
 
 
+def artefact_digest(folder: str | Path) -> str:
+    """The digest of an artefact: its card's, or for a folder from elsewhere that of the files it holds now."""
+    try:
+        return str(read_card(folder)["digest"])
+    except CheckpointError:
+        folder = Path(folder)
+        return folder_digest({path.name: sha256_file(path) for path in folder.iterdir() if path.is_file()})
+
+
 def verify(folder: str | Path) -> dict[str, Any]:
     """The card, after every file it names was found with its digest.
 

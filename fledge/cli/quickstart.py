@@ -26,10 +26,11 @@ STEPS = (
     ("pretrain", "4-pretrain.yaml"),
     ("data qa", "5-questions.yaml"),
     ("sft", "6-sft.yaml"),
-    ("evaluate", "7-evaluate.yaml"),
-    ("report", "8-report.yaml"),
+    ("evaluate", "7-text.yaml"),
+    ("evaluate", "8-answers.yaml"),
+    ("report", "9-report.yaml"),
 )
-SERVE = ("serve", "9-serve.yaml")
+SERVE = ("serve", "10-serve.yaml")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class QuickstartConfig:
     serve: bool = True
     """Serve the model when it is ready; --no-serve ends after the report."""
     port: int | None = None
-    """Port of the chat page; unset: the one in 9-serve.yaml."""
+    """Port of the chat page; unset: the one in 10-serve.yaml."""
     runs: Path | None = None
     """Folder with your own versions of the YAML files; unset: those that come with fledge."""
 

@@ -83,9 +83,12 @@ class Model:
 
     @torch.inference_mode()
     def log_probabilities(self, ids: Sequence[int]) -> list[float]:
-        """Natural log p of ids[1:], each given all before it: len(ids) - 1 numbers, from one full pass."""
-        row = torch.tensor([list(ids)])
-        logits = self.transformer(one_document(row), OneDocument())[0, :-1]
+        """Natural log p of ids[1:], each given all before it: len(ids) - 1 numbers, from one full pass.
+
+        `ids` may be one longer than the context: the last is only predicted.
+        """
+        row = torch.tensor([list(ids)], device=self.transformer.embedding.weight.device)
+        logits = self.transformer(one_document(row[:, :-1]), OneDocument())[0]
         return torch.log_softmax(logits.float(), -1).gather(1, row[0, 1:, None]).squeeze(1).tolist()
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json as json_format
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import fledge
 from fledge import device as devices
+from fledge.config import read_json, to_dict
 from fledge.data.document import Document
 from fledge.engine.loaded import Model, load
-from fledge.errors import ConfigError
+from fledge.errors import ConfigError, FledgeError
 from fledge.evals import bigram as bigrams
 from fledge.evals import score as scores
 from fledge.evals.answers import Question, answer_bits, greedy_answers, questions_of, same, word_f1
@@ -20,7 +23,9 @@ from fledge.evals.config import EvaluateConfig
 from fledge.evals.documents import evaluation_text
 from fledge.evals.score import Score, change_score, mean_score, ratio_score
 from fledge.evals.summary import summary
-from fledge.lineage import write_text_durably
+from fledge.lineage import read_card, sha256_file, sha256_json, write_text_durably
+from fledge.log import say
+from fledge.model.folder import find_model
 from fledge.text.chat import read_conversations
 
 SHOWN_ANSWERS = 8
@@ -29,6 +34,13 @@ SHOWN_ANSWERS = 8
 def evaluate(config: EvaluateConfig, json: bool = False) -> dict[str, Any]:
     """Every figure as a plain number under its name and with n and interval under `scores`; how each was taken under
     `method`. With `compare`, the same of the model before (`before`) and the change. Prints a summary unless `json`."""
+    inputs = inputs_digest(config)
+    known = earlier_result(config, inputs)
+    if known is not None:
+        say(f"{config.out}: already evaluated, nothing to do")
+        if not json:
+            print(summary(known))
+        return known
     began = time.monotonic()
     device = devices.pick(config.device, threads=config.threads)
     model = load(config.model, str(device.device))
@@ -41,12 +53,40 @@ def evaluate(config: EvaluateConfig, json: bool = False) -> dict[str, Any]:
     if config.questions is not None:
         result["questions"] = question_figures(config, model, before)
     result["seconds"] = round(time.monotonic() - began, 2)
+    result["inputs"] = inputs
     if config.out is not None:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         write_text_durably(config.out, json_format.dumps(result, indent=1, ensure_ascii=False) + "\n")
     if not json:
         print(summary(result))
     return result
+
+
+def inputs_digest(config: EvaluateConfig) -> str | None:
+    """Digest of everything the result depends on; None when an input has no card and is not a file."""
+    parts: dict[str, Any] = {"config": to_dict(replace(config, out=None, threads=0)), "fledge": fledge.__version__}
+    try:
+        for name in ("model", "compare"):
+            path = getattr(config, name)
+            parts[name] = None if path is None else read_card(find_model(path))["digest"]
+        for name in ("text", "questions"):
+            path = getattr(config, name)
+            if path is not None:
+                parts[name] = sha256_file(path) if path.is_file() else read_card(path)["digest"]
+    except FledgeError:
+        return None
+    return sha256_json(parts)
+
+
+def earlier_result(config: EvaluateConfig, inputs: str | None) -> dict[str, Any] | None:
+    """What `out` already holds, if it was made of the same inputs."""
+    if config.out is None or inputs is None or not config.out.is_file():
+        return None
+    try:
+        found = read_json(config.out)
+    except FledgeError:
+        return None
+    return found if isinstance(found, dict) and found.get("inputs") == inputs else None
 
 
 def text_figures(config: EvaluateConfig, model: Model, before: Model | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -71,8 +72,33 @@ class FeedForward(nn.Module):
         inner = self.inward(x)
         if not self.gated:
             return self.down(activate(inner, self.activation))
+        if self.activation == "silu" and torch.is_grad_enabled() and inner.requires_grad:
+            return self.down(GatedSilu.apply(inner))
         gate, up = inner.chunk(2, -1)
         return self.down(activate(gate, self.activation) * up)
+
+
+class GatedSilu(torch.autograd.Function):
+    """silu(gate) · up of inner = [gate, up] side by side: [..., 2 H] -> [..., H].
+
+    Written out so that the gradient of both halves is computed in place, where autograd would glue two tensors.
+    """
+
+    @staticmethod
+    def forward(ctx, inner: Tensor) -> Tensor:  # type: ignore[override]
+        gate, up = inner.chunk(2, -1)
+        ctx.save_for_backward(inner)
+        return F.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (inner,) = ctx.saved_tensors
+        gate, up = inner.chunk(2, -1)
+        result = torch.empty_like(inner)
+        grad_gate, grad_up = result.chunk(2, -1)
+        torch.mul(grad, F.silu(gate), out=grad_up)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
+        return result
 
 
 def activate(x: Tensor, name: Activation) -> Tensor:
@@ -137,7 +163,7 @@ class Stack(nn.Module):
 
 
 def angles_for(table: dict[object, Angles], tokens: Tokens, in_order: bool) -> dict[object, Angles]:
-    """Rotary (cos, sin) of this batch by layer position, each [B|1, T, 1, C/2]. `in_order`: every row counts 0, 1, 2…"""
+    """Rotary (cos, sin) of a batch by layer position, each [B|1, T, 1, C/2]. `in_order`: every row counts 0, 1, 2…"""
     angles: dict[object, Angles] = {}
     for position, (cos, sin) in table.items():
         if in_order:

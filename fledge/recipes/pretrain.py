@@ -45,7 +45,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         source = TextBatches(dataset.train, row_tokens, config.train.rows, config.train.seed, crossing)
         held_out = windows(dataset.val, row_tokens, evaluation_rows(row_tokens), crossing)
         model = with_dropout(fresh(), config.model.dropout)
-        parents = {"tokenizer": dataset.tokenizer.digest}
+        parents = {"data": dataset.card["digest"], "tokenizer": dataset.tokenizer.digest}
         return LanguageRecipe(model, dataset.tokenizer, source, held_out, dataset.digest, parents)
 
     def make_hooks(recipe: Recipe, log: RunLog) -> Sequence[Hook]:

@@ -32,7 +32,7 @@ def sample_hook(
 
     def act(step: int) -> None:
         text = sample_text(model, tokenizer, prompt_ids, config)
-        say(f"step {step}: {config.prompt}{text}"[:400].replace("\n", "⏎"))
+        say(f"step {step}: {config.prompt} … {text}"[:400].replace("\n", "⏎"))
         log.write("sample", step=step, prompt=config.prompt, text=text)
 
     return Hook(every_steps, act)

@@ -10,7 +10,7 @@ from typing import Any
 from fledge.batch import Batch
 from fledge.data.batches import ChatBatches
 from fledge.errors import ConfigError, DataError
-from fledge.lineage import sha256_file
+from fledge.lineage import artefact_digest, sha256_file
 from fledge.log import RunLog, say
 from fledge.model.folder import find_model, load_model, read_config
 from fledge.model.transformer import Transformer
@@ -61,9 +61,7 @@ def sft(config: SftConfig) -> dict[str, Any]:
             f"{len(training):,} conversations in about {source.rows_per_epoch:,} rows an epoch "
             f"({source.n_cut} cut to {row_tokens + 1} tokens, {source.n_left_out} left out), {len(held_out):,} held out"
         )
-        return LanguageRecipe(
-            model, tokenizer, source, HeldOutChats(checks), digest, {"base": sha256_file(base / "config.json")}
-        )
+        return LanguageRecipe(model, tokenizer, source, HeldOutChats(checks), digest, {"base": artefact_digest(base)})
 
     def make_hooks(recipe: Recipe, log: RunLog) -> Sequence[Hook]:
         if not config.train.sample_every_steps:

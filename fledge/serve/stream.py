@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from starlette.requests import Request
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 Result = TypeVar("Result")
 
@@ -35,6 +36,8 @@ class EventStream:
     def __init__(self, first: bytes, frames: AsyncGenerator[bytes, None], headers: Iterable[tuple[str, str]] = ()):
         self.first = first
         self.frames = frames
+        self.ended = False
+        self.sent_at = time.monotonic()
         fixed = [
             ("content-type", "text/event-stream; charset=utf-8"),
             ("cache-control", "no-cache"),
@@ -45,35 +48,40 @@ class EventStream:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.create_task(self.send_all(send))
         leaving = asyncio.create_task(wait_until_left(receive))
+        bridging = asyncio.create_task(self.bridge_silence(send))
         try:
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
-                sending.result()
+            await asyncio.wait({sending, leaving, bridging}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (sending, bridging):
+                if task.done():
+                    task.result()  # raises what it raised
         finally:
-            for task in (sending, leaving):
+            for task in (sending, leaving, bridging):
                 task.cancel()
-            await asyncio.gather(sending, leaving, return_exceptions=True)
+            await asyncio.gather(sending, leaving, bridging, return_exceptions=True)
             await self.frames.aclose()
 
     async def send_all(self, send: Send) -> None:
+        await self.send_one(send, {"type": "http.response.start", "status": 200, "headers": self.headers})
+        await self.send_body(send, self.first)
+        async for data in self.frames:
+            await self.send_body(send, data)
+        self.ended = True
+        await self.send_body(send, b"", more=False)
+
+    async def bridge_silence(self, send: Send) -> None:
+        while True:
+            await asyncio.sleep(PING_SECONDS)
+            if time.monotonic() - self.sent_at >= PING_SECONDS and not self.ended:
+                await self.send_body(send, PING)
+
+    async def send_body(self, send: Send, data: bytes, more: bool = True) -> None:
+        await self.send_one(send, {"type": "http.response.body", "body": data, "more_body": more})
+        self.sent_at = time.monotonic()
+
+    async def send_one(self, send: Send, message: Message) -> None:
+        """Raises TimeoutError for a caller who does not read: a slot of the engine waits for them."""
         async with asyncio.timeout(SEND_SECONDS):
-            await send({"type": "http.response.start", "status": 200, "headers": self.headers})
-            await send({"type": "http.response.body", "body": self.first, "more_body": True})
-        following = asyncio.ensure_future(anext(self.frames, None))
-        try:
-            while True:
-                await asyncio.wait({following}, timeout=PING_SECONDS)
-                data = following.result() if following.done() else PING
-                # A caller who reads too slowly holds a slot of the engine: let go after a while.
-                async with asyncio.timeout(SEND_SECONDS):
-                    await send({"type": "http.response.body", "body": data or b"", "more_body": data is not None})
-                if data is None:
-                    return
-                if following.done():
-                    following = asyncio.ensure_future(anext(self.frames, None))
-        finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            await send(message)
 
 
 async def wait_until_left(receive: Receive) -> None:

@@ -28,8 +28,8 @@ class ReportConfig:
     """Run folder of a training verb."""
     also: tuple[Path, ...] = ()
     """Further run folders on the same page, for example the instruction tuning that followed."""
-    evaluation: Path | None = None
-    """Result of `fledge evaluate` (JSON); unset: evaluation.json in a run folder, if it is there."""
+    evaluation: tuple[Path, ...] = ()
+    """Results of `fledge evaluate` (JSON), joined; empty: evaluation.json in a run folder, if it is there."""
     out: Path | None = None
     """The page to write; unset: report.html in the run folder."""
     watts_per_core: float = 10.0
@@ -70,20 +70,20 @@ def report(config: ReportConfig, json: bool = False) -> dict[str, Any]:
 
 def read_evaluation(config: ReportConfig) -> dict[str, Any] | None:
     """The evaluation's result, or None when there is none to find."""
-    if config.evaluation is not None:
-        found = config.evaluation
-        if not found.is_file():
-            raise DataError(f"{found}: expected the result of fledge evaluate, found none; run evaluate with --out")
-    else:
+    found = list(config.evaluation)
+    for path in found:
+        if not path.is_file():
+            raise DataError(f"{path}: expected the result of fledge evaluate, found none; run evaluate with --out")
+    if not found:
         places = [folder / EVALUATION for folder in (*reversed(config.also), config.run)]
-        places = [place for place in places if place.is_file()]
-        if not places:
-            return None
-        found = places[0]
-    try:
-        value = read_json(found)
-    except ConfigError as error:
-        raise DataError(str(error)) from None
-    if not isinstance(value, dict):
-        raise DataError(f"{found}: expected one object, got {type(value).__name__}")
-    return value
+        found = [place for place in places if place.is_file()][:1]
+    joined: dict[str, Any] = {}
+    for path in found:
+        try:
+            value = read_json(path)
+        except ConfigError as error:
+            raise DataError(str(error)) from None
+        if not isinstance(value, dict):
+            raise DataError(f"{path}: expected one object, got {type(value).__name__}")
+        joined |= value
+    return joined or None

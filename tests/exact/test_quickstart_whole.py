@@ -34,7 +34,7 @@ def place(tmp_path_factory) -> Path:
             "train": {"steps": 6, "warmup_steps": 1, "eval_every_steps": 3, "sample_every_steps": 3},
         },
         "6-sft": {"train": {"steps": 3, "warmup_steps": 1, "eval_every_steps": 0, "sample_every_steps": 3}},
-        "7-evaluate": {"limit_questions": 2, "max_answer_tokens": 4},
+        "8-answers": {"limit_questions": 2, "max_answer_tokens": 4},
     }
     for name, changes in toy.items():
         path = folder / "runs" / f"{name}.yaml"
@@ -72,6 +72,7 @@ def test_a_stopped_quickstart_goes_on_and_a_second_run_trains_nothing(place):
 
     second = quickstart(place, "--json")
     assert second.returncode == 0 and second.stderr.count("already trained") == 2
+    assert second.stderr.count("already evaluated") == 2
     assert (weights.stat().st_mtime_ns, weights.read_bytes()) == before
     steps = json.loads(second.stdout.splitlines()[-1])["steps"]
     assert steps["corpus"]["reused_corpus"] and steps["shards"]["reused_shards"] and steps["questions"]["reused"]

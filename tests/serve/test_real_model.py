@@ -29,8 +29,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save(path)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=160, bos_token_id=tokenizer.bos_id,
+        vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=160, bos_token_id=tokenizer.bos_id,
         eos_token_id=tokenizer.eos_id, initializer_range=0.3,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(path)

@@ -17,7 +17,7 @@ from tests.serve.running import CHAT, RunningServer, finish_reasons, frames_of, 
 
 CHAT_PATH = "/v1/chat/completions"
 SLOW = "stub:delay_ms=40"
-TOKENS = 50  # two seconds
+TOKENS = 35  # a second and a half
 
 
 class Streaming(threading.Thread):

@@ -38,6 +38,13 @@ def server() -> Iterator[RunningServer]:
 
 
 @pytest.fixture(scope="module")
+def brief() -> Iterator[RunningServer]:
+    """Answers that are over at once."""
+    with running("stub:text=All is `well`.", "name=little") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     path = shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
@@ -97,6 +104,13 @@ class Watched:
 @pytest.fixture
 def watched(browser: Any, server: RunningServer) -> Iterator[Watched]:
     opened = Watched(browser, server.url)
+    yield opened
+    opened.settle()
+
+
+@pytest.fixture
+def quick(browser: Any, brief: RunningServer) -> Iterator[Watched]:
+    opened = Watched(browser, brief.url)
     yield opened
     opened.settle()
 
@@ -215,11 +229,11 @@ def test_nothing_typed_is_lost(watched: Watched) -> None:
     ]
 
 
-def test_a_failed_answer_is_kept_and_can_be_retried(watched: Watched) -> None:
-    page = watched.page
+def test_a_failed_answer_is_kept_and_can_be_retried(quick: Watched) -> None:
+    page = quick.page
     page.route(f"**{CHAT_PATH}", lambda route: route.abort())
-    watched.say("Hi")
-    watched.wait("failed")
+    quick.say("Hi")
+    quick.wait("failed")
     assert "can't be reached" in page.locator(".failure").nth(1).text_content()
     cut = 'data: {"choices":[{"index":0,"delta":{"content":"so far"},"finish_reason":null}]}\n\n'
     page.unroute(f"**{CHAT_PATH}")
@@ -234,10 +248,10 @@ def test_a_failed_answer_is_kept_and_can_be_retried(watched: Watched) -> None:
     assert page.locator(".message.assistant .body").text_content() == "so far"
     page.unroute(f"**{CHAT_PATH}")
     page.click(".message.assistant .retry")
-    watched.wait("done")
+    quick.wait("done")
     assert page.locator(".message").count() == 2
     assert page.locator(".failure").nth(1).is_hidden()
-    watched.errors = [text for text in watched.errors if "Failed to load resource" not in text]
+    quick.errors = [text for text in quick.errors if "Failed to load resource" not in text]
 
 
 def test_edit_retry_and_the_controls(watched: Watched) -> None:
@@ -269,30 +283,30 @@ def test_edit_retry_and_the_controls(watched: Watched) -> None:
     assert page.locator(".message").count() == 2
 
 
-def test_a_base_model_goes_on_from_a_text(watched: Watched) -> None:
+def test_a_base_model_goes_on_from_a_text(quick: Watched) -> None:
     card = '{"data": [{"id": "base", "max_model_len": 4000, "chat": false}]}'
-    watched.page.route("**/v1/models", lambda route: route.fulfill(status=200, body=card))
-    watched.page.reload()
-    watched.page.wait_for_function("() => document.getElementById('input').placeholder === 'A text to go on from'")
-    watched.say("Once upon")
-    body = watched.wait("done").locator(".body").text_content()
-    assert "<script>" in body
-    assert watched.bodies[-1]["prompt"] == "Once upon"
+    quick.page.route("**/v1/models", lambda route: route.fulfill(status=200, body=card))
+    quick.page.reload()
+    quick.page.wait_for_function("() => document.getElementById('input').placeholder === 'A text to go on from'")
+    quick.say("Once upon")
+    body = quick.wait("done").locator(".body").text_content()
+    assert body == "All is well."
+    assert quick.bodies[-1]["prompt"] == "Once upon"
 
 
-def test_enter_sends_and_shift_enter_does_not(watched: Watched) -> None:
-    watched.page.click("#input")
-    watched.page.keyboard.type("a")
-    watched.page.keyboard.press("Shift+Enter")
-    watched.page.keyboard.type("b")
-    assert watched.page.locator(".message").count() == 0
-    watched.page.keyboard.press("Enter")
-    watched.wait("done")
-    assert watched.page.locator(".message.user .body").text_content() == "a\nb"
+def test_enter_sends_and_shift_enter_does_not(quick: Watched) -> None:
+    quick.page.click("#input")
+    quick.page.keyboard.type("a")
+    quick.page.keyboard.press("Shift+Enter")
+    quick.page.keyboard.type("b")
+    assert quick.page.locator(".message").count() == 0
+    quick.page.keyboard.press("Enter")
+    quick.wait("done")
+    assert quick.page.locator(".message.user .body").text_content() == "a\nb"
 
 
-def test_it_fits_a_small_phone_and_follows_the_colour_scheme(browser: Any, server: RunningServer) -> None:
-    watched = Watched(browser, server.url, color_scheme="dark")
+def test_it_fits_a_small_phone_and_follows_the_colour_scheme(browser: Any, brief: RunningServer) -> None:
+    watched = Watched(browser, brief.url, color_scheme="dark")
     page = watched.page
     page.set_viewport_size({"width": 320, "height": 560})
     watched.say("x" * 300 + " a long word")
@@ -313,10 +327,10 @@ def test_it_fits_a_small_phone_and_follows_the_colour_scheme(browser: Any, serve
     watched.settle()
 
 
-def test_every_control_has_a_name_and_the_colours_enough_contrast(watched: Watched) -> None:
-    page = watched.page
-    watched.say("Hi")
-    watched.wait("done")
+def test_every_control_has_a_name_and_the_colours_enough_contrast(quick: Watched) -> None:
+    page = quick.page
+    quick.say("Hi")
+    quick.wait("done")
     unnamed = page.evaluate(
         "[...document.querySelectorAll('button, input, textarea')].filter(e => !(e.getAttribute('aria-label') ||"
         " e.labels?.length || e.textContent.trim())).map(e => e.outerHTML)"

@@ -41,7 +41,7 @@ def bodies(known: frozenset[str]) -> some.SearchStrategy[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("read", "known"), [(read_chat, CHAT_FIELDS), (read_completion, COMPLETION_FIELDS)])
-@settings(max_examples=250)
+@settings(max_examples=150)
 @given(data=some.data())
 def test_any_json_is_a_sound_call_or_a_request_error(read: Any, known: frozenset[str], data: some.DataObject) -> None:
     body = json.dumps(data.draw(bodies(known))).encode()

@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 import h11
-from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol, RequestResponseCycle
 
 from fledge.serve.errors import ApiError
 from fledge.serve.ids import new_request_id
@@ -21,6 +21,7 @@ MAX_HEADER_BYTES = 32 << 10
 MAX_HEADERS = 100
 HEADER_SECONDS = 10.0
 LINGER_SECONDS = 1.0
+UNREAD_BODY_SECONDS = 3.0
 MAX_LINGER_BYTES = 64 << 20
 
 
@@ -125,7 +126,13 @@ class FrontProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.conn.their_state is h11.SEND_BODY:
-            self.transport.close()  # a body nobody will read may not hold the connection open
+            # Answered before the body was read. It is swallowed, so that the next request of the connection is not
+            # lost, but it may not hold the connection open for ever.
+            self.loop.call_later(UNREAD_BODY_SECONDS, self.body_late, self.cycle)
+
+    def body_late(self, cycle: RequestResponseCycle) -> None:
+        if self.cycle is cycle and self.conn.their_state is h11.SEND_BODY and not self.transport.is_closing():
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.stop_timer()

@@ -38,6 +38,14 @@ def read_all(line: socket.socket) -> bytes:
     return data
 
 
+def read_to(line: socket.socket, ending: bytes) -> bytes:
+    """What comes, up to `ending`."""
+    data = b""
+    while not data.endswith(ending) and (piece := line.recv(1)):
+        data += piece
+    return data
+
+
 def parse(data: bytes) -> tuple[int, dict[str, str], bytes]:
     if not data:
         return 0, {}, b""

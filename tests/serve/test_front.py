@@ -14,7 +14,7 @@ import uvicorn
 
 from fledge.serve import front
 from fledge.serve.access import AccessLog
-from tests.serve.raw import connect, exchange, parse, read_all, request
+from tests.serve.raw import connect, exchange, parse, read_all, read_to, request
 
 
 class Plain:
@@ -35,6 +35,7 @@ class Plain:
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Plain]]:
     monkeypatch.setattr(front, "HEADER_SECONDS", 0.5)
+    monkeypatch.setattr(front, "UNREAD_BODY_SECONDS", 0.5)
     app = Plain()
     options = {"ws": "none", "lifespan": "off", "log_config": None, "log_level": "critical", "loop": "asyncio"}
     config = uvicorn.Config(
@@ -71,7 +72,7 @@ def test_a_connection_without_a_word_is_closed(site: tuple[str, Plain]) -> None:
 def test_the_second_request_of_a_connection_has_its_deadline_too(site: tuple[str, Plain]) -> None:
     with connect(site[0]) as line:
         line.sendall(request("/").replace(b"connection: close\r\n", b""))
-        assert parse(line.recv(4096))[0] == 200
+        assert parse(read_to(line, b"\r\n\r\nok"))[0] == 200
         line.sendall(b"GET /again")
         began = time.monotonic()
         assert parse(read_all(line))[0] == 408
@@ -91,6 +92,18 @@ def test_an_answer_reaches_a_caller_who_goes_on_sending(site: tuple[str, Plain])
         status, _, body = exchange(site[0], head, *[b"x" * (1 << 18)] * 32)
         assert (status, body) == (200, b"ok")
         assert time.monotonic() - began < 3
+
+
+def test_a_body_that_comes_after_the_answer_does_not_cost_the_next_request(site: tuple[str, Plain]) -> None:
+    first = request("/", "POST", b"x" * 1000).replace(b"connection: close\r\n", b"")
+    with connect(site[0]) as line:
+        for _ in range(3):
+            line.sendall(first[:-1000])
+            assert parse(read_to(line, b"\r\n\r\nok"))[0] == 200
+            line.sendall(first[-1000:])
+        time.sleep(0.6)
+        line.sendall(request("/"))
+        assert parse(read_all(line))[0] == 200
 
 
 def test_a_body_that_never_comes_does_not_hold_the_connection(site: tuple[str, Plain]) -> None:

@@ -64,7 +64,7 @@ class Watched:
 
     def __init__(self, browser: Any, url: str, **options: Any):
         self.url = url
-        self.context = browser.new_context(viewport={"width": 1000, "height": 800}, **options)
+        self.context = browser.new_context(viewport={"width": 1000, "height": 800}, reduced_motion="reduce", **options)
         self.page = self.context.new_page()
         self.errors: list[str] = []
         self.foreign: list[str] = []
@@ -78,8 +78,10 @@ class Watched:
     def begin_anew(self) -> None:
         """As a browser that has never been here: quicker than a new one."""
         self.page.unroute_all()
-        self.page.goto(f"{self.url}/health")  # of the same origin, and without the page's own code
-        self.page.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
+        self.page.goto("about:blank")  # the page keeps its state as it leaves, so leave first
+        line = self.context.new_cdp_session(self.page)
+        line.send("Storage.clearDataForOrigin", {"origin": self.url, "storageTypes": "local_storage"})
+        line.detach()
         for kept in (self.errors, self.foreign, self.bodies):
             kept.clear()
         self.page.goto(self.url)

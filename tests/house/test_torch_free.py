@@ -110,7 +110,7 @@ def seconds_of(code: str) -> float:
 
 
 def test_a_slow_start_is_found():
-    assert seconds_of("import time\nwhile time.process_time() < 0.3: pass") >= 0.3
+    assert seconds_of("import time\nwhile time.process_time() < 0.4: pass") >= 0.3
 
 
 def test_import_fledge_takes_under_300_ms():

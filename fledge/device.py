@@ -52,7 +52,7 @@ def pick(name: str = "auto", dtype: str = "auto", threads: int = 0) -> Device:
     return Device(where, DTYPES[dtype], torch.get_num_threads(), rank, world_size)
 
 
-def matmul_peak(device: Device, size: int = 2048, rounds: int = 5) -> float:
+def matmul_peak(device: Device, size: int = 2048, rounds: int = 20) -> float:
     """Measured FLOP/s of a size×size matrix product in the device's dtype: the best of `rounds` after a warm-up."""
     a = torch.randn(size, size, device=device.device, dtype=device.dtype)
     b = torch.randn(size, size, device=device.device, dtype=device.dtype)

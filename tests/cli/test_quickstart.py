@@ -77,7 +77,7 @@ def called(monkeypatch):
 def test_the_steps_run_in_order_and_the_time_is_told(called, tmp_path, capsys):
     calls, _ = called
     result = quickstart(QuickstartConfig(out=tmp_path, serve=False), json=True)
-    order = ["build", "train_tokenizer", "build", "pretrain", "build_qa", "sft", "evaluate", "report"]
+    order = ["build", "train_tokenizer", "build", "pretrain", "build_qa", "sft", "evaluate", "evaluate", "report"]
     assert calls == [(name, True) for name in order]
     assert list(result["steps"]) == [
         "corpus",
@@ -86,11 +86,12 @@ def test_the_steps_run_in_order_and_the_time_is_told(called, tmp_path, capsys):
         "pretrain",
         "questions",
         "sft",
-        "evaluate",
+        "text",
+        "answers",
         "report",
     ]
     said = capsys.readouterr().err
-    assert "[8/8] done in" in said and "computing time" in said and "matmul peak of 200 GFLOP/s" in said
+    assert "[9/9] done in" in said and "computing time" in said and "matmul peak of 200 GFLOP/s" in said
 
 
 def test_an_interrupted_step_ends_it_there(called, tmp_path):

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fledge.engine import pending
@@ -38,8 +39,14 @@ def with_client(model: str, body: Callable[[EngineClient], Awaitable[None]], **c
         assert client.process is not None and client.process.returncode is not None
 
     asyncio.run(asyncio.wait_for(run(), 90))
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)  # no child at all, so no zombie
+    assert zombies_of(os.getpid()) == []
+
+
+def zombies_of(parent: int) -> list[int]:
+    """Children that have ended and were not waited for."""
+    return [
+        child.pid for child in psutil.Process(parent).children(recursive=True) if child.status() == psutil.STATUS_ZOMBIE
+    ]
 
 
 async def read(client: EngineClient, one: Request) -> list[Event]:

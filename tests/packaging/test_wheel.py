@@ -44,7 +44,7 @@ def test_the_unpacked_wheel_runs_where_there_is_no_checkout(wheel, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     line = [sys.executable, "-P", "-c", code]
     got = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
-    assert got.stdout.strip() == f"9 {tmp_path / 'site' / 'fledge' / 'runs' / 'quickstart'}", got.stderr
+    assert got.stdout.strip() == f"10 {tmp_path / 'site' / 'fledge' / 'runs' / 'quickstart'}", got.stderr
 
 
 @pytest.mark.slow

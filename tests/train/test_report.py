@@ -137,7 +137,7 @@ def test_a_folder_without_a_log_is_named(tmp_path):
         report(ReportConfig(tmp_path), json=True)
     make_run(tmp_path / "run")
     with pytest.raises(DataError, match="expected the result of fledge evaluate"):
-        write(tmp_path, evaluation=tmp_path / "none.json")
+        write(tmp_path, evaluation=(tmp_path / "none.json",))
     with pytest.raises(ConfigError, match="watts_per_core"):
         configs.from_dict(ReportConfig, {"run": "x", "watts_per_core": -1})
 
@@ -149,7 +149,7 @@ def test_a_broken_evaluation_is_refused_or_shown_without_what_it_lacks(tmp_path,
     make_run(tmp_path / "run")
     (tmp_path / "e.json").write_text(broken)
     try:
-        text, _ = write(tmp_path, evaluation=tmp_path / "e.json")
+        text, _ = write(tmp_path, evaluation=(tmp_path / "e.json",))
     except DataError as error:
         assert "e.json" in str(error)
     else:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -65,23 +63,6 @@ def matmul_peak(device: Device, size: int = 2048, rounds: int = 20) -> float:
         if round_index:
             best = max(best, 2 * size**3 / (time.perf_counter() - began))
     return best
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc's allocator to keep large blocks after a free instead of giving them back to the system.
-
-    A training step frees and asks again for the same activations; fresh pages for each cost 13 % of a step at 2 threads
-    (4,116 against 4,758 tokens/s, width 256, 2 cores). Does nothing where the C library is another.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # <malloc.h>; glibc takes at most 32 MiB for the last
-    for option, value in ((mmap_threshold, 1 << 25), (trim_threshold, (1 << 31) - 1), (top_pad, 64 << 20)):
-        mallopt(option, value)
 
 
 def synchronize(device: Device) -> None:

@@ -68,8 +68,6 @@ class Loop:
 
     def __init__(self, run: Run, state: State, stop: StopRequest):
         self.run, self.state, self.stop, self.config = run, state, stop, run.train
-        if run.device.device.type == "cpu":
-            devices.keep_freed_memory()
         self.model = run.recipe.model.train()
         adamw = AdamWConfig(
             self.config.learning_rate, self.config.weight_decay, self.config.beta1, self.config.beta2,

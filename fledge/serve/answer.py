@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -42,7 +43,7 @@ class Progress:
         return placed
 
 
-class Answer:
+class Answer(ABC):
     """One HTTP request's answer. Subclasses give the shape of choices."""
 
     def __init__(self, service: Service, call: Call, requests: list[Request], head: ReplyHead, record: Record):
@@ -147,14 +148,17 @@ class Answer:
         """What goes out with a choice's first event, before its text."""
         return []
 
+    @abstractmethod
     def piece(self, progress: Progress, text: str, placed: list[Placed]) -> Choice:
-        raise NotImplementedError
+        """A choice that carries text, in a stream."""
 
+    @abstractmethod
     def last_piece(self, progress: Progress) -> Choice:
-        raise NotImplementedError
+        """The choice that says why an answer ended, in a stream."""
 
+    @abstractmethod
     def whole_choice(self, progress: Progress) -> Choice:
-        raise NotImplementedError
+        """An answer as a whole."""
 
 
 class ChatAnswer(Answer):

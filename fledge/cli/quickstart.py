@@ -56,7 +56,7 @@ def quickstart(config: QuickstartConfig, json: bool = False) -> dict[str, Any]:
     """
     folder = config.runs or runs_folder()
     results: dict[str, Any] = {}
-    began, cpu_began = time.monotonic(), cpu_seconds()
+    began, cpu_began, withheld_began = time.monotonic(), cpu_seconds(), withheld_seconds()
     for number, (verb, file) in enumerate(STEPS, 1):
         say(f"\n[{number}/{len(STEPS)}] fledge {verb} {folder / file}")
         step_began, step_cpu = time.monotonic(), cpu_seconds()
@@ -66,11 +66,13 @@ def quickstart(config: QuickstartConfig, json: bool = False) -> dict[str, Any]:
         results[Path(file).stem.partition("-")[2]] = {**(result or {}), "step_seconds": round(spent, 2)}
     seconds, cpu = round(time.monotonic() - began, 1), round(cpu_seconds() - cpu_began, 1)
     peak = results["pretrain"].get("matmul_peak_flops")
+    withheld = round(withheld_seconds() - withheld_began, 1)
     model = step_config(config, SERVE[0], folder / SERVE[1]).model
-    say("\n" + closing_words(model, results["report"].get("out"), seconds, cpu, peak))
+    say("\n" + closing_words(model, results["report"].get("out"), (seconds, cpu, withheld), peak))
     if config.serve:
         become_server(config, folder / SERVE[1], model, json)
-    return {"steps": results, "seconds": seconds, "cpu_seconds": cpu, "matmul_peak_flops": peak}
+    spent = {"seconds": seconds, "cpu_seconds": cpu, "withheld_cpu_seconds": withheld}
+    return {"steps": results, **spent, "matmul_peak_flops": peak}
 
 
 def runs_folder() -> Path:
@@ -107,8 +109,21 @@ def cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def closing_words(model: str, page: str | None, seconds: float, cpu: float, peak: float | None) -> str:
-    lines = [f"computing time: {clock(seconds)} ({seconds:.0f} s wall, {cpu:.0f} s CPU)"]
+def withheld_seconds() -> float:
+    """CPU seconds since boot that a virtual machine asked for and its host gave to others ("steal" in proc(5)); 0 where
+    the system doesn't say."""
+    try:
+        fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
+        return int(fields[8]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
+def closing_words(model: str, page: str | None, spent: tuple[float, float, float], peak: float | None) -> str:
+    """The last lines. `spent`: seconds of wall time, of CPU, and of CPU that the machine's host withheld."""
+    seconds, cpu, withheld = spent
+    lines = [f"computing time: {clock(seconds)} ({seconds:.0f} s wall, {cpu:.0f} s CPU"]
+    lines[0] += f", {withheld:.0f} s of CPU withheld by the machine's host)" if withheld >= 1 else ")"
     if peak:
         lines[0] += f" on a machine with a measured matmul peak of {peak / 1e9:.0f} GFLOP/s"
     lines += [f"report: {page}"] if page else []

@@ -62,6 +62,8 @@ def fused_cross_entropy_sum(
     hidden [..., D], matrix [V, D], targets int64 [...], weight float32 [...]; chunks of `chunk_rows` targets.
     """
     width = hidden.shape[-1]
+    if not torch.is_grad_enabled():  # a Parameter asks for its gradient even here; computing it would triple the work
+        hidden, matrix = hidden.detach(), matrix.detach()
     return FusedCrossEntropy.apply(
         hidden.reshape(-1, width), matrix, targets.reshape(-1), weight.reshape(-1), chunk_rows
     )

@@ -53,3 +53,16 @@ def test_a_masked_target_does_not_reach_the_loss():
     )
     assert loss == same
     assert loss != changed
+
+
+def test_without_gradients_only_the_loss_is_computed(monkeypatch):
+    """Validation must not pay for the output matrix's gradient, though a Parameter asks for one."""
+    hidden, matrix, targets, weight = setting()
+    products = []
+    whole = torch.Tensor.addmm_
+    monkeypatch.setattr(torch.Tensor, "addmm_", lambda *args, **more: products.append(1) or whole(*args, **more))
+    with torch.no_grad():
+        quiet = fused_cross_entropy_sum(hidden, matrix, targets, weight)
+    assert not products
+    loud = fused_cross_entropy_sum(hidden, matrix, targets, weight)
+    assert products and quiet.item() == loud.item()  # the control

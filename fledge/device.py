@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -63,6 +64,22 @@ def matmul_peak(device: Device, size: int = 2048, rounds: int = 20) -> float:
         if round_index:
             best = max(best, 2 * size**3 / (time.perf_counter() - began))
     return best
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on a device without swapping; None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return None
+    known = []
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        known += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+        known.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    except (OSError, ValueError, IndexError):
+        pass  # no Linux, or no limit ("max")
+    return min(known, default=None)
 
 
 def synchronize(device: Device) -> None:

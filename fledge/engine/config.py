@@ -13,7 +13,9 @@ class EngineConfig:
     """How much the engine does at once."""
 
     n_slots: int = 8
-    """Answers that run side by side; each holds a cache of the model's whole context."""
+    """Answers that run side by side; each holds a cache of the whole context."""
+    context_tokens: int = 0
+    """Longest prompt and answer together, in tokens; 0: the model's whole context. Less takes less memory."""
     prefill_chunk: int = 512
     """Most prompt tokens in one step, so that long prompts don't stall running answers."""
     max_waiting: int = 256
@@ -22,7 +24,13 @@ class EngineConfig:
     """CPU threads of the model; 0 is one for each core."""
 
     def __post_init__(self) -> None:
-        for name, least in (("n_slots", 1), ("prefill_chunk", 1), ("max_waiting", 0), ("threads", 0)):
+        for name, least in (
+            ("n_slots", 1),
+            ("context_tokens", 0),
+            ("prefill_chunk", 1),
+            ("max_waiting", 0),
+            ("threads", 0),
+        ):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: expected at least {least}, got {getattr(self, name)}")
 

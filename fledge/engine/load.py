@@ -17,5 +17,5 @@ def load_engine(model: str, config: EngineConfig | None = None) -> Engine:
         return Engine(runner, tokenizer, config, stop_ids)
     from fledge.engine.runner import load_runner
 
-    model_runner, tokenizer, stop_ids = load_runner(model, config.n_slots, config.threads)
+    model_runner, tokenizer, stop_ids = load_runner(model, config.n_slots, config.threads, config.context_tokens)
     return Engine(model_runner, tokenizer, config, stop_ids)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fledge.batch import Cached, Layout, OneDocument, Packed, Padded, Tokens
+from fledge.device import available_bytes
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig
 from fledge.nn.block import Angles, Context, Stack, angles_for
@@ -85,7 +86,9 @@ class Transformer(nn.Module):
             known = self._angles.get(position)
             if known is None or known[0].device != device or known[0].shape[0] < length:
                 rows = min(self.config.context_tokens, max(256, 2 ** (length - 1).bit_length()))
-                self._angles[position] = rope_table(position, layer.mixer.head_channels, rows, device)
+                # a table born in a validation outlives it, and autograd saves no tensor of inference mode
+                with torch.inference_mode(False):
+                    self._angles[position] = rope_table(position, layer.mixer.head_channels, rows, device)
         return self._angles
 
 
@@ -105,10 +108,17 @@ def build(config: ModelConfig, device: torch.device | str = "meta") -> Transform
 
 
 def new_cache(model: Transformer, n_slots: int, positions: int | None = None) -> KeyValueCache:
-    """An empty cache for `model`, in its dtype and on its device."""
+    """An empty cache for `model`, in its dtype and on its device. Raises ConfigError if memory does not hold it."""
     stack, weight = model.config.stack, model.embedding.weight
     mixer = stack.layers[0].mixer
     length = positions or model.config.context_tokens
+    need = 2 * len(stack.layers) * n_slots * mixer.n_kv_heads * length * mixer.head_channels * weight.itemsize
+    free = available_bytes(weight.device)
+    if free is not None and need > free:
+        raise ConfigError(
+            f"cache: expected at most the {free:,} bytes of free memory, got {need:,} for {n_slots} slots of "
+            f"{length} tokens; give fewer slots or a shorter context (engine.n_slots, engine.context_tokens)"
+        )
     return KeyValueCache(
         len(stack.layers), n_slots, mixer.n_kv_heads, length, mixer.head_channels, weight.dtype, weight.device
     )

@@ -17,6 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from fledge.engine.runner import load_runner
 from fledge.errors import CheckpointError, ConfigError
 from fledge.model.config import ShapeConfig
 from fledge.model.convert import convert
@@ -26,11 +27,12 @@ from fledge.model.folder import load_model, save_model
 from fledge.model.init import initialise
 from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
 from fledge.model.transformer import build
+from fledge.text.tokenizer import Tokenizer, characters
 
 
-def tiny_folder(folder: Path, name: str = "llama") -> Path:
+def tiny_folder(folder: Path, name: str = "llama", tokenizer: Tokenizer | None = None) -> Path:
     shape = ShapeConfig(name, width=16, layers=2, heads=2, context_tokens=32, vocab_size=20)
-    save_model(initialise(build(family(name).build(shape), "cpu"), 1), folder)
+    save_model(initialise(build(family(name).build(shape), "cpu"), 1), folder, tokenizer)
     return folder
 
 
@@ -266,6 +268,16 @@ def test_trial_27_a_large_but_legal_config_over_small_weights_allocates_nothing(
     with pytest.raises(CheckpointError, match="expected shape"):
         load_model(folder)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
+
+
+def test_trial_27_a_context_that_memory_cannot_hold_is_refused_before_the_cache_is_allocated(tmp_path):
+    folder = tiny_folder(tmp_path / "m", tokenizer=characters("abc"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 60_000_000}))
+    with pytest.raises(ConfigError, match=r"cache: expected .* 1000 slots of 60000000 tokens; .*context_tokens"):
+        load_runner(folder, n_slots=1000)
+    runner, _, _ = load_runner(folder, n_slots=1000, context_tokens=8)  # the control: the same model, a short context
+    assert runner.context_tokens == 8
 
 
 # ---- trial 28: code through config

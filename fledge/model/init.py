@@ -22,7 +22,7 @@ def initialise(model: Transformer, seed: int) -> Transformer:
     """Give every parameter its start value in place. Each tensor has a generator of its own, keyed by (seed, name), so
     that adding a parameter changes no other. Norm weights are 1, biases 0."""
     config = model.config.init
-    n_layers = max(1, len(model.config.stack.layers))
+    n_layers = len(model.config.stack.layers)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() < 2:

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fledge.config import from_dict, read_yaml, to_dict
+from fledge.config import from_dict, read_yaml
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.count import bytes_by_type, count, tree
-from fledge.model.families import FAMILIES, family, preset_family
+from fledge.model.families import FAMILIES, family, over_preset
 from fledge.model.folder import find_model, read_config
 from fledge.model.show_config import ShowConfig
 from fledge.model.transformer import build
@@ -47,7 +47,7 @@ def resolve(config: ShowConfig) -> ModelConfig:
         group = read_yaml(path).get("model", {})
         shape = replace(from_dict(ShapeConfig, group, f"{path}: model"), **given)
     elif path and any(path in f.presets for f in FAMILIES.values()):
-        shape = replace(preset_family(path).presets[path], **given)
+        shape = replace(shape, preset=path)
     elif path:
         if not Path(path).exists():
             known = ", ".join(name for f in FAMILIES.values() for name in f.presets)
@@ -55,10 +55,7 @@ def resolve(config: ShowConfig) -> ModelConfig:
         return read_config(find_model(path))[1]
     elif not given:
         raise ConfigError("show: expected a model folder, a preset, a YAML file or model.width=… and so on; see --help")
-    if shape.preset:
-        fields = {k: v for k, v in to_dict(shape).items() if v != to_dict(ShapeConfig())[k] and k != "preset"}
-        base = preset_family(shape.preset).presets[shape.preset]
-        shape = replace(base, **{k: v for k, v in fields.items() if k not in ("family", "init")})
+    shape = over_preset(shape)
     return family(shape.family).build(replace(shape, vocab_size=shape.vocab_size or DEFAULT_VOCAB))
 
 

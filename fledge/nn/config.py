@@ -80,7 +80,7 @@ class StackConfig:
     def check(self, at: str) -> None:
         """Raise ConfigError for sizes that cannot be built, before anything is allocated."""
         bounded(f"{at}.width", self.width, 1, MAX_WIDTH)
-        bounded(f"{at}.layers", len(self.layers), 0, MAX_LAYERS)
+        bounded(f"{at}.layers", len(self.layers), 1, MAX_LAYERS)
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"{at}.dropout: expected 0 <= dropout < 1, got {self.dropout}")
         for index, layer in enumerate(self.layers):

@@ -13,7 +13,7 @@ from fledge.data.shards import Dataset, open_shards
 from fledge.errors import ConfigError
 from fledge.log import RunLog
 from fledge.model.config import ModelConfig, ShapeConfig
-from fledge.model.families import family, preset_family
+from fledge.model.families import family, over_preset
 from fledge.model.init import initialise
 from fledge.model.transformer import Transformer, build
 from fledge.recipes.config import PretrainConfig, TextDataConfig
@@ -71,18 +71,20 @@ def open_dataset(data: TextDataConfig, run_folder: Path) -> Dataset:
 
 
 def resolve_shape(shape: ShapeConfig, tokenizer: Tokenizer) -> ModelConfig:
-    """The ModelConfig of a new model: preset, then the fields that were set, vocabulary and ids from the tokenizer."""
-    if shape.preset:
-        base = preset_family(shape.preset).presets[shape.preset]
-        changed = {k: v for k, v in vars(shape).items() if v != getattr(ShapeConfig(), k) and k != "family"}
-        shape = replace(base, vocab_size=tokenizer.vocab_size, **{k: v for k, v in changed.items() if k != "preset"})
-    if shape.vocab_size and shape.vocab_size < tokenizer.vocab_size:
+    """The ModelConfig of a new model: preset, then the fields that were set, vocabulary and ids from the tokenizer.
+
+    Raises ConfigError for a shape that can't be built or whose family's folder format can't hold it.
+    """
+    vocab_size = shape.vocab_size or tokenizer.vocab_size
+    if vocab_size < tokenizer.vocab_size:
         raise ConfigError(
-            f"model.vocab_size: expected at least the tokenizer's {tokenizer.vocab_size}, got {shape.vocab_size}"
+            f"model.vocab_size: expected at least the tokenizer's {tokenizer.vocab_size}, got {vocab_size}"
         )
-    shape = replace(shape, vocab_size=shape.vocab_size or tokenizer.vocab_size)
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
-    config = family(shape.family).build(shape)
+    shape = replace(over_preset(shape), vocab_size=vocab_size)
+    own_family = family(shape.family)
+    config = own_family.build(shape)
+    own_family.write(config)  # a model that can't be saved is refused now, not at the first checkpoint
     return replace(config, special_ids={role: i for role, i in ids.items() if i is not None})
 
 

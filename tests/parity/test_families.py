@@ -29,6 +29,8 @@ CASES = {
     "llama-grouped": lambda: transformers.LlamaConfig(**LLAMA),
     "llama-tied": lambda: transformers.LlamaConfig(**LLAMA, tie_word_embeddings=True),
     "llama-wide-heads": lambda: transformers.LlamaConfig(**LLAMA, head_dim=20, attention_bias=True, mlp_bias=True),
+    "llama-relu": lambda: transformers.LlamaConfig(**LLAMA, hidden_act="relu"),
+    "llama-gelu": lambda: transformers.LlamaConfig(**LLAMA, hidden_act="gelu"),
     "llama-theta": lambda: transformers.LlamaConfig(
         **LLAMA, rope_parameters={"rope_theta": 500.0, "rope_type": "default"}, rms_norm_eps=1e-3
     ),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fledge.errors import ConfigError
+from fledge.model.config import ShapeConfig
 from fledge.model.families import gpt2, llama
 from fledge.model.families.family import Family
 
@@ -23,3 +26,12 @@ def preset_family(preset: str) -> Family:
             return candidate
     known = ", ".join(name for candidate in FAMILIES.values() for name in candidate.presets)
     raise ConfigError(f"model.preset: expected one of {known}, got {preset!r:.60}")
+
+
+def over_preset(shape: ShapeConfig) -> ShapeConfig:
+    """The shape with its preset filled in under the fields that were set; itself when it names no preset."""
+    if not shape.preset:
+        return shape
+    defaults = vars(ShapeConfig())
+    chosen = {k: v for k, v in vars(shape).items() if v != defaults[k] and k not in ("preset", "family")}
+    return replace(preset_family(shape.preset).presets[shape.preset], **chosen)

@@ -8,8 +8,18 @@ from typing import Any, Literal
 
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
+from fledge.nn.config import Activation
 
 How = Literal["same", "transposed", "fused_transposed", "fused", "zeros"]
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+}
+"""transformers' names of the activations; of two names for one, the first is written unless a family prefers."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,15 @@ def choice(raw: dict[str, Any], key: str, table: dict[str, Any], default: str) -
     if value not in table if isinstance(value, str) else True:
         raise ConfigError(f"config.json: {key}: expected one of {', '.join(table)}, got {str(value)[:40]!r}")
     return table[value]
+
+
+def activation_name(activation: Activation, preferred: tuple[str, ...] = ()) -> str:
+    """transformers' name of an activation. Raises ConfigError for one it can't be told of."""
+    for name in (*preferred, *ACTIVATIONS):
+        if ACTIVATIONS[name] == activation:
+            return name
+    known = ", ".join(sorted(set(ACTIVATIONS.values())))
+    raise ConfigError(f"model.activation: expected one of {known}, got {activation!r}; set model.activation=…")
 
 
 def special_ids(raw: dict[str, Any], vocab_size: int) -> dict[str, int]:

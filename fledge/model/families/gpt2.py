@@ -7,8 +7,10 @@ from typing import Any
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families.family import (
+    ACTIVATIONS,
     Family,
     Weight,
+    activation_name,
     choice,
     flag,
     head_channels,
@@ -21,7 +23,6 @@ from fledge.model.families.family import (
 from fledge.nn.config import Dense, Heads, LayerConfig, Norm, StackConfig
 
 BIAS_KEY = "fledge_bias"  # transformers' GPT-2 always has biases; without ours it gets zeros
-ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
 
 
 def build(shape: ShapeConfig) -> ModelConfig:
@@ -75,14 +76,13 @@ def write(config: ModelConfig) -> dict[str, Any]:
     heads = layer.mixer
     if heads.n_kv_heads != heads.n_heads or heads.head_channels * heads.n_heads != stack.width:
         raise ConfigError("model: GPT-2's folder format has one key/value head per head and width = heads x channels")
-    back = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}
     return {
         "n_embd": stack.width,
         "n_head": heads.n_heads,
         "n_layer": len(stack.layers),
         "n_positions": config.learned_positions,
         "n_inner": layer.ffn.hidden,
-        "activation_function": back[layer.ffn.activation],
+        "activation_function": activation_name(layer.ffn.activation, ("gelu_new",)),
         "layer_norm_epsilon": stack.norm.eps,
         "attn_pdrop": 0.0,
         "embd_pdrop": 0.0,
@@ -101,7 +101,7 @@ def weights(config: ModelConfig) -> list[Weight]:
     width = config.stack.width
     biased = config.stack.norm.bias
     if not biased:
-        hidden = config.stack.layers[0].ffn.hidden if config.stack.layers else 0
+        hidden = config.stack.layers[0].ffn.hidden
         ends = {"ln_1": width, "ln_2": width, "attn.c_attn": 3 * width, "attn.c_proj": width}
         ends |= {"mlp.c_fc": hidden, "mlp.c_proj": width}
         table += [Weight(f"{theirs}{name}.bias", (), "zeros", size) for name, size in ends.items()]

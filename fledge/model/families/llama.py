@@ -7,8 +7,10 @@ from typing import Any
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families.family import (
+    ACTIVATIONS,
     Family,
     Weight,
+    activation_name,
     choice,
     flag,
     head_channels,
@@ -68,7 +70,7 @@ def read(raw: dict[str, Any]) -> ModelConfig:
         Heads(n_heads, integer(raw, "num_key_value_heads", n_heads), channels, bias, bias),
         Dense(
             integer(raw, "intermediate_size", 11008),
-            choice(raw, "hidden_act", {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}, "silu"),
+            choice(raw, "hidden_act", ACTIVATIONS, "silu"),
             True,
             flag(raw, "mlp_bias", False),
         ),
@@ -98,7 +100,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "num_attention_heads": heads.n_heads,
         "num_key_value_heads": heads.n_kv_heads,
         "head_dim": heads.head_channels,
-        "hidden_act": "silu" if layer.ffn.activation == "silu" else "gelu_pytorch_tanh",
+        "hidden_act": activation_name(layer.ffn.activation),
         "max_position_embeddings": config.context_tokens,
         "rms_norm_eps": stack.norm.eps,
         "attention_bias": heads.qkv_bias,
@@ -112,7 +114,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
 
 def weights(config: ModelConfig) -> list[Weight]:
     block, theirs = "decoder.layers.{i}.", "model.layers.{i}."
-    layer = config.stack.layers[0] if config.stack.layers else None
+    layer = config.stack.layers[0]
     table = [
         Weight("model.embed_tokens.weight", ("embedding.weight",)),
         Weight("model.norm.weight", ("decoder.norm.weight",)),
@@ -130,7 +132,7 @@ def weights(config: ModelConfig) -> list[Weight]:
     }
     for name, ours in linears.items():
         table.append(Weight(f"{theirs}{name}.weight", (f"{block}{ours}.weight",)))
-        biased = layer is not None and (layer.mixer.qkv_bias if name.startswith("self_attn") else layer.ffn.bias)
+        biased = layer.mixer.qkv_bias if name.startswith("self_attn") else layer.ffn.bias
         if biased:
             table.append(Weight(f"{theirs}{name}.bias", (f"{block}{ours}.bias",)))
     if not config.tie:

@@ -16,6 +16,9 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 MAX_CHOICES = 16
 MAX_STOPS = 4
+MAX_STOP_CHARACTERS = 1024
+MAX_STOP_TOKEN_IDS = 256
+MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
 MAX_SEED = 2**63 - 1
 
@@ -49,7 +52,7 @@ class Sampling:
     n: int = 1
     """Number of independent answers (choices)."""
     stop: tuple[str, ...] = ()
-    """Texts that end the answer; not part of it."""
+    """Up to 4 texts that end the answer; not part of it."""
     stop_token_ids: tuple[int, ...] = ()
     """Further token ids that end the answer."""
     ignore_eos: bool = False
@@ -82,17 +85,27 @@ class Sampling:
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             check(number and low <= value <= high, name, f"a number in {low:g}..{high:g}", value)
         check(self.top_p > 0, "top_p", "above 0", self.top_p)
-        check(len(self.stop) <= MAX_STOPS, "stop", f"at most {MAX_STOPS} texts", len(self.stop))
-        for text in self.stop:
-            check(isinstance(text, str) and text != "", "stop", "texts that are not empty", text)
-        for name, ids in (("logit_bias", [i for i, _ in self.logit_bias]), ("stop_token_ids", self.stop_token_ids)):
-            for token in ids:
-                check(isinstance(token, int) and 0 <= token < vocab_size, name, f"ids in 0..{vocab_size - 1}", token)
-        for _, bias in self.logit_bias:
-            check(math.isfinite(bias) and -100 <= bias <= 100, "logit_bias", "values in -100..100", bias)
+        self.check_lists(vocab_size)
         k = self.logprobs
         check(k is None or 0 <= k <= MAX_TOP_LOGPROBS, "logprobs", f"0..{MAX_TOP_LOGPROBS}", k)
         return self
+
+    def check_lists(self, vocab_size: int) -> None:
+        """Stops and biases: how many and how long first, since all of it is kept for each of `n` answers."""
+        check(len(self.stop) <= MAX_STOPS, "stop", f"at most {MAX_STOPS} texts", len(self.stop))
+        for text in self.stop:
+            check(isinstance(text, str) and text != "", "stop", "texts that are not empty", text)
+            too_long = f"texts of at most {MAX_STOP_CHARACTERS} characters"
+            check(len(text) <= MAX_STOP_CHARACTERS, "stop", too_long, len(text))
+        n_stop_ids, n_biases = len(self.stop_token_ids), len(self.logit_bias)
+        check(n_stop_ids <= MAX_STOP_TOKEN_IDS, "stop_token_ids", f"at most {MAX_STOP_TOKEN_IDS} ids", n_stop_ids)
+        check(n_biases <= MAX_BIASES, "logit_bias", f"at most {MAX_BIASES} ids", n_biases)
+        known = f"ids in 0..{vocab_size - 1}"
+        for name, ids in (("logit_bias", [i for i, _ in self.logit_bias]), ("stop_token_ids", self.stop_token_ids)):
+            for token in ids:
+                check(isinstance(token, int) and 0 <= token < vocab_size, name, known, token)
+        for _, bias in self.logit_bias:
+            check(math.isfinite(bias) and -100 <= bias <= 100, "logit_bias", "values in -100..100", bias)
 
 
 def check(ok: bool, param: str, expected: str, got: object) -> None:
@@ -102,7 +115,7 @@ def check(ok: bool, param: str, expected: str, got: object) -> None:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt and how to answer it. `tenant` isolates caches and shares capacity; `priority` is reserved."""
+    """One prompt and how to answer it. Tenants take turns at the free slots."""
 
     id: str
     prompt_ids: tuple[int, ...]

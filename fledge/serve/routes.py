@@ -91,6 +91,7 @@ class Routes:
         """A prompt's ids and how many of them we added: a text begins with BOS once, ids are used as they are."""
         tokenizer = self.service.model.tokenizer
         if isinstance(prompt, tuple):
+            call.answer_tokens(len(prompt), self.service.context_tokens or 0)  # its length first: it may be millions
             outside = next((token for token in prompt if not 0 <= token < tokenizer.vocab_size), None)
             if outside is not None:
                 last = tokenizer.vocab_size - 1

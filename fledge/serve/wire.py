@@ -6,11 +6,12 @@ Ranges that belong to sampling itself are checked by `Sampling.validated`; here 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sized
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from fledge.engine.length import answer_room
-from fledge.engine.request import MAX_STOPS, MAX_TOP_LOGPROBS, Sampling
+from fledge.engine.request import MAX_BIASES, MAX_STOP_TOKEN_IDS, MAX_STOPS, MAX_TOP_LOGPROBS, Sampling
 from fledge.errors import RequestError
 from fledge.serve.fields import Fields, words, wrong
 from fledge.text.chat import Message
@@ -35,11 +36,15 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 
 @dataclass(frozen=True)
 class Call:
-    """What chat and completions share. `max_tokens` and `seed` are None when the caller left them open."""
+    """What chat and completions share. `max_tokens` and `seed` are None when the caller left them open; `limit_name` is
+    what the caller called `max_tokens`."""
+
+    prompt_name: ClassVar[str] = "prompt"
 
     model: str | None
     sampling: Sampling
     max_tokens: int | None
+    limit_name: str
     seed: int | None
     stream: bool
     include_usage: bool
@@ -49,6 +54,10 @@ class Call:
         most = self.max_tokens if self.max_tokens is not None else 2**31 - 1
         replace(self.sampling, max_tokens=most, seed=self.seed or 0).validated(vocab_size)
 
+    def answer_tokens(self, prompt_tokens: int, context_tokens: int) -> int:
+        """What `max_tokens` says, or all that the context leaves. Raises RequestError that names the caller's field."""
+        return answer_room(prompt_tokens, self.max_tokens, context_tokens, self.prompt_name, self.limit_name)
+
     def sampling_for(
         self, prompt_tokens: int, context_tokens: int, vocab_size: int, open_tokens: int | None
     ) -> Sampling:
@@ -57,7 +66,7 @@ class Call:
         The one rule everywhere: prompt tokens + max_tokens <= context_tokens. Without max_tokens: `open_tokens`, or
         what the context leaves if that is less (None: all that it leaves).
         """
-        wanted = answer_room(prompt_tokens, self.max_tokens, context_tokens)
+        wanted = self.answer_tokens(prompt_tokens, context_tokens)
         if self.max_tokens is None and open_tokens is not None:
             wanted = min(wanted, open_tokens)
         seed = self.seed if self.seed is not None else secrets.randbelow(MAX_RANDOM_SEED)
@@ -66,6 +75,8 @@ class Call:
 
 @dataclass(frozen=True)
 class ChatCall(Call):
+    prompt_name: ClassVar[str] = "messages"
+
     messages: tuple[Message, ...]
 
 
@@ -86,7 +97,7 @@ def read_chat(tree: dict[str, Any]) -> ChatCall:
     if not messages:
         raise RequestError("messages: expected at least one message", "messages")
     if len(messages) > MAX_MESSAGES:
-        raise RequestError(f"messages: expected at most {MAX_MESSAGES}, got {len(messages)}", "messages")
+        raise too_many("messages", f"{MAX_MESSAGES} messages", messages)
     wanted, top = fields.flag("logprobs"), fields.integer("top_logprobs")
     if top is not None and not wanted:
         raise RequestError("top_logprobs: expected logprobs to be true beside it", "top_logprobs")
@@ -96,10 +107,11 @@ def read_chat(tree: dict[str, Any]) -> ChatCall:
     max_tokens = fields.integer("max_tokens")
     if None not in (completion_tokens, max_tokens) and completion_tokens != max_tokens:
         raise RequestError("max_tokens: differs from max_completion_tokens; send one of them", "max_tokens")
-    if completion_tokens is not None and completion_tokens < 1:
-        raise wrong("max_completion_tokens", "at least 1", completion_tokens)
+    if completion_tokens is not None and not 1 <= completion_tokens < 2**31:
+        raise wrong("max_completion_tokens", "at least 1 and below 2^31", completion_tokens)
     shared = read_shared(fields, logprobs=(top or 0) if wanted else None)
-    shared["max_tokens"] = max_tokens if completion_tokens is None else completion_tokens
+    if max_tokens is None and completion_tokens is not None:
+        shared |= {"max_tokens": completion_tokens, "limit_name": "max_completion_tokens"}
     return ChatCall(messages=tuple(read_message(i, item) for i, item in enumerate(messages)), **shared)
 
 
@@ -145,7 +157,7 @@ def read_shared(fields: Fields, logprobs: int | None) -> dict[str, Any]:
         n=given(fields.integer("n"), 1),
         logit_bias=read_logit_bias(fields.mapping("logit_bias")),
         stop=read_stop(fields.tree.get("stop")),
-        stop_token_ids=read_ids("stop_token_ids", fields.array("stop_token_ids")),
+        stop_token_ids=read_ids("stop_token_ids", fields.array("stop_token_ids"), MAX_STOP_TOKEN_IDS),
         ignore_eos=fields.flag("ignore_eos"),
         logprobs=logprobs,
     )
@@ -153,6 +165,7 @@ def read_shared(fields: Fields, logprobs: int | None) -> dict[str, Any]:
         "model": fields.text("model"),
         "sampling": sampling,
         "max_tokens": fields.integer("max_tokens"),
+        "limit_name": "max_tokens",
         "seed": fields.integer("seed"),
         "stream": stream,
         "include_usage": options.flag("include_usage"),
@@ -213,7 +226,7 @@ def read_prompts(prompt: Any) -> tuple[str | tuple[int, ...], ...]:
     if not isinstance(prompt[0], str | list):
         return (read_ids("prompt", prompt),)
     if len(prompt) > MAX_PROMPTS:
-        raise RequestError(f"prompt: expected at most {MAX_PROMPTS} prompts, got {len(prompt)}", "prompt")
+        raise too_many("prompt", f"{MAX_PROMPTS} prompts", prompt)
     return tuple(read_prompt(f"prompt[{i}]", item, type(prompt[0])) for i, item in enumerate(prompt))
 
 
@@ -227,11 +240,17 @@ def read_prompt(place: str, item: Any, expected: type) -> str | tuple[int, ...]:
     return read_ids(place, item)
 
 
-def read_ids(place: str, ids: list[Any]) -> tuple[int, ...]:
-    for i, item in enumerate(ids):
-        if type(item) is not int:
-            raise wrong(f"{place}[{i}]", "a token id", item)
+def read_ids(place: str, ids: list[Any], most: int | None = None) -> tuple[int, ...]:
+    if most is not None and len(ids) > most:
+        raise too_many(place, f"{most} token ids", ids)
+    if set(map(type, ids)) - {int}:  # no loop: there may be millions
+        i = next(i for i, item in enumerate(ids) if type(item) is not int)
+        raise wrong(f"{place}[{i}]", "a token id", ids[i])
     return tuple(ids)
+
+
+def too_many(place: str, most: str, got: Sized) -> RequestError:
+    return RequestError(f"{place}: expected at most {most}, got {len(got)}", place)
 
 
 def read_stop(stop: Any) -> tuple[str, ...]:
@@ -240,6 +259,8 @@ def read_stop(stop: Any) -> tuple[str, ...]:
     texts = [stop] if isinstance(stop, str) else stop
     if not isinstance(texts, list):
         raise wrong("stop", f"a string or up to {MAX_STOPS} strings", stop)
+    if len(texts) > MAX_STOPS:
+        raise too_many("stop", f"{MAX_STOPS} strings", texts)
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise wrong(f"stop[{i}]", "a string", text)
@@ -247,6 +268,8 @@ def read_stop(stop: Any) -> tuple[str, ...]:
 
 
 def read_logit_bias(mapping: dict[str, Any]) -> tuple[tuple[int, float], ...]:
+    if len(mapping) > MAX_BIASES:
+        raise too_many("logit_bias", f"{MAX_BIASES} token ids", mapping)
     pairs = []
     for key, bias in mapping.items():
         if not (key.isascii() and key.isdigit() and len(key) <= 10):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -134,6 +135,10 @@ WRONG_VALUES: list[tuple[str, Any]] = [
     ("min_tokens", -1),
     ("stop_token_ids", [10**9]),
     ("stop_token_ids", ["1"]),
+    ("stop_token_ids", [1] * 257),
+    ("stop", "x" * 1025),
+    ("stop", ["x" * 1025]),
+    ("logit_bias", {str(i): 1 for i in range(1025)}),
     ("ignore_eos", 1),
     ("stream", "yes"),
     ("stream", 1),
@@ -227,6 +232,46 @@ def test_42_an_n_bomb_costs_nothing(server: RunningServer, path: str, fields: di
     assert process.memory_info().rss - before < 20 << 20
 
 
+BOMBS: list[tuple[str, Any]] = [
+    ("stop", "x" * (7 << 20)),
+    ("stop", ["x" * (7 << 18)] * 4),
+    ("stop", ["x"] * (1 << 20)),
+    ("stop_token_ids", [7] * (2 << 20)),
+    ("logit_bias", {str(i): 1 for i in range(1 << 18)}),
+    ("prompt", [7] * (2 << 20)),
+]
+
+
+@pytest.mark.parametrize(("param", "value"), BOMBS, ids=[f"{param}-{i}" for i, (param, _) in enumerate(BOMBS)])
+def test_42_long_lists_and_stops_cost_their_transport_alone(server: RunningServer, param: str, value: Any) -> None:
+    """Whoever sends megabytes waits for their parsing; the engine and its other callers don't."""
+    body = {"prompt": "Hi", "n": 16, param: value}
+    bomb = threading.Thread(target=server.post, args=(TEXT_PATH, body))
+    answered = []
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=20) as other:
+        bomb.start()
+        while bomb.is_alive():
+            began = time.perf_counter()
+            assert other.post(TEXT_PATH, json={"prompt": "Hi", "max_tokens": 2}).status_code == 200
+            answered.append(time.perf_counter() - began)
+        bomb.join()
+    assert max(answered) < 1
+    response = server.post(TEXT_PATH, body)
+    assert response.status_code == 400
+    assert error_of(response)["param"] == param
+    assert len(response.content) < 500
+
+
+def test_42_as_much_as_may_be_asked_for_is_served(server: RunningServer) -> None:
+    """The control: every one of these at its limit."""
+    largest = {
+        "stop": ["x" * 1024] * 4,
+        "stop_token_ids": list(range(256)),
+        "logit_bias": {str(i): -1 for i in range(263)},
+    }
+    assert server.complete(n=16, max_tokens=2, **largest).status_code == 200
+
+
 def test_42_best_of_alone_and_many_prompts_times_n_are_no_way_around(server: RunningServer) -> None:
     assert error_of(server.complete(best_of=10**9))["param"] == "best_of"
     assert error_of(server.complete(["x"] * 64, n=16))["param"] == "prompt"
@@ -261,31 +306,37 @@ def test_44_a_prompt_beyond_the_context_is_a_400_with_both_numbers(
 ) -> None:
     """A byte is a token here; chat adds <bos>, the role, the end and the head of the answer."""
     generated = server.metric("fledge_generation_tokens_total")
-    for path, body, tokens in (
-        (TEXT_PATH, {"prompt": "x" * (length - 1)}, length),
-        (TEXT_PATH, {"prompt": [65] * length}, length),
-        (CHAT_PATH, {"messages": [{"role": "user", "content": "x" * (length - 4)}]}, length),
+    for path, body in (
+        (TEXT_PATH, {"prompt": "x" * (length - 1)}),
+        (TEXT_PATH, {"prompt": [65] * length}),
+        (CHAT_PATH, {"messages": [{"role": "user", "content": "x" * (length - 4)}]}),
     ):
         response = server.post(path, {**body, "stream": stream})
         assert response.status_code == 400
         error = error_of(response)
+        assert error["param"] in body
         assert error["code"] == "context_length_exceeded"
-        assert str(CONTEXT) in error["message"] and str(tokens) in error["message"]
+        assert str(CONTEXT) in error["message"] and str(length) in error["message"]
     assert server.metric("fledge_generation_tokens_total") == generated
+
+
+EDGES = [(-1, 200), (0, 200), (1, 400)]
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", PATHS)
 def test_45_prompt_and_max_tokens_may_fill_the_context_exactly(server: RunningServer, path: str, stream: bool) -> None:
     used = server.post(path, {**SOUND[path], "max_tokens": 1}).json()["usage"]["prompt_tokens"]
-    for over, status in ((-1, 200), (0, 200), (1, 400)):
-        body = {**SOUND[path], "max_tokens": CONTEXT - used + over, "stream": stream}
+    limits = ["max_tokens", "max_completion_tokens"] if path == CHAT_PATH else ["max_tokens"]
+    for over, status, limit in [(over, status, name) for over, status in EDGES for name in limits]:
+        body = {**SOUND[path], limit: CONTEXT - used + over, "stream": stream}
         response = server.post(path, body)
         assert response.status_code == status, response.text
         if status == 400:
             error = error_of(response)
             assert error["code"] == "context_length_exceeded"
             assert str(CONTEXT) in error["message"] and str(CONTEXT + 1) in error["message"]
+            assert error["param"] == limit and limit in error["message"]
 
 
 def test_45_the_context_is_really_filled(server: RunningServer) -> None:

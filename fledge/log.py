@@ -47,14 +47,18 @@ class RunLog:
         self._file.write(json.dumps(json_safe(event), allow_nan=False) + "\n")
         self._file.flush()
 
-    def truncate_after(self, step: int) -> None:
-        """Drop `step` events later than `step`: a resumed run writes them again."""
+    def truncate_after(self, step: int, drawn: int) -> None:
+        """Drop what a run that goes on from `step`, with batch `drawn` the next, writes again: events of later steps,
+        non-finite batches from `drawn` on, and the end."""
         if self._file is None:
             return
         self._file.close()
-        kept = [e for e in read_log(self.path) if e.get("step") is None or e["step"] <= step]
+        kept = [event for event in read_log(self.path) if is_past(event, step, drawn)]
         scratch = self.path.with_suffix(".tmp")
-        scratch.write_text("".join(json.dumps(e) + "\n" for e in kept), encoding="utf-8")
+        with open(scratch, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(event) + "\n" for event in kept)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(scratch, self.path)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (held until close)
 
@@ -62,6 +66,15 @@ class RunLog:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def is_past(event: Any, step: int, drawn: int) -> bool:
+    """Whether a logged event stands before the point where a run goes on."""
+    if not isinstance(event, dict) or event.get("kind") == "end":
+        return False
+    if event.get("kind") == "non_finite":
+        return bool(event.get("batch", 0) < drawn)
+    return event.get("step") is None or bool(event["step"] <= step)
 
 
 def drop_torn_line(path: Path) -> None:

@@ -14,14 +14,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class AdamWConfig:
-    """Peak rate and the constants of Adam. `clip_norm` 0 does not clip."""
+    """The constants of Adam; the rate comes with every step."""
 
-    learning_rate: float
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
-    clip_norm: float = 1.0
 
 
 @dataclass

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Protocol
 
 from fledge.batch import Batch, Loss, Term
+from fledge.errors import ConfigError
 from fledge.model.folder import save_model
 from fledge.model.transformer import Transformer
 from fledge.text.tokenizer import Tokenizer
+from fledge.train.config import TrainConfig
 
 
 class BatchSource(Protocol):
@@ -56,6 +58,13 @@ class LanguageRecipe:
 
     def save(self, folder: Path) -> None:
         save_model(self.model, folder, self.tokenizer, card=False)
+
+
+def row_tokens_of(train: TrainConfig, context_tokens: int) -> int:
+    """Tokens of a training row. Raises ConfigError if they exceed the model's context."""
+    if train.row_tokens > context_tokens:
+        raise ConfigError(f"train.row_tokens: expected at most the context of {context_tokens}, got {train.row_tokens}")
+    return train.row_tokens or context_tokens
 
 
 def spaced(n_batches: int, rows: int, rows_per_batch: int) -> list[int]:

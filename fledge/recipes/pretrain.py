@@ -17,10 +17,11 @@ from fledge.model.families import family, over_preset
 from fledge.model.init import initialise
 from fledge.model.transformer import Transformer, build
 from fledge.recipes.config import PretrainConfig, TextDataConfig
-from fledge.recipes.language import LanguageRecipe
+from fledge.recipes.language import LanguageRecipe, row_tokens_of
 from fledge.recipes.sample import sample_hook
 from fledge.recipes.session import run_recipe
 from fledge.text.tokenizer import Tokenizer
+from fledge.train.lock import RunLock
 from fledge.train.recipe import Hook, Recipe
 
 
@@ -31,13 +32,14 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """
     if not config.data.path:
         raise ConfigError("data.path: expected a dataset folder, a folder of text or a text file; set data.path=…")
-    dataset = open_dataset(config.data, Path(config.run.dir))
+    with RunLock(config.run.dir):  # from here on: raw text becomes shards inside the run folder
+        return pretrain_on(config, open_dataset(config.data, Path(config.run.dir)))
+
+
+def pretrain_on(config: PretrainConfig, dataset: Dataset) -> dict[str, Any]:
+    """`pretrain` on an opened dataset, in a run folder that the caller has locked."""
     model_config = resolve_shape(config.model, dataset.tokenizer)
-    row_tokens = config.train.row_tokens or model_config.context_tokens
-    if row_tokens > model_config.context_tokens:
-        raise ConfigError(
-            f"train.row_tokens: expected at most the context of {model_config.context_tokens}, got {row_tokens}"
-        )
+    row_tokens = row_tokens_of(config.train, model_config.context_tokens)
 
     def make_recipe(load: Callable[[], Transformer] | None) -> LanguageRecipe:
         fresh = load or (lambda: initialise(build(model_config, "cpu"), config.train.seed))
@@ -57,7 +59,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         every = config.train.sample_every_steps
         return [sample_hook(recipe.model, dataset.tokenizer, ids, config.sample, log, every)]
 
-    return run_recipe(config, make_recipe, make_hooks, dataset.digest)
+    return run_recipe(config, model_config, make_recipe, make_hooks, dataset.digest)
 
 
 def open_dataset(data: TextDataConfig, run_folder: Path) -> Dataset:

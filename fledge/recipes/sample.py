@@ -20,8 +20,9 @@ def sample_text(model: Transformer, tokenizer: Tokenizer, prompt_ids: list[int],
     room = model.config.context_tokens - len(prompt_ids)
     if room < 1:
         return ""
-    engine = Engine(Runner(copied(model), n_slots=1), tokenizer, EngineConfig(n_slots=1))
-    sampling = Sampling(max_tokens=min(config.max_tokens, room), temperature=config.temperature, seed=SAMPLE_SEED)
+    n_tokens = min(config.max_tokens, room)
+    engine = Engine(Runner(copied(model), 1, len(prompt_ids) + n_tokens), tokenizer, EngineConfig(n_slots=1))
+    sampling = Sampling(max_tokens=n_tokens, temperature=config.temperature, seed=SAMPLE_SEED)
     return engine.complete([Request("sample", tuple(prompt_ids), sampling)])[0].text
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,61 +11,78 @@ from fledge import device as devices
 from fledge import lineage
 from fledge.config import to_dict
 from fledge.errors import CheckpointError
-from fledge.log import RunLog, say
-from fledge.model.folder import config_json, load_model
+from fledge.log import RunLog, json_safe, say
+from fledge.model.config import InitConfig, ModelConfig
+from fledge.model.folder import load_model
 from fledge.model.transformer import Transformer
+from fledge.recipes.publish import mend, publish
 from fledge.train.checkpointing import State
 from fledge.train.config import TrainConfig
-from fledge.train.lock import RunLock
-from fledge.train.loop import Run, changed_keys, resume_point, train, write_run_yaml
+from fledge.train.loop import Run, train
 from fledge.train.recipe import Hook, Recipe
-
-RESULT = "result.json"
+from fledge.train.resume import changed_keys, changes, resume_point, write_run_yaml
 
 
 def run_recipe(
     config: Any,
+    model_config: ModelConfig,
     make_recipe: Callable[[Callable[[], Transformer] | None], Recipe],
     make_hooks: Callable[[Recipe, RunLog], Sequence[Hook]],
     data_digest: str,
 ) -> dict[str, Any]:
-    """Train in `config.run.dir`, going on from its newest valid checkpoint, and publish `model/`.
+    """Train in `config.run.dir`, which the caller has locked, going on from its newest valid checkpoint, and publish
+    `model/`.
 
-    `make_recipe(load)` builds the recipe; `load` gives the checkpointed model when there is one. A run that is finished
-    under the same config is not repeated: its result is given back.
+    `make_recipe(load)` builds the recipe; `load` gives the checkpointed model when there is one, which must be of
+    `model_config`. A run that is finished under the same config is not repeated: its result is given back.
     """
     folder, settings = Path(config.run.dir), config.train
+    mend(folder)
     finished = finished_result(folder, config, settings, data_digest)
     if finished is not None:
         say(f"{folder}: already trained, nothing to do")
         return finished
-    folder.mkdir(parents=True, exist_ok=True)
-    with RunLock(folder):
-        device = devices.pick(settings.device, threads=settings.threads)
-        point = resume_point(folder, config, settings, data_digest)
-        if point is None:
-            (folder / "log.jsonl").unlink(missing_ok=True)
-            loaded, state, load = None, State(), None
-        else:
-            loaded, state = point
-            say(f"{folder}: continuing from {loaded.name}")
-            checkpoint = loaded
+    device = devices.pick(settings.device, "float32", settings.threads)
+    point = resume_point(folder, config, settings, data_digest)
+    if point is None:
+        (folder / "log.jsonl").unlink(missing_ok=True)
+        loaded, state, load = None, State(), None
+    else:
+        loaded, state = point
+        say(f"{folder}: continuing from {loaded.name}")
+        checkpoint = loaded
 
-            def load() -> Transformer:
-                return load_model(checkpoint, device.device)
+        def load() -> Transformer:
+            return same_model(load_model(checkpoint, device.device), model_config, folder)
 
-        recipe = make_recipe(load)
-        recipe.model.to(device.device)
-        log = RunLog(folder / "log.jsonl", device.rank)
-        log.truncate_after(state.step)
-        write_run_yaml(folder, config, devices.facts(device))
-        run = Run(folder, config, settings, device, recipe, log, make_hooks(recipe, log), loaded)
-        try:
-            result: dict[str, Any] = dict(train(run, state))
-        finally:
-            log.close()
-        result["model"] = str(publish(folder, run, result))
-        return result
+    recipe = make_recipe(load)
+    recipe.model.to(device.device)
+    log = RunLog(folder / "log.jsonl", device.rank)
+    log.truncate_after(state.step, state.drawn)
+    write_run_yaml(folder, config, devices.facts(device))
+    run = Run(folder, config, settings, device, recipe, log, make_hooks(recipe, log), loaded)
+    try:
+        result: dict[str, Any] = json_safe(train(run, state))
+    finally:
+        log.close()
+    result["model"] = str(publish(folder, run, result))
+    return result
+
+
+def same_model(model: Transformer, wanted: ModelConfig, folder: Path) -> Transformer:
+    """The checkpointed model. Raises CheckpointError if it is not the one that today's config describes, which no
+    setting can change into it; dropout and initial weights aside."""
+    changed = changed_keys(to_dict(at_rest(model.config)), to_dict(at_rest(wanted)), "model")
+    if changed:
+        shown = "; ".join(change[:160] for change in changed[:4])
+        raise CheckpointError(f"{folder}: holds another model ({shown}); use another run.dir, or the config it had")
+    return model
+
+
+def at_rest(config: ModelConfig) -> ModelConfig:
+    """What of a config the weights depend on."""
+    decoder = None if config.decoder is None else replace(config.decoder, dropout=0.0)
+    return replace(config, init=InitConfig(), decoder=decoder)
 
 
 def finished_result(folder: Path, config: Any, settings: TrainConfig, data_digest: str) -> dict[str, Any] | None:
@@ -77,30 +92,8 @@ def finished_result(folder: Path, config: Any, settings: TrainConfig, data_diges
         facts = card["facts"]
         if settings.allow_changes or facts["steps"] != settings.steps or facts["data_digest"] != data_digest:
             return None
-        if changed_keys(facts["config"], to_dict(config)):
+        if changes(facts["config"], to_dict(config)):
             return None
         return {**facts["result"], "model": str(folder / "model")}
-    except (CheckpointError, KeyError):
+    except (CheckpointError, KeyError, TypeError, AttributeError):
         return None
-
-
-def publish(folder: Path, run: Run, result: dict[str, Any]) -> Path:
-    """Write `model/` beside and swap it in: readers see the old folder or the new one."""
-    target, scratch = folder / "model", folder / f".new-model-{os.getpid()}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    run.recipe.save(scratch)
-    parents = {"data": run.recipe.data_digest, **getattr(run.recipe, "parents", {})}
-    facts = {"steps": result["steps"], "data_digest": run.recipe.data_digest, "config": to_dict(run.config),
-             "result": result, "machine": devices.facts(run.device)}  # fmt: skip
-    model = run.recipe.model
-    lineage.write_card(scratch, "model", parents, config_json(model.config, model.embedding.weight.dtype), facts)
-    if target.exists():
-        away = folder / f".old-model-{os.getpid()}"
-        os.replace(target, away)
-        os.replace(scratch, target)
-        shutil.rmtree(away)
-    else:
-        os.replace(scratch, target)
-    lineage.fsync_folder(folder)
-    lineage.write_text_durably(folder / RESULT, json.dumps(result, indent=1) + "\n")
-    return target

@@ -15,11 +15,12 @@ from fledge.log import RunLog, say
 from fledge.model.folder import find_model, load_model, read_config
 from fledge.model.transformer import Transformer
 from fledge.recipes.config import SftConfig
-from fledge.recipes.language import LanguageRecipe
+from fledge.recipes.language import LanguageRecipe, row_tokens_of
 from fledge.recipes.sample import sample_hook
 from fledge.recipes.session import run_recipe
 from fledge.text.chat import ChatRenderer, Message, read_conversations, renderer_for
 from fledge.text.tokenizer import Tokenizer
+from fledge.train.lock import RunLock
 from fledge.train.recipe import Hook, Recipe
 
 
@@ -48,8 +49,8 @@ def sft(config: SftConfig) -> dict[str, Any]:
     tokenizer = Tokenizer.load(base)
     renderer = renderer_for(tokenizer)
     training, held_out = conversations(config)
-    row_tokens = config.train.row_tokens or base_config.context_tokens
-    digest = data_digest(config, base)
+    row_tokens = row_tokens_of(config.train, base_config.context_tokens)
+    digest = data_digest(config, base, tokenizer)
 
     def make_recipe(load: Callable[[], Transformer] | None) -> LanguageRecipe:
         model = load() if load else load_model(base)
@@ -69,7 +70,8 @@ def sft(config: SftConfig) -> dict[str, Any]:
         ids = prompt_ids(renderer, config.sample.prompt)
         return [sample_hook(recipe.model, tokenizer, ids, config.sample, log, config.train.sample_every_steps)]
 
-    return run_recipe(config, make_recipe, make_hooks, digest)
+    with RunLock(config.run.dir):
+        return run_recipe(config, base_config, make_recipe, make_hooks, digest)
 
 
 def prompt_ids(renderer: ChatRenderer, question: str) -> list[int]:
@@ -89,11 +91,11 @@ def conversations(config: SftConfig) -> tuple[list[Any], list[Any]]:
     return training, held_out
 
 
-def data_digest(config: SftConfig, base: Path) -> str:
-    """Digest of the conversations and of the base model's weights."""
-    digest = hashlib.sha256()
+def data_digest(config: SftConfig, base: Path, tokenizer: Tokenizer) -> str:
+    """Digest of the conversations, of the tokenizer that renders them and of the base model: config and weights."""
+    digest = hashlib.sha256(tokenizer.digest.encode())
     for name in (config.data.path, config.data.val):
         digest.update(sha256_file(name).encode() if name else b"-")
-    for path in sorted(base.glob("*.safetensors")):
+    for path in (base / "config.json", *sorted(base.glob("*.safetensors"))):
         digest.update(sha256_file(path).encode())
     return digest.hexdigest()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fledge import lineage
 from fledge.errors import CheckpointError, NonFiniteError
-from fledge.log import warn
+from fledge.log import json_safe, warn
 from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
 
 FORMAT = 1
@@ -43,6 +43,7 @@ class State:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     best_val_loss: float | None = None
+    best_step: int | None = None
     data_digest: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
@@ -78,7 +79,7 @@ def save_checkpoint(
         write_model(scratch)
         check_finite(scratch)
         write_safetensors(scratch / OPTIMIZER, optimizer_state)
-        (scratch / STATE).write_text(json.dumps({"format": FORMAT, **asdict(state)}, indent=1) + "\n", encoding="utf-8")
+        (scratch / STATE).write_text(strict_json({"format": FORMAT, **asdict(state)}), encoding="utf-8")
         fsync_tree(scratch)
         lineage.write_card(scratch, "checkpoint", {"data": state.data_digest}, state.config)
         if target.exists():
@@ -153,7 +154,10 @@ def read_state(folder: Path) -> State:
         raise CheckpointError(f"{folder / STATE}: damaged state") from None
     if found != FORMAT:
         raise CheckpointError(f"{folder / STATE}: expected format {FORMAT}, got {found}; use the fledge that wrote it")
-    return State(**raw)
+    try:
+        return State(**raw)
+    except TypeError:
+        raise CheckpointError(f"{folder / STATE}: expected the fields of format {FORMAT}, got others") from None
 
 
 def read_optimizer(folder: Path) -> dict[str, Tensor]:
@@ -162,8 +166,21 @@ def read_optimizer(folder: Path) -> dict[str, Tensor]:
 
 
 def mark_best(root: Path, step: int, val_loss: float) -> None:
-    text = json.dumps({"checkpoint": folder_name(step), "step": step, "val_loss": val_loss}) + "\n"
+    text = strict_json({"checkpoint": folder_name(step), "step": step, "val_loss": val_loss})
     lineage.write_text_durably(root / BEST, text)
+
+
+def mend_best(root: Path, state: State) -> None:
+    """Mark the best checkpoint again, where a kill came between writing and marking it."""
+    if state.best_step is None or state.best_val_loss is None:
+        return
+    name = folder_name(state.best_step)
+    if best_name(root) != name and (root / name).is_dir():
+        mark_best(root, state.best_step, state.best_val_loss)
+
+
+def strict_json(value: dict[str, Any]) -> str:
+    return json.dumps(json_safe(value), indent=1, allow_nan=False) + "\n"
 
 
 def best_name(root: Path) -> str | None:

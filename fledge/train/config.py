@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fledge.errors import ConfigError
+from fledge.optim.schedule import ScheduleConfig
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class TrainConfig:
     rows: int = 8
     """Rows of the global batch."""
     micro_rows: int = 0
-    """Rows computed at once; 0: all. Gradients are accumulated exactly, so this changes memory and not the result."""
+    """Rows computed at once; 0: all. Gradients are accumulated exactly, so this changes memory and not the result; but
+    dropout is drawn for these rows at a time, so that a run with dropout must keep the number it began with."""
     row_tokens: int = 0
     """Tokens a row; 0: the model's context."""
     seed: int = 1
@@ -49,7 +51,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     """Largest global gradient norm; 0: no clipping."""
     save_every_steps: int = 500
-    """Steps between checkpoints; 0: only at the end and when stopped."""
+    """Steps between checkpoints; 0: only at a best validation, at the end and when stopped."""
     keep_last: int = 2
     """Checkpoints kept, besides the best."""
     eval_every_steps: int = 250
@@ -82,8 +84,20 @@ class TrainConfig:
                 raise ConfigError(f"train.{name}: expected at least {least}, got {getattr(self, name)}")
         if self.micro_rows and self.rows % self.micro_rows:
             raise ConfigError(f"train.micro_rows: expected a divisor of rows {self.rows}, got {self.micro_rows}")
-        if self.learning_rate <= 0:
-            raise ConfigError(f"train.learning_rate: expected a number above 0, got {self.learning_rate}")
+        for name in ("learning_rate", "epsilon"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"train.{name}: expected a number above 0, got {getattr(self, name)}")
+        for name in ("clip_norm", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"train.{name}: expected a number of at least 0, got {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"train.{name}: expected a number from 0 to below 1, got {getattr(self, name)}")
+        self.rate_schedule()
+
+    def rate_schedule(self) -> ScheduleConfig:
+        """The learning rate's course. Raises ConfigError for a warm-up beyond the run or a floor outside 0..1."""
+        return ScheduleConfig(self.schedule, self.steps, self.warmup_steps, self.learning_rate_floor)
 
 
 FREE_TO_CHANGE = (

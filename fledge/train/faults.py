@@ -1,4 +1,4 @@
-"""Planted faults, for tests only: `FLEDGE_FAULTS="nan_loss@12,no_space@checkpoint:2"`. Without the variable: inert."""
+"""Planted faults, for tests only: `FLEDGE_FAULTS="nan_loss@12,kill@publish"`. Without the variable: inert."""
 
 from __future__ import annotations
 

@@ -10,28 +10,39 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from fledge.errors import RunLockedError
+from fledge.errors import ConfigError, RunLockedError
 
 LOCK = "run.lock"
 
 
 class RunLock:
-    """Holds `folder/run.lock` while in a `with`. Raises RunLockedError naming the owner if another process has it."""
+    """Holds `folder/run.lock` while in a `with`. Raises RunLockedError naming the owner if another process has it, and
+    ConfigError where the folder can't be written or locked."""
 
     def __init__(self, folder: str | Path):
         self.path = Path(folder) / LOCK
         self._file: TextIO | None = None
 
     def __enter__(self) -> RunLock:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(self.path, "a+", encoding="utf-8")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(self.path, "a+", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path}: expected a folder to write in, got {error.strerror}; use another run.dir"
+            ) from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
             owner = describe(file.read())
             file.close()
             raise RunLockedError(f"{self.path.parent}: in use by {owner}; stop it or use another run.dir") from None
+        except OSError as error:
+            file.close()
+            raise ConfigError(
+                f"{self.path}: expected a file system with locks, got {error.strerror}; use another run.dir"
+            ) from None
         file.seek(0)
         file.truncate()
         json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": round(time.time())}, file)

@@ -17,18 +17,17 @@ from typing import Any
 import torch
 
 from fledge import device as devices
-from fledge.batch import Batch, Loss, slice_rows
+from fledge.batch import PADDING, Batch, Loss, slice_rows
 from fledge.config import to_dict
 from fledge.device import Device
-from fledge.errors import CheckpointError, Interrupted, NonFiniteError
-from fledge.lineage import write_text_durably
+from fledge.errors import Interrupted, NonFiniteError
 from fledge.log import Progress, RunLog, say, warn
 from fledge.model.count import flops_per_token
 from fledge.optim.adamw import AdamW, AdamWConfig
-from fledge.optim.schedule import ScheduleConfig, rate_share
+from fledge.optim.schedule import rate_share
 from fledge.train import checkpointing
 from fledge.train.checkpointing import State
-from fledge.train.config import FREE_TO_CHANGE, TrainConfig
+from fledge.train.config import TrainConfig
 from fledge.train.faults import Faults
 from fledge.train.recipe import Hook, Recipe
 from fledge.train.signals import StopRequest
@@ -69,15 +68,11 @@ class Loop:
     def __init__(self, run: Run, state: State, stop: StopRequest):
         self.run, self.state, self.stop, self.config = run, state, stop, run.train
         self.model = run.recipe.model.train()
-        adamw = AdamWConfig(
-            self.config.learning_rate, self.config.weight_decay, self.config.beta1, self.config.beta2,
-            self.config.epsilon, self.config.clip_norm,
-        )  # fmt: skip
-        self.optimizer = AdamW(self.model, adamw)
+        c = self.config
+        self.optimizer = AdamW(self.model, AdamWConfig(c.weight_decay, c.beta1, c.beta2, c.epsilon))
         if run.loaded is not None:
             self.optimizer.load(checkpointing.read_optimizer(run.loaded))
-        c = self.config
-        self.schedule = ScheduleConfig(c.schedule, c.steps, c.warmup_steps, c.learning_rate_floor)
+        self.schedule = c.rate_schedule()
         self.faults = Faults()
         self.began, self.cpu_began = time.monotonic(), time.process_time()
         self.seconds_before, self.cpu_before = state.seconds, state.cpu_seconds
@@ -88,15 +83,13 @@ class Loop:
     def to_the_end(self) -> dict[str, float]:
         state, config = self.state, self.config
         self.announce()
+        checkpointing.mend_best(self.run.checkpoints, state)
         progress = Progress("step", config.steps, state.step)
         if state.step == 0:
             self.call_hooks(progress)
         try:
             while state.step < config.steps:
-                if self.stop.asked or 0 < config.stop_after_steps <= state.step:
-                    self.save()
-                    reason = self.stop.name or f"train.stop_after_steps={config.stop_after_steps}"
-                    raise Interrupted(f"{reason}: saved at step {state.step}; the same command continues")
+                self.leave_if_asked()
                 figures = self.one_step()
                 if figures is None:
                     continue
@@ -105,7 +98,16 @@ class Loop:
         finally:
             progress.close()
         self.save()
+        self.leave_if_asked()
         return self.finish()
+
+    def leave_if_asked(self) -> None:
+        """Save and raise Interrupted when a signal asks for it, or stop_after_steps short of the end."""
+        step, limit = self.state.step, self.config.stop_after_steps
+        if self.stop.asked or 0 < limit <= step < self.config.steps:
+            self.save()
+            reason = self.stop.name or f"train.stop_after_steps={limit}"
+            raise Interrupted(f"{reason}: saved at step {step}; the same command continues")
 
     def announce(self) -> None:
         run, state = self.run, self.state
@@ -148,7 +150,7 @@ class Loop:
         self.optimizer.step(rate)
         self.optimizer.zero_grad()
         state.step += 1
-        n_tokens = batch.targets.numel()
+        n_tokens = int((batch.tokens.doc != PADDING).sum())
         state.tokens += n_tokens
         seconds = time.monotonic() - began
         return {
@@ -227,10 +229,10 @@ class Loop:
         self.run.log.write("evaluate", step=self.state.step, **figures)
         if progress is not None:
             progress.note(f"step {self.state.step}: validation loss {figures['val_loss']:.4f}")
-        best = self.state.best_val_loss
-        if best is not None and not figures["val_loss"] < best:
+        state, found = self.state, figures["val_loss"]
+        if not math.isfinite(found) or (state.best_val_loss is not None and found >= state.best_val_loss):
             return False
-        self.state.best_val_loss = figures["val_loss"]
+        state.best_val_loss, state.best_step = found, state.step
         return True
 
     def evaluated(self, rows: int) -> dict[str, float]:
@@ -271,6 +273,7 @@ class Loop:
 
     def finish(self) -> dict[str, float]:
         figures = self.evaluated(0)
+        self.leave_if_asked()
         result = {
             **figures,
             "steps": self.state.step,
@@ -296,49 +299,3 @@ def moved(batch: Batch, device: torch.device) -> Batch:
     return replace(
         batch, tokens=batch.tokens.to(device), targets=batch.targets.to(device), weight=batch.weight.to(device)
     )
-
-
-def resume_point(folder: Path, config: Any, train_config: TrainConfig, data_digest: str) -> tuple[Path, State] | None:
-    """The newest valid checkpoint of a run folder and its state, after comparing config and data with today's.
-
-    Raises CheckpointError if the config or the data has changed in a way that would train another model.
-    """
-    found = checkpointing.newest_valid(folder / "checkpoints")
-    if found is None:
-        return None
-    path, state = found
-    if not train_config.allow_changes:
-        changed = changed_keys(state.config, to_dict(config))
-        if changed:
-            raise CheckpointError(
-                f"{folder}: holds a run with another config ({'; '.join(changed[:4])}); use another run.dir, "
-                "or train.allow_changes=true to go on all the same"
-            )
-        if state.data_digest and state.data_digest != data_digest:
-            raise CheckpointError(
-                f"{folder}: expected data {state.data_digest[:12]}…, got {data_digest[:12]}…: the data has changed; "
-                "use another run.dir, or train.allow_changes=true to go on all the same"
-            )
-    return path, state
-
-
-def changed_keys(before: dict[str, Any], now: dict[str, Any], at: str = "") -> list[str]:
-    """`key: was X, is Y` for every key whose change would train another model."""
-    changed = []
-    for key in sorted(set(before) | set(now)):
-        place = f"{at}.{key}" if at else key
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            changed += changed_keys(old, new, place)
-        elif old != new and not (at == "train" and key in FREE_TO_CHANGE) and at != "run" and at != "sample":
-            changed.append(f"{place}: was {old!r}, is {new!r}")
-    return changed
-
-
-def write_run_yaml(folder: Path, config: Any, facts: dict[str, Any]) -> None:
-    """run.yaml: the resolved config, from which alone the run can be repeated, and what decided its bits."""
-    import yaml
-
-    comment = "".join(f"# {key}: {value}\n" for key, value in facts.items())
-    text = comment + yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
-    write_text_durably(folder / "run.yaml", text)

@@ -8,9 +8,8 @@ import threading
 from types import FrameType
 from typing import Any
 
-from fledge.log import say
-
 CAUGHT = (signal.SIGTERM, signal.SIGINT)
+NOTICE = "\n{}: saving at the end of this step; once more to leave at once\n"
 
 
 class StopRequest:
@@ -35,4 +34,7 @@ class StopRequest:
         if self.asked:
             os._exit(128 + number)
         self.asked, self.name = True, signal.Signals(number).name
-        say(f"\n{self.name}: saving at the end of this step; once more to leave at once")
+        try:
+            os.write(2, NOTICE.format(self.name).encode())  # print could be interrupted in its own lock
+        except OSError:
+            pass  # standard error is gone; the request stands

@@ -25,7 +25,7 @@ def test_a_hundred_steps_equal_torchs(decay):
     model, gradients = model_and_gradients()
     other = nn.Sequential(nn.Linear(7, 5), nn.LayerNorm(5), nn.Linear(5, 3))
     other.load_state_dict(model.state_dict())
-    config = AdamWConfig(1e-2, decay, 0.9, 0.95)
+    config = AdamWConfig(decay, 0.9, 0.95)
     ours = AdamW(model, config)
     groups = [{"params": [p for p in other.parameters() if p.dim() >= d0 and p.dim() < d1], "weight_decay": w}
               for d0, d1, w in ((2, 9, decay), (0, 2, 0.0))]  # fmt: skip
@@ -48,7 +48,7 @@ def test_decay_of_vectors_would_be_noticed():
     """The control: the groups matter."""
     model, _ = model_and_gradients()
     before = [p.detach().clone() for p in model.parameters()]
-    ours = AdamW(model, AdamWConfig(1e-2, 0.5))
+    ours = AdamW(model, AdamWConfig(0.5))
     ours.clip(0.0)  # no gradient anywhere: zeros
     ours.step(1e-2)
     for p, old in zip(model.parameters(), before, strict=True):
@@ -57,7 +57,7 @@ def test_decay_of_vectors_would_be_noticed():
 
 def test_the_state_comes_back_to_equal_steps():
     model, gradients = model_and_gradients()
-    ours = AdamW(model, AdamWConfig(1e-2))
+    ours = AdamW(model, AdamWConfig())
     for p, g in zip(model.parameters(), gradients(), strict=True):
         p.grad = g
     ours.step(1e-2)
@@ -65,7 +65,7 @@ def test_the_state_comes_back_to_equal_steps():
     fresh = gradients()
     results = []
     for _ in range(2):
-        again = AdamW(model, AdamWConfig(1e-2))
+        again = AdamW(model, AdamWConfig())
         again.load(saved)
         with torch.no_grad():
             for p, w, g in zip(model.parameters(), weights, fresh, strict=True):
@@ -80,7 +80,7 @@ def test_the_state_comes_back_to_equal_steps():
 
 def test_a_gradient_that_is_not_finite_is_reported_and_left_alone():
     model, gradients = model_and_gradients()
-    ours = AdamW(model, AdamWConfig(1e-2))
+    ours = AdamW(model, AdamWConfig())
     for p, g in zip(model.parameters(), gradients(), strict=True):
         p.grad = g
     model[0].weight.grad[0, 0] = math.inf

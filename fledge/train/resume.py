@@ -1,0 +1,72 @@
+"""Going on with a run: from which checkpoint, and whether today's config and data still train the same model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fledge.config import to_dict
+from fledge.errors import CheckpointError
+from fledge.lineage import write_text_durably
+from fledge.train import checkpointing
+from fledge.train.checkpointing import State
+from fledge.train.config import FREE_TO_CHANGE, TrainConfig
+
+
+def resume_point(folder: Path, config: Any, train_config: TrainConfig, data_digest: str) -> tuple[Path, State] | None:
+    """The newest valid checkpoint of a run folder and its state, after comparing config and data with today's.
+
+    Raises CheckpointError if the config or the data has changed in a way that would train another model.
+    """
+    found = checkpointing.newest_valid(folder / "checkpoints")
+    if found is None:
+        return None
+    path, state = found
+    if not train_config.allow_changes:
+        changed = changes(state.config, to_dict(config))
+        if changed:
+            raise CheckpointError(
+                f"{folder}: holds a run with another config ({'; '.join(changed[:4])}); use another run.dir, "
+                "or train.allow_changes=true to go on all the same"
+            )
+        if state.data_digest and state.data_digest != data_digest:
+            raise CheckpointError(
+                f"{folder}: expected data {state.data_digest[:12]}…, got {data_digest[:12]}…: the data has changed; "
+                "use another run.dir, or train.allow_changes=true to go on all the same"
+            )
+    return path, state
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """`key: was X, is Y` for every key whose change would train another model."""
+    found = changed_keys(before, now)
+    old, new = micro_rows(before), micro_rows(now)
+    if now.get("model", {}).get("dropout") and old != new:
+        found.append(f"train.micro_rows: was {old}, is {new} (dropout is drawn by micro-batch)")
+    return found
+
+
+def micro_rows(config: dict[str, Any]) -> int | None:
+    train = config.get("train", {})
+    return train.get("micro_rows") or train.get("rows")
+
+
+def changed_keys(before: dict[str, Any], now: dict[str, Any], at: str = "") -> list[str]:
+    changed = []
+    for key in sorted(set(before) | set(now)):
+        place = f"{at}.{key}" if at else key
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            changed += changed_keys(old, new, place)
+        elif old != new and not (at == "train" and key in FREE_TO_CHANGE) and at != "run" and at != "sample":
+            changed.append(f"{place}: was {old!r}, is {new!r}")
+    return changed
+
+
+def write_run_yaml(folder: Path, config: Any, facts: dict[str, Any]) -> None:
+    """run.yaml: the resolved config, from which alone the run can be repeated, and what decided its bits."""
+    import yaml
+
+    comment = "".join(f"# {key}: {value}\n" for key, value in facts.items())
+    text = comment + yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    write_text_durably(folder / "run.yaml", text)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import fledge
-from fledge.errors import CheckpointError
+from fledge.errors import CheckpointError, ConfigError
 
 CARD = "card.json"
 CARD_FORMAT = 1
@@ -75,15 +75,25 @@ def read_card(folder: str | Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
         found = card["format"]
-        if not isinstance(card["files"], dict):
-            raise TypeError
     except FileNotFoundError:
         raise CheckpointError(f"{path}: expected a card, found none; the folder was not written by fledge") from None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise CheckpointError(f"{path}: damaged card; restore it or use an earlier folder") from None
     if not isinstance(found, int) or found > CARD_FORMAT:
-        raise CheckpointError(f"{path}: expected format at most {CARD_FORMAT}, got {found}; use a later fledge")
+        raise CheckpointError(f"{path}: expected format at most {CARD_FORMAT}, got {found!r:.40}; use a later fledge")
+    check_card(card, str(path))
     return card
+
+
+def check_card(card: dict[str, Any], at: str) -> None:
+    """Raises CheckpointError for a card without one of its parts, or with one of the wrong type."""
+    for key, wanted in (("kind", str), ("digest", str), ("parents", dict), ("files", dict), ("facts", dict)):
+        if not isinstance(card.get(key), wanted):
+            raise CheckpointError(f"{at}: damaged card ({key!r} is missing or wrong); restore it or use another folder")
+    for key in ("parents", "files"):
+        wrong = next((name for name, digest in card[key].items() if not isinstance(digest, str)), None)
+        if wrong is not None:
+            raise CheckpointError(f"{at}: damaged card (no digest for {wrong!r:.60}); restore it or use another folder")
 
 
 def artefact_digest(folder: str | Path) -> str:
@@ -111,6 +121,19 @@ def verify(folder: str | Path) -> dict[str, Any]:
         if found != digest:
             raise CheckpointError(f"{path}: expected SHA-256 {digest[:12]}…, got {found[:12]}…; the file is damaged")
     return card
+
+
+def make_folder(path: str | Path) -> Path:
+    """The folder at `path`, made with those above it. Raises ConfigError if a file stands there or it can't be made."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ConfigError(f"{path}: expected a folder to write to, got a file; choose another") from None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ConfigError(f"{path}: can't be made a folder to write to ({reason}); choose another") from None
+    return path
 
 
 def write_text_durably(path: str | Path, text: str) -> None:

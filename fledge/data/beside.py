@@ -21,10 +21,24 @@ def beside(path: Path) -> Iterator[Path]:
 
 
 def clean(folder: Path, names: Iterable[str]) -> None:
-    """Remove the scratch files of `names` that a killed run left in `folder`."""
+    """Remove the scratch files of `names` that a killed run left in `folder`; those of a run that lives are its own."""
     for name in names:
         for path in folder.glob(f".{name}.tmp-*"):
-            remove(path)
+            if not is_alive(path.name.rpartition("-")[2]):
+                remove(path)
+
+
+def is_alive(pid: str) -> bool:
+    """Whether a process of that number runs here, other than this one."""
+    if not pid.isdecimal() or int(pid) in (0, os.getpid()):
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:
+        return True  # somebody else's
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def remove(path: Path) -> None:

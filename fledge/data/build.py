@@ -17,12 +17,13 @@ from typing import Any
 from fledge.config import to_dict
 from fledge.data import corpus as corpora
 from fledge.data.beside import beside, clean, remove
-from fledge.data.config import BuildConfig
-from fledge.data.corpus import CORPUS, DOCUMENTS, Record, read_corpus, read_documents
+from fledge.data.config import PYTHON, BuildConfig
+from fledge.data.corpus import CORPUS, DOCUMENTS, Record, read_corpus, read_records
 from fledge.data.shards import KIND, SPLITS, TOKENIZER, Dataset, open_shards, token_type, write_shard
-from fledge.errors import CheckpointError
-from fledge.lineage import CARD, fsync_folder, read_card, sha256_file, verify, write_card
+from fledge.errors import CheckpointError, ConfigError
+from fledge.lineage import CARD, fsync_folder, make_folder, read_card, sha256_file, verify, write_card
 from fledge.log import Progress, warn
+from fledge.text.documents import refuse_inside
 from fledge.text.tokenizer import Tokenizer
 
 RECIPE = 1  # raised when the same config and sources would give another corpus
@@ -34,10 +35,11 @@ SHOWN_DOCUMENTS = 40
 def build(config: BuildConfig, json: bool = False) -> dict[str, Any]:
     """Build the corpus and, with a tokenizer, the shards in `config.out`; gives counts, what is held out and digests.
 
-    Raises DataError if the source holds no text. Prints a summary unless `json`.
+    Raises DataError if the source holds no text, ConfigError if `out` stands in it. Prints a summary unless `json`.
     """
     began = time.monotonic()
-    config.out.mkdir(parents=True, exist_ok=True)
+    refuse_own_output(config)
+    make_folder(config.out)
     clean(config.out, (*OWN, TOKENIZER, CARD))
     card, reused = build_corpus(config)
     result = {"out": str(config.out), "kind": card["kind"], "reused_corpus": reused, **card["facts"]["corpus"]}
@@ -57,8 +59,18 @@ def from_text_path(path: str | Path, tokenizer: str | Path, val_fraction: float,
     """
     if (Path(path) / CARD).is_file() and read_card(path)["kind"] == KIND:
         return open_shards(path)
-    build(BuildConfig(Path(folder), str(path), str(tokenizer), val_fraction), json=True)
+    source = str(Path(path).absolute())  # a folder named `python` is meant, not the installation
+    build(BuildConfig(Path(folder), source, str(tokenizer), val_fraction), json=True)
     return open_shards(folder)
+
+
+def refuse_own_output(config: BuildConfig) -> None:
+    """Raises ConfigError if what is written would take the place of the source or become part of it."""
+    if config.source == PYTHON:
+        return
+    refuse_inside(config.source, config.out)
+    if Path(config.source).resolve() in {(config.out / name).resolve() for name in OWN}:
+        raise ConfigError(f"source: expected text, got {config.source}, which is written here; choose another out")
 
 
 def build_corpus(config: BuildConfig) -> tuple[dict[str, Any], bool]:
@@ -80,7 +92,7 @@ def build_corpus(config: BuildConfig) -> tuple[dict[str, Any], bool]:
     with beside(config.out / CORPUS) as path:
         records = write_corpus(config, records, path)
     with beside(config.out / DOCUMENTS) as path:
-        corpora.write_documents(path, records)
+        corpora.write_records(path, records)
     facts = {
         "corpus": corpus_facts(records) | {f"{name}_files": len(paths) for name, paths in vars(tally).items()},
         "corpus_inputs": inputs,
@@ -126,7 +138,7 @@ def build_shards(config: BuildConfig, name: str, card: dict[str, Any]) -> tuple[
         return card, True
     forget(out, (*SHARDS, TOKENIZER))
     write_own_card(config, "corpus", {}, facts)
-    records = read_documents(out)
+    records = read_records(out)
     n_tokens: list[int] = []
     for split in SPLITS:
         total = sum(1 for record in records if record.split == split)
@@ -138,7 +150,7 @@ def build_shards(config: BuildConfig, name: str, card: dict[str, Any]) -> tuple[
     used = [replace(record, tokens=count) for record, count in zip(used, n_tokens, strict=True)]
     forget(out, ())
     with beside(out / DOCUMENTS) as path:
-        corpora.write_documents(path, [*used, *(record for record in records if record.split == "dropped")])
+        corpora.write_records(path, [*used, *(record for record in records if record.split == "dropped")])
     figures = shard_facts(used, tokenizer)
     return write_own_card(config, KIND, parents, facts | {"dtype": figures["dtype"], "shards": figures}), False
 

@@ -16,12 +16,12 @@ from fledge.data.config import BuildConfig
 from fledge.data.document import Document, is_held_out
 from fledge.data.shingles import HeldOutShingles
 from fledge.data.sources import gather
-from fledge.data.text_file import Tally
 from fledge.errors import DataError
 from fledge.lineage import sha256_json
+from fledge.text.documents import CORPUS as CORPUS
+from fledge.text.documents import Tally
 
 Split = Literal["train", "val", "dropped"]
-CORPUS = "corpus.jsonl"
 DOCUMENTS = "documents.jsonl"
 LEAST_TRAINED = 0.5  # holding out whole documents must leave this share of the text to train on
 
@@ -132,20 +132,24 @@ def in_order(records: Iterable[Record]) -> list[Record]:
 
 
 def wanted(source: str, by_path: dict[str, Record], split: Split) -> Iterator[Document]:
-    """The documents of one split, read again. Raises DataError if one has changed since it was surveyed."""
+    """The documents of one split, read again. Raises DataError if one has changed or gone since it was surveyed."""
+    missing = {path for path, record in by_path.items() if record.split == split}
     for document in gather(source):
         record = by_path.get(document.path)
         if record is None or record.sha256 != document.sha256:
             raise DataError(f"{document.path}: changed while it was read; run the same command again")
         if record.split == split:
+            missing.discard(document.path)
             yield document
+    if missing:
+        raise DataError(f"{min(missing)}: gone while the corpus was built; run the same command again")
 
 
 def write_line(file: TextIO, path: str, text: str, split: str) -> None:
     file.write(json.dumps({"path": path, "text": text, "split": split}, ensure_ascii=False) + "\n")
 
 
-def write_documents(path: Path, records: Iterable[Record]) -> None:
+def write_records(path: Path, records: Iterable[Record]) -> None:
     """Write documents.jsonl: a line for each record, without the fields that don't apply to it."""
     with open(path, "w", encoding="utf-8") as file:
         for record in records:
@@ -153,7 +157,7 @@ def write_documents(path: Path, records: Iterable[Record]) -> None:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def read_documents(folder: str | Path) -> list[Record]:
+def read_records(folder: str | Path) -> list[Record]:
     """The records of a corpus or dataset folder. Raises DataError naming file and line."""
     return [Record(**row) for row in read_rows(Path(folder) / DOCUMENTS, ("path", "split", "bytes", "sha256"))]
 

@@ -1,27 +1,10 @@
-"""`Document`: a text with a name. Imports no torch."""
+"""Which documents are held out: by the hash of their path alone. Imports no torch."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Document:
-    """One text and its relative path, which names it and decides whether it is held out."""
-
-    path: str
-    text: str
-
-    @property
-    def n_bytes(self) -> int:
-        """Length in UTF-8 bytes."""
-        return len(self.text.encode())
-
-    @property
-    def sha256(self) -> str:
-        """Hex SHA-256 of the text's UTF-8 bytes."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
+from fledge.text.documents import Document as Document  # the one type of text with a name
 
 
 def is_held_out(path: str) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fledge.data.document import Document
-from fledge.data.text_file import Tally, decode
+from fledge.text.documents import Tally, read_file
 
 LEFT_OUT_FOLDERS = frozenset(
     ("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data", "_bundled")
@@ -28,7 +28,7 @@ def python_documents(tally: Tally) -> Iterator[Document]:
     for name in sorted(topics):
         yield Document(f"topics/{name}.txt", topics[name])
     for relative, path in source_files(Path(sysconfig.get_paths()["stdlib"])):
-        text = decode(path.read_bytes(), f"sources/{relative}", tally)
+        text = read_file(path, f"sources/{relative}", tally)
         if text is not None and not (relative.startswith("encodings/") and any(word in text for word in TABLES)):
             yield Document(f"sources/{relative}", text)
 

@@ -15,14 +15,15 @@ from typing import Any
 
 from fledge.config import to_dict
 from fledge.data.beside import beside, clean
-from fledge.data.config import QaConfig
+from fledge.data.config import PYTHON, QaConfig
 from fledge.data.corpus import CORPUS, read_corpus
 from fledge.data.definitions import definitions
 from fledge.data.document import Document, is_held_out
-from fledge.data.questions import Conversation, about_definitions, about_text, number_of
+from fledge.data.questions import Exchange, about_definitions, about_text, number_of
 from fledge.data.sources import gather
 from fledge.errors import CheckpointError, DataError
-from fledge.lineage import CARD, sha256_file, sha256_json, verify, write_card
+from fledge.lineage import CARD, make_folder, sha256_file, sha256_json, verify, write_card
+from fledge.text.documents import refuse_inside
 
 RECIPE = 1  # raised when the same config and sources would give other conversations
 KIND = "conversations"
@@ -37,7 +38,9 @@ def build_qa(config: QaConfig, json: bool = False) -> dict[str, Any]:
     source gives no conversation.
     """
     began = time.monotonic()
-    config.out.mkdir(parents=True, exist_ok=True)
+    if config.source != PYTHON:
+        refuse_inside(config.source, config.out)
+    make_folder(config.out)
     clean(config.out, (TRAIN, VAL, CARD))
     documents = list(split_documents(config.source))
     sources = sha256_json([(document.path, document.sha256, trained) for document, trained in documents])
@@ -90,7 +93,7 @@ def write(config: QaConfig, documents: list[tuple[Document, bool]], inputs: dict
 
 def split_conversations(
     config: QaConfig, documents: list[tuple[Document, bool]]
-) -> tuple[list[Conversation], list[Conversation], dict[str, Any]]:
+) -> tuple[list[Exchange], list[Exchange], dict[str, Any]]:
     """(train, val, counts): questions without duplicates, by hash of the question; val has none of train's answers."""
     found = [d for document, _ in documents for d in definitions(document, config.max_answer_characters)]
     made = list(about_definitions(found))

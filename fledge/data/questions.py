@@ -27,7 +27,7 @@ SHORTEST_PASSAGE = 24  # characters
 
 
 @dataclass(frozen=True)
-class Conversation:
+class Exchange:
     """Turns (question, answer), what they are about, and the document they were made from."""
 
     turns: tuple[tuple[str, str], ...]
@@ -40,7 +40,7 @@ class Conversation:
         return [{"role": r, "content": text} for turn in self.turns for r, text in zip(roles, turn, strict=True)]
 
 
-def about_definitions(found: Iterable[Definition]) -> Iterator[Conversation]:
+def about_definitions(found: Iterable[Definition]) -> Iterator[Exchange]:
     """Two conversations for most definitions: what it does, and one of parameters, signature and place. One in eight
     asks both in one conversation."""
     found = list(found)
@@ -51,15 +51,15 @@ def about_definitions(found: Iterable[Definition]) -> Iterator[Conversation]:
         purpose = purpose_turn(definition)
         facts = fact_turns(definition, alone=len(places[definition.short_name]) == 1)
         if not facts:
-            yield Conversation((purpose,), definition.name, definition.path)
+            yield Exchange((purpose,), definition.name, definition.path)
             continue
         fact = facts[number_of(definition.name, "fact") % len(facts)]
         if definition.parameters is not None and number_of(definition.name, "both") % 8 == 0:
             follow_up = ("And its parameters?", parameters_answer(definition))
-            yield Conversation((purpose, follow_up), definition.name, definition.path)
+            yield Exchange((purpose, follow_up), definition.name, definition.path)
         else:
-            yield Conversation((purpose,), definition.name, definition.path)
-            yield Conversation((fact,), definition.name, definition.path)
+            yield Exchange((purpose,), definition.name, definition.path)
+            yield Exchange((fact,), definition.name, definition.path)
 
 
 def purpose_turn(definition: Definition) -> tuple[str, str]:
@@ -96,7 +96,7 @@ def asked(wordings: tuple[str, ...], shown: str, key: str) -> str:
     return wordings[number % len(wordings)].format(shown if number // 16 % 3 == 0 else f"`{shown}`")
 
 
-def about_text(document: Document, most_characters: int) -> Iterator[Conversation]:
+def about_text(document: Document, most_characters: int) -> Iterator[Exchange]:
     """Asks how a document goes on: some of its sentences, answered by those that follow. Each sentence is used
     once, so that no conversation holds another's answer."""
     sentences = [" ".join(match.group().split()) for match in SENTENCE.finditer(document.text)]
@@ -108,7 +108,7 @@ def about_text(document: Document, most_characters: int) -> Iterator[Conversatio
         if passage and answer:
             name = f"{document.path}#{at}"
             question = ABOUT_NEXT[number_of(name) % len(ABOUT_NEXT)].format(passage)
-            yield Conversation(((question, answer),), name, document.path)
+            yield Exchange(((question, answer),), name, document.path)
 
 
 def joined(sentences: list[str], at: int, least: int, most: int) -> tuple[str, int]:

@@ -6,39 +6,44 @@ its largest document.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fledge.data.config import PYTHON
 from fledge.data.document import Document
 from fledge.data.python_source import python_documents
-from fledge.data.text_file import Tally, json_lines, read_files, text_files
 from fledge.errors import DataError
+from fledge.text.documents import CORPUS, Tally, read_text, with_text
 
 
 def gather(source: str, tally: Tally | None = None) -> Iterator[Document]:
-    """Every document of a source, ordered by path. Raises DataError if the path is missing.
+    """Every document of a source, ordered by path. Raises DataError if the path is missing or is a corpus already.
 
     A folder: each file that is text, whatever its ending (HTML as it is written); hidden ones are left out. One file
     whose name ends in .jsonl: a document for the `text` of each line.
     """
     tally = tally if tally is not None else Tally()
     if source == PYTHON:
-        return (document for document in python_documents(tally) if not is_empty(document, tally))
+        return with_text(python_documents(tally), tally)
     path = Path(source)
-    if path.is_file() and path.suffix == ".jsonl":
-        found = json_lines(path)
-    elif path.is_file():
-        found = read_files([(path.name, path)], tally)
-    elif path.is_dir():
-        found = read_files(text_files(path), tally)
-    else:
+    if (path / CORPUS).is_file():
+        raise DataError(
+            f"{path}: expected text, got a corpus without shards, part of which is held out; to train on it, run "
+            f"fledge data build with --out {path}, its source and --tokenizer"
+        )
+    if not path.exists():
         raise DataError(f"{path}: expected a folder or file of text, found none; check the path (or source=python)")
-    return (document for document in found if not is_empty(document, tally))
+    return numbered(read_text(path, tally))
 
 
-def is_empty(document: Document, tally: Tally) -> bool:
-    if document.text.strip():
-        return False
-    tally.empty.append(document.path)
-    return True
+def numbered(documents: Iterable[Document]) -> Iterator[Document]:
+    """The documents, each under a path of its own: one that comes again (JSON lines) becomes `path#2` and so on."""
+    times: Counter[str] = Counter()
+    for document in documents:
+        name = document.path
+        while times[name]:
+            times[document.path] += 1
+            name = f"{document.path}#{times[document.path]}"
+        times[name] += 1
+        yield Document(name, document.text)

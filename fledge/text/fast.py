@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from fledge.errors import TokenizerError
 from fledge.text import pattern
 from fledge.text.byte_alphabet import to_bytes
 from fledge.text.tokenizer_file import TokenizerFile, split_merge
@@ -80,15 +81,16 @@ class Alphabet:
     """Single characters to ids by binary search among the code points; others become `unknown`."""
 
     def __init__(self, ids: dict[str, int], unknown: int | None):
+        if not ids:
+            raise TokenizerError("tokenizer: expected a character that may be encoded, found only special tokens")
         points = sorted((ord(character), number) for character, number in ids.items())
         self.points = np.array([point for point, _ in points], dtype=np.uint32)
         self.ids = np.array([number for _, number in points], dtype=np.uint32)
         self.unknown = unknown
-        assert len(self.points), "a character tokenizer has a character"
 
     def encode(self, text: str) -> np.ndarray:
         """Ids as uint32 [characters]; without an `unknown` id, unknown characters are left out."""
         wanted = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
-        place = np.minimum(np.searchsorted(self.points, wanted), max(0, len(self.points) - 1))
+        place = np.minimum(np.searchsorted(self.points, wanted), len(self.points) - 1)
         known, found = self.points[place] == wanted, self.ids[place]
         return found[known] if self.unknown is None else np.where(known, found, np.uint32(self.unknown))

@@ -21,6 +21,8 @@ LLAMA3 = (
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 PATTERNS: dict[str, str] = {"gpt2": GPT2, "llama3": LLAMA3, "qwen2": QWEN2}
+EVERY_CHARACTER = r"[\s\S]"  # how our character tokenizers split
+KNOWN = frozenset((*PATTERNS.values(), EVERY_CHARACTER))  # linear, so loading needn't try them out
 
 # A newline after one of these begins a new piece under the pattern, whatever stands around it, so that the two sides
 # can be encoded apart. GPT-2's keeps newlines to themselves; the others glue them to punctuation, not to letters.
@@ -81,7 +83,7 @@ PROBE_SECONDS = 0.25  # linear patterns need some milliseconds, quadratic ones s
 def refuse_slow(regexes: Iterable[str], encode: Callable[[str], Any]) -> None:
     """Raises TokenizerError if an unknown regular expression takes more than linear time on a run of one character:
     a hostile file could hold a server up for hours. `encode` raises or takes a text through the expressions."""
-    unknown = [regex for regex in regexes if regex not in PATTERNS.values()]
+    unknown = [regex for regex in regexes if regex not in KNOWN]
     if any(len(regex) > 4096 for regex in unknown):
         raise TokenizerError("tokenizer.json: expected regular expressions of at most 4096 characters; refused")
     letters = sorted({c for regex in unknown for c in regex} | set("aA1 !\n\u4e2d")) if unknown else []

@@ -16,7 +16,7 @@ import numpy as np
 from fledge.errors import ConfigError, DataError
 from fledge.log import Progress
 from fledge.text.config import TokenizerReportConfig
-from fledge.text.documents import TextDocument, read_documents, total_bytes
+from fledge.text.documents import Document, read_documents, total_bytes
 from fledge.text.tokenizer import Tokenizer, byte_level
 
 MAX_DOMAINS = 40
@@ -32,7 +32,7 @@ class Amount:
     n_characters: int = 0
     n_words: int = 0
 
-    def add(self, document: TextDocument) -> None:
+    def add(self, document: Document) -> None:
         self.n_documents += 1
         self.n_bytes += document.n_bytes
         self.n_characters += len(document.text)
@@ -52,7 +52,7 @@ class Measured:
     def __post_init__(self) -> None:
         self.used = np.zeros(self.tokenizer.vocab_size, dtype=np.int64)
 
-    def add(self, document: TextDocument) -> None:
+    def add(self, document: Document) -> None:
         ids = self.tokenizer.encode_array(document.text)
         self.tokens[document.domain] += len(ids)
         self.used += np.bincount(ids, minlength=len(self.used))

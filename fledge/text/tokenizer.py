@@ -19,7 +19,7 @@ import numpy as np
 import tokenizers
 
 from fledge.errors import FledgeError, TokenizerError
-from fledge.lineage import sha256_json, write_text_durably
+from fledge.lineage import make_folder, sha256_json, write_text_durably
 from fledge.text import fast, pattern, special_tokens, tokenizer_file
 from fledge.text.byte_alphabet import CHARACTER_OF, to_bytes
 from fledge.text.special_tokens import SPECIAL_TOKENS, UNKNOWN
@@ -72,8 +72,7 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json (to the byte as it was read), tokenizer_config.json and the chat template, if any.
         `transformers` reads them with `AutoTokenizer` and gives equal ids."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = make_folder(folder)
         write_text_durably(folder / "tokenizer.json", self.file.text)
         write_text_durably(folder / tokenizer_file.CONFIG, json.dumps(self.config, indent=2, ensure_ascii=False) + "\n")
         if self.template is not None:
@@ -355,7 +354,7 @@ def characters(text: str, special: Sequence[str] = ()) -> Tokenizer:
         raise TokenizerError("characters: expected text to take the characters from, got none; check the corpus")
     alphabet = sorted(set(text))
     vocab = {character: number for number, character in enumerate([*alphabet, UNKNOWN])}
-    split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+    split = {"type": "Split", "pattern": {"Regex": pattern.EVERY_CHARACTER}, "behavior": "Isolated", "invert": False}
     parts = {
         "pre_tokenizer": split,
         "decoder": {"type": "Fuse"},

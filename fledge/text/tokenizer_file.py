@@ -69,6 +69,10 @@ def parse(text: str, at: str = "tokenizer.json") -> TokenizerFile:
     kind = kind_of(tree, model, at)
     added = read_added(tree.get("added_tokens"), at)
     tokens = place_tokens(model["vocab"], added, at)
+    if kind == "characters" and not any(len(token) == 1 and i not in added for token, i in model["vocab"].items()):
+        raise TokenizerError(
+            f"{at}: model.vocab: expected tokens of one character, found none"
+        )
     check_model(model, at)
     check_normalizer(tree.get("normalizer"), at)
     check_steps(tree.get("pre_tokenizer"), "pretokenizers", at)
@@ -121,7 +125,7 @@ def is_every_character(pre_tokenizer: Any) -> bool:
     """Whether a pre-tokenizer makes each character a word of its own."""
     if not isinstance(pre_tokenizer, dict) or pre_tokenizer.get("type") != "Split":
         return False
-    splits = ({"Regex": r"[\s\S]"}, {"String": ""})
+    splits = ({"Regex": pattern.EVERY_CHARACTER}, {"String": ""})
     whole = pre_tokenizer.get("behavior") == "Isolated" and not pre_tokenizer.get("invert")
     return whole and pre_tokenizer.get("pattern") in splits
 

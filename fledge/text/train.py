@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import time
@@ -13,15 +14,17 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from fledge import config as fields
-from fledge.errors import ConfigError, DataError
-from fledge.lineage import write_card
-from fledge.log import Progress, say
+from fledge.errors import CheckpointError, ConfigError, DataError
+from fledge.lineage import CARD, make_folder, sha256_file, sha256_json, verify, write_card
+from fledge.log import Progress, say, warn
 from fledge.text import pattern, tokenizer_file
 from fledge.text.config import TokenizerTrainConfig
-from fledge.text.documents import read_documents, total_bytes
+from fledge.text.documents import CORPUS, read_documents, refuse_inside, total_bytes
 from fledge.text.special_tokens import SPECIAL_TOKENS
 from fledge.text.tokenizer import Tokenizer, byte_bpe, byte_level, characters, check_unicode, guarded
 
+RECIPE = 1  # raised when the same config and text would give another tokenizer
+KIND = "tokenizer"
 LONG_RUN = re.compile(r"\S{1000}|\s{1000}")  # the trainer takes quadratic time over one word
 LONGEST_TOKEN = 128  # characters: a longer one is a ruler of dashes or somebody's base64
 LEAST_COUNT = 2  # a pair seen once is no regularity
@@ -94,55 +97,112 @@ def in_short_runs(texts: Iterable[str]) -> Iterator[str]:
 
 
 def train_tokenizer(config: TokenizerTrainConfig, json: bool = False) -> dict[str, Any]:
-    """`fledge tokenizer train`: write the tokenizer's folder with its card; gives its figures."""
+    """`fledge tokenizer train`: write the tokenizer's folder with its card, or reuse the one that the same text and
+    settings made; gives its figures."""
     began = time.monotonic()
-    with_special = config.kind != "characters" if config.special_tokens is None else config.special_tokens
-    special = SPECIAL_TOKENS if with_special else ()
+    refuse_inside(config.text, config.out)
+    if config.out.exists():
+        make_folder(config.out)  # refuses a file before the work rather than after it
+    card = finished(config)
+    reused = card is not None
+    if card is None:
+        card = write(config)
+    facts = {key: value for key, value in card["facts"].items() if key != "inputs"}
+    result = {**facts, "out": str(config.out), "reused": reused, "digest": card["digest"]}
+    result["seconds"] = round(time.monotonic() - began, 3)
+    if not json:
+        source = f"{facts['documents']} documents, {facts['bytes']} bytes"
+        again = " (already there)" if reused else ""
+        print(f"{config.out}: {facts['kind']}, {facts['vocab_size']} ids, from {source}{again}")
+    return result
+
+
+def finished(config: TokenizerTrainConfig) -> dict[str, Any] | None:
+    """The card, if the folder holds whole what this text under this config gives; else None."""
+    if not (config.out / CARD).is_file():
+        return None
+    try:
+        card = verify(config.out)
+    except CheckpointError as error:
+        warn(f"{error}; training again")
+        return None
+    if card["kind"] != KIND or "inputs" not in card["facts"]:
+        return None
     seen = Seen()
-    if config.kind == "bytes":
-        tokenizer = byte_level(special)
-    elif config.kind == "characters":
-        alphabet: set[str] = set()
-        for text in seen.texts(config):
-            alphabet.update(text)
-        seen.demand(config.text)
-        tokenizer = characters("".join(alphabet), special)
-    else:
-        expected = min(total_bytes(config.text), config.limit_bytes or 1 << 62)
-        tokenizer = train_bpe(seen.texts(config), config.vocab_size, config.pattern, special, expected)
-        seen.demand(config.text)
-        if tokenizer.vocab_size < config.vocab_size:
-            say(f"the text has too few pairs for {config.vocab_size} ids; the tokenizer has {tokenizer.vocab_size}")
+    for _ in seen.texts(config) if learns(config) else ():
+        pass
+    return card if card["facts"]["inputs"] == inputs_of(config, seen) else None
+
+
+def write(config: TokenizerTrainConfig) -> dict[str, Any]:
+    """Learn the tokenizer and write its folder; gives the card."""
+    seen = Seen()
+    tokenizer = learn(config, seen)
     facts = {
         "kind": tokenizer.kind,
         "vocab_size": tokenizer.vocab_size,
         "tokenizer_digest": tokenizer.digest,
         "documents": seen.n_documents,
         "bytes": seen.n_bytes,
+        "inputs": inputs_of(config, seen),
     }
-    out = Path(config.out)
-    tokenizer.save(out)
-    names = ("tokenizer.json", "tokenizer_config.json")
-    strangers = tuple(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file() and p.name not in names)
-    card = write_card(out, "tokenizer", config=fields.to_dict(config), facts=facts, skip=strangers)
-    result = {**facts, "out": str(out), "digest": card["digest"], "seconds": round(time.monotonic() - began, 3)}
-    if not json:
-        source = f"{seen.n_documents} documents, {seen.n_bytes} bytes"
-        print(f"{out}: {tokenizer.kind}, {tokenizer.vocab_size} ids, from {source}")
-    return result
+    (make_folder(config.out) / CARD).unlink(missing_ok=True)
+    tokenizer.save(config.out)
+    files = [p.relative_to(config.out).as_posix() for p in config.out.rglob("*") if p.is_file()]
+    strangers = tuple(name for name in files if name not in ("tokenizer.json", "tokenizer_config.json"))
+    corpus = config.text / CORPUS
+    parents = {"corpus": sha256_file(corpus)} if learns(config) and corpus.is_file() else {}
+    return write_card(config.out, KIND, parents, fields.to_dict(config), facts, strangers)
+
+
+def learn(config: TokenizerTrainConfig, seen: Seen) -> Tokenizer:
+    """The tokenizer that `config` asks for; `seen` counts the text that it is learnt from."""
+    with_special = config.kind != "characters" if config.special_tokens is None else config.special_tokens
+    special = SPECIAL_TOKENS if with_special else ()
+    if config.kind == "bytes":
+        return byte_level(special)
+    if config.kind == "characters":
+        alphabet: set[str] = set()
+        for text in seen.texts(config):
+            alphabet.update(text)
+        seen.demand(config.text)
+        return characters("".join(alphabet), special)
+    expected = min(total_bytes(config.text), config.limit_bytes or 1 << 62)
+    tokenizer = train_bpe(seen.texts(config), config.vocab_size, config.pattern, special, expected)
+    seen.demand(config.text)
+    if tokenizer.vocab_size < config.vocab_size:
+        say(f"the text has too few pairs for {config.vocab_size} ids; the tokenizer has {tokenizer.vocab_size}")
+    return tokenizer
+
+
+def learns(config: TokenizerTrainConfig) -> bool:
+    """Whether this kind of tokenizer depends on the text."""
+    return config.kind != "bytes"
+
+
+def inputs_of(config: TokenizerTrainConfig, seen: Seen) -> str:
+    """Digest of all that the tokenizer depends on: the text that was read and the settings, not where they stand."""
+    settings = {key: value for key, value in fields.to_dict(config).items() if key not in ("text", "out")}
+    return sha256_json({"recipe": RECIPE, "settings": settings, "text": seen.digest})
 
 
 class Seen:
-    """Counts of the documents that went by."""
+    """Counts of the documents that went by, and a digest of them."""
 
     def __init__(self) -> None:
         self.n_documents = 0
         self.n_bytes = 0
+        self.content = hashlib.sha256()
+
+    @property
+    def digest(self) -> str:
+        return self.content.hexdigest()
 
     def texts(self, config: TokenizerTrainConfig) -> Iterator[str]:
         for document in read_documents(config.text, "train", config.limit_bytes):
             self.n_documents += 1
             self.n_bytes += document.n_bytes
+            self.content.update(document.sha256.encode())
             yield document.text
 
     def demand(self, path: Path) -> None:

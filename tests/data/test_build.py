@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fledge.data import build as build_module
+from fledge.data import corpus as corpus_module
 from fledge.data.build import build, from_text_path
-from fledge.data.config import BuildConfig
-from fledge.data.corpus import read_corpus, read_documents
+from fledge.data.config import BuildConfig, QaConfig
+from fledge.data.corpus import read_corpus, read_records
+from fledge.data.qa import build_qa
 from fledge.data.shards import Dataset, open_shards, write_shard
-from fledge.errors import DataError
+from fledge.errors import ConfigError, DataError
 from fledge.lineage import verify
 from fledge.text.tokenizer import Tokenizer, byte_level
 from tests.data.folders import essay, held_out_names, make
@@ -47,7 +51,7 @@ def test_shards_decode_to_the_corpus(tmp_path, source, tokenizer):
 
 def test_documents_tell_the_tokens_of_each_document(tmp_path, source):
     build(BuildConfig(tmp_path / "out", source, "bytes"), json=True)
-    used = [record for record in read_documents(tmp_path / "out") if record.split != "dropped"]
+    used = [record for record in read_records(tmp_path / "out") if record.split != "dropped"]
     assert [record.tokens for record in used] == [record.bytes + 2 for record in used]
 
 
@@ -163,6 +167,81 @@ def test_a_cut_or_missing_file_is_refused_with_a_remedy(tmp_path, source, name, 
     path.write_bytes(path.read_bytes()[:-7]) if how == "cut" else path.unlink()
     with pytest.raises(DataError, match="fledge data build"):
         open_shards(tmp_path / "out")
+
+
+@pytest.mark.parametrize("out", [".", "out", "deep/out"])
+def test_a_build_does_not_read_what_it_writes(tmp_path, source, out):
+    with pytest.raises(ConfigError, match="expected a folder outside of the text"):
+        build(BuildConfig(Path(source) / out, source, "bytes"), json=True)
+    with pytest.raises(ConfigError, match="expected a folder outside of the text"):
+        build_qa(QaConfig(Path(source) / out, source), json=True)
+    with pytest.raises(ConfigError, match="expected a folder outside of the text"):
+        from_text_path(source, "bytes", 0.1, Path(source) / out)
+    assert sorted(path.name for path in Path(source).iterdir()) == sorted(FILES)
+
+
+def test_a_build_does_not_replace_its_own_source(tmp_path):
+    (tmp_path / "corpus.jsonl").write_text('{"text": "abc"}\n')
+    with pytest.raises(ConfigError, match="source: expected text, got .*corpus.jsonl, which is written here"):
+        build(BuildConfig(tmp_path, str(tmp_path / "corpus.jsonl")), json=True)
+    assert (tmp_path / "corpus.jsonl").read_text() == '{"text": "abc"}\n'
+
+
+@pytest.mark.parametrize("verb", ["build", "qa"])
+@pytest.mark.parametrize("below", ["", "/below"])
+def test_a_file_is_no_folder_to_write_to(tmp_path, source, verb, below):
+    (tmp_path / "file").write_text("x")
+    out = Path(f"{tmp_path / 'file'}{below}")
+    with pytest.raises(ConfigError, match="file.*folder to write to"):
+        if verb == "build":
+            build(BuildConfig(out, source), json=True)
+        else:
+            build_qa(QaConfig(out, source), json=True)
+
+
+@pytest.mark.parametrize("card", ['{"format": 1, "files": {}}', '{"format": 1, "files": {"a": 1}}', "[" * 100_000])
+def test_a_damaged_card_is_built_over(tmp_path, source, card):
+    (Path(source) / "birds.py").write_text('def fly():\n    """Take off and fly."""\n')
+    for verb in (build, build_qa):
+        out = tmp_path / verb.__name__
+        out.mkdir()
+        (out / "card.json").write_text(card)
+        verb((BuildConfig if verb is build else QaConfig)(out, source), json=True)
+        verify(out)
+
+
+@pytest.mark.parametrize("names", [held_out_names(False, 12)[-1:], held_out_names(True, 2)])
+def test_a_document_that_goes_away_during_a_build_is_named(tmp_path, source, monkeypatch, names):
+    real = corpus_module.survey
+
+    def survey_and_lose(place):
+        found = real(place)
+        for name in names:
+            (Path(source) / name).unlink()
+        return found
+
+    monkeypatch.setattr(corpus_module, "survey", survey_and_lose)
+    with pytest.raises(DataError, match=f"{min(names)}: gone while the corpus was built"):
+        build(BuildConfig(tmp_path / "out", source), json=True)
+    assert not (tmp_path / "out" / "card.json").exists()
+
+
+def test_scratch_of_a_living_build_is_left_to_it(tmp_path, source):
+    (tmp_path / "out").mkdir()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        scratch = tmp_path / "out" / f".corpus.jsonl.tmp-{other.pid}"
+        scratch.write_text("half")
+        build(BuildConfig(tmp_path / "out", source), json=True)
+        assert scratch.read_text() == "half"
+    build(BuildConfig(tmp_path / "out", source), json=True)
+    assert not scratch.exists()
+
+
+def test_a_folder_named_python_is_a_folder(tmp_path, monkeypatch):
+    make(tmp_path / "python", FILES)
+    monkeypatch.chdir(tmp_path)
+    dataset = from_text_path("python", "bytes", 0.1, tmp_path / "out")
+    assert dataset.train.n_documents == 12
 
 
 class Killed(BaseException):

@@ -10,7 +10,7 @@ import pytest
 
 from fledge.data.build import build
 from fledge.data.config import BuildConfig
-from fledge.data.corpus import read_corpus, read_documents
+from fledge.data.corpus import read_corpus, read_records
 from fledge.errors import ConfigError, DataError
 from fledge.lineage import verify
 from tests.data.folders import essay, held_out_names, make
@@ -24,7 +24,7 @@ def python_build(tmp_path_factory) -> tuple[Path, dict]:
 
 def test_the_python_corpus_holds_out_one_document_in_sixteen(python_build):
     out, result = python_build
-    records = read_documents(out)
+    records = read_records(out)
     marked = [r for r in records if hashlib.sha256(r.path.encode()).hexdigest().startswith("0")]
     val = [record for record in records if record.split == "val"]
     assert {record.path for record in val} <= {record.path for record in marked}
@@ -46,7 +46,7 @@ def test_held_out_python_text_is_not_in_the_training_text(python_build):
 
 def test_corpus_and_documents_tell_the_same(python_build):
     out, result = python_build
-    used = [record for record in read_documents(out) if record.split != "dropped"]
+    used = [record for record in read_records(out) if record.split != "dropped"]
     found = list(read_corpus(out))
     assert [(r.path, r.bytes, r.sha256) for r in used] == [(d.path, d.n_bytes, d.sha256) for d in found]
     assert verify(out)["facts"]["corpus"]["train_documents"] == result["train_documents"]
@@ -62,7 +62,7 @@ def test_near_duplicates_of_training_text_are_dropped_and_named(tmp_path):
     result = build(BuildConfig(tmp_path / "out", source), json=True)
     assert result["held_out"] == [held[0]]
     assert result["near_duplicates"] == sorted(held[1:])
-    by_path = {record.path: record for record in read_documents(tmp_path / "out")}
+    by_path = {record.path: record for record in read_records(tmp_path / "out")}
     assert by_path[held[1]].closest == trained[0]
     assert by_path[held[1]].contained > 0.98
     assert by_path[held[2]].contained == pytest.approx(0.75, abs=0.02)
@@ -76,7 +76,7 @@ def test_exact_duplicates_and_small_held_out_documents_are_dropped(tmp_path):
     files = {name: essay(n) for n, name in enumerate(trained[:3])}
     files |= {trained[3]: essay(1), held[0]: essay(100), held[1]: "too small to say much about"}
     build(BuildConfig(tmp_path / "out", make(tmp_path / "in", files)), json=True)
-    dropped = {r.path: r.reason for r in read_documents(tmp_path / "out") if r.split == "dropped"}
+    dropped = {r.path: r.reason for r in read_records(tmp_path / "out") if r.split == "dropped"}
     assert dropped == {
         max(trained[1], trained[3]): "exact duplicate",
         held[1]: "held out, but below 4096 bytes",

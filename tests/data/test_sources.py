@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from fledge.data.build import from_text_path
 from fledge.data.document import is_held_out
 from fledge.data.sources import gather
-from fledge.data.text_file import Tally
 from fledge.errors import DataError
+from fledge.text.documents import Tally
 
 
 def write(folder: Path, files: dict[str, bytes]) -> None:
@@ -57,6 +58,22 @@ def test_json_lines_are_a_document_a_line(tmp_path):
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = [(d.path, d.text) for d in gather(str(tmp_path / "x.jsonl"))]
     assert found == [("x:1", "first"), ("a", "second"), ("a#2", "third")]
+
+
+def test_no_two_documents_have_one_path(tmp_path):
+    rows = [{"text": str(number), "path": path} for number, path in enumerate(["a", "a#2", "a", "a", "a#2"])]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    paths = [d.path for d in gather(str(tmp_path / "x.jsonl"))]
+    assert len(set(paths)) == 5 and paths[:2] == ["a", "a#2"]
+
+
+def test_a_corpus_is_not_read_as_text(tmp_path):
+    """Its JSON would be trained on as text, the held-out documents too."""
+    write(tmp_path, {"corpus.jsonl": b'{"path": "a", "text": "held out", "split": "val"}\n'})
+    with pytest.raises(DataError, match="a corpus without shards.*fledge data build with --out .* --tokenizer"):
+        list(gather(str(tmp_path)))
+    with pytest.raises(DataError, match="a corpus without shards"):
+        from_text_path(tmp_path, "bytes", 0.1, tmp_path.parent / "out")
 
 
 def test_a_missing_path_is_named(tmp_path):

@@ -6,12 +6,13 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 from fledge import config
 from fledge.errors import ConfigError, DataError
-from fledge.lineage import verify
+from fledge.lineage import sha256_file, verify
 from fledge.text.config import TokenizerTrainConfig
 from fledge.text.documents import read_documents
 from fledge.text.special_tokens import SPECIAL_TOKENS
@@ -120,6 +121,46 @@ def test_characters_have_no_special_tokens_unless_asked_for(tmp_path):
         assert train_tokenizer(chosen, json=True)["vocab_size"] == size
 
 
+@pytest.mark.parametrize("kind", ["bpe", "characters", "bytes"])
+def test_a_second_run_reuses_what_is_there_and_a_change_trains_anew(kind, tmp_path):
+    path, out = corpus(tmp_path / "corpus"), tmp_path / "out"
+    chosen = TokenizerTrainConfig(path, out, kind=kind, vocab_size=280)
+    first = train_tokenizer(chosen, json=True)
+    before = (out / "tokenizer.json").stat().st_mtime_ns
+    second = train_tokenizer(chosen, json=True)
+    assert (first["reused"], second["reused"]) == (False, True)
+    assert {**first, "reused": 0, "seconds": 0} == {**second, "reused": 0, "seconds": 0}
+    assert (out / "tokenizer.json").stat().st_mtime_ns == before
+    assert train_tokenizer(replace(chosen, special_tokens=kind == "characters"), json=True)["reused"] is False
+    train_tokenizer(chosen, json=True)
+    (out / "tokenizer_config.json").write_text("{}")
+    assert train_tokenizer(chosen, json=True)["reused"] is False
+    verify(out)
+    more = json.dumps({"path": "c", "text": "quite another", "split": "train"})
+    with open(path / "corpus.jsonl", "a") as file:
+        file.write(more + "\n")
+    assert train_tokenizer(chosen, json=True)["reused"] is (kind == "bytes")
+
+
+def test_the_card_names_the_corpus_it_was_learnt_from(tmp_path):
+    path = corpus(tmp_path / "corpus")
+    train_tokenizer(TokenizerTrainConfig(path, tmp_path / "a", vocab_size=280), json=True)
+    assert verify(tmp_path / "a")["parents"] == {"corpus": sha256_file(path / "corpus.jsonl")}
+    train_tokenizer(TokenizerTrainConfig(path, tmp_path / "b", kind="bytes"), json=True)
+    assert verify(tmp_path / "b")["parents"] == {}
+
+
+def test_a_tokenizer_is_not_written_into_its_text_nor_over_a_file(tmp_path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("abc " * 50)
+    with pytest.raises(ConfigError, match="expected a folder outside of the text"):
+        train_tokenizer(TokenizerTrainConfig(tmp_path / "text", tmp_path / "text" / "out", vocab_size=280), json=True)
+    for out in ("file", "file/below"):
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(ConfigError, match="folder to write to"):
+            train_tokenizer(TokenizerTrainConfig(tmp_path / "text", tmp_path / out, kind="bytes"), json=True)
+
+
 def test_a_folder_is_read_in_order_and_binary_files_are_left_out(tmp_path, capsys):
     folder = tmp_path / "folder"
     (folder / "b").mkdir(parents=True)
@@ -127,10 +168,9 @@ def test_a_folder_is_read_in_order_and_binary_files_are_left_out(tmp_path, capsy
     (folder / "b" / "two.md").write_text("zwei", encoding="utf-8")
     (folder / "a.txt").write_bytes(b"\xef\xbb\xbfeins\r\n")
     (folder / "c.bin").write_bytes(b"\0\1\2")
-    (folder / "d.txt").write_bytes(b"latin \xe9")
     found = [(d.path, d.text, d.domain) for d in read_documents(folder)]
     assert found == [("a.txt", "eins\r\n", "a.txt"), ("b/two.md", "zwei", "b")]
-    assert "2 files are not UTF-8 text" in capsys.readouterr().err
+    assert "1 files are not text and were left out" in capsys.readouterr().err
 
 
 def test_the_limit_ends_after_the_document_that_reaches_it(tmp_path):

@@ -12,7 +12,9 @@ import pytest
 
 from fledge.errors import TokenizerError
 from fledge.text.llama2c import from_llama2c
+from fledge.text.pattern import refuse_slow
 from fledge.text.tokenizer import Tokenizer, byte_level, characters, from_text
+from fledge.text.tokenizer_file import regexes
 from tests.text.samples import PATTERNS, small_bpe
 
 SECONDS = 2.0
@@ -79,6 +81,15 @@ HOSTILE = {
         ),
         "times longer",
     ),
+    "characters of two letters": (
+        json.dumps(
+            {
+                "pre_tokenizer": {"type": "Split", "pattern": {"String": ""}, "behavior": "Isolated"},
+                "model": {"type": "WordLevel", "vocab": {"ab": 0, "<|unk|>": 1}, "unk_token": "<|unk|>"},
+            }
+        ),
+        "expected tokens of one character",
+    ),
     "regular expression with exponential time": (
         json.dumps({**tree(), "pre_tokenizer": None}).replace(
             '"pre_tokenizer": null',
@@ -112,6 +123,25 @@ def test_a_hostile_file_is_refused_in_time(name):
 def test_the_file_without_the_evil_loads():
     assert from_text(with_model()).encode("evil") == list(b"evil")
     assert from_text(with_model(vocab=vocab(evil=300))).vocab_size == 301
+
+
+def test_a_configuration_that_makes_every_character_special_is_refused():
+    file = characters("a").file
+    with pytest.raises(TokenizerError, match="only special tokens"):
+        from_text(file.text, {"bos_token": "a"}).encode("a")
+
+
+def test_our_own_regular_expressions_are_known_and_not_timed():
+    """Timing them would refuse our own files on a machine slow enough."""
+
+    def refuse(text):
+        raise AssertionError("timed")
+
+    ours = (byte_level(), characters("abc"), *(small_bpe(name) for name in PATTERNS))
+    for tokenizer in ours:
+        refuse_slow(regexes(tokenizer.file.tree), refuse)
+    with pytest.raises(AssertionError, match="timed"):
+        refuse_slow(["a+"], refuse)  # the control
 
 
 SCRIPT = """

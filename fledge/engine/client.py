@@ -32,6 +32,7 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 10.0
 HEALTHY_SECONDS = 30.0  # a life this long begins the back-off anew
 MAX_EARLY_DEATHS = 3  # deaths without a word before the very first `ready`
 EXIT_GRACE_SECONDS = 2.0
+TICK_SECONDS = 1.0  # the unit in which silence is counted
 GAUGES = ("running", "waiting", "slots_in_use", "kv_tokens_in_use")
 
 
@@ -58,6 +59,7 @@ class EngineClient:
         self.supervisor: asyncio.Task[None] | None = None
         self.changed = asyncio.Event()
         self.was_ready = False
+        self.silent_ticks: int | None = None  # since the engine owes a word; None: it owes none
         self.stop_wanted = asyncio.Event()
 
     @property
@@ -106,19 +108,13 @@ class EngineClient:
         self.pending[request.id] = pending
         try:
             self.send({"kind": "submit", "request": wire.request_to_plain(request)})
+            if self.silent_ticks is None:
+                self.silent_ticks = 0
             while events := await pending.take():
                 for event in events:
                     yield event
         finally:
             self.forget(pending)
-
-    def cancel(self, request_id: str) -> None:
-        """Stop a request: its reader gets a last event `cancelled` for each open choice, the engine frees its slots."""
-        pending = self.pending.get(request_id)
-        if pending is not None:
-            for index in sorted(pending.open_choices):
-                pending.put(Event(request_id, index, finish_reason="cancelled"))
-            self.forget(pending, cut_off=True)
 
     def counters(self) -> dict[str, float]:
         """The engine's last figures (at most 0.25 s old while it works), totals summed over restarts."""
@@ -135,7 +131,7 @@ class EngineClient:
             self.process.terminate()  # it takes no frames before the model is there
         self.stop_wanted.set()
         self.enter("draining")
-        if self.writer is not None:
+        if self.connected:
             self.send({"kind": "shutdown", "seconds": drain_seconds})
         if self.supervisor is not None:
             _, unfinished = await asyncio.wait({self.supervisor}, timeout=drain_seconds + EXIT_GRACE_SECONDS)
@@ -179,14 +175,31 @@ class EngineClient:
             raise
         finally:
             theirs.close()
+        watching: asyncio.Task[None] | None = None
         try:
             reader, self.writer = await asyncio.open_connection(sock=ours)
             self.enter("loading")
+            if self.config.stall_seconds:
+                watching = asyncio.create_task(self.watch(self.process))
             while (frame := await wire.receive_async(reader)) is not None:
                 self.handle(frame)
+                await asyncio.sleep(0)  # frames may lie in a row: a reader who waits gets his turn between them
         finally:
+            if watching is not None:
+                watching.cancel()
             self.mourn()
             await self.reap()
+
+    async def watch(self, process: subprocess.Popen[bytes]) -> None:
+        """End a process that owes a word and says none: the end of its line then starts another.
+
+        Ticks are counted, not the clock: a machine that slept, or a server that was stopped, has given it no time."""
+        while self.silent_ticks is None or self.silent_ticks * TICK_SECONDS < self.config.stall_seconds:
+            await asyncio.sleep(TICK_SECONDS)
+            if self.silent_ticks is not None:
+                self.silent_ticks += 1
+        warn(f"engine: the process has work and has said nothing for {self.config.stall_seconds} s; ending it")
+        process.kill()
 
     def spawn(self, connection: socket.socket) -> subprocess.Popen[bytes]:
         """The child: its output goes to our standard error; a process group of its own keeps the terminal's Ctrl-C
@@ -210,8 +223,7 @@ class EngineClient:
     def handle(self, frame: wire.Frame) -> None:
         kind = frame["kind"]
         if kind == "events":
-            for plain in frame["events"]:
-                self.deliver(wire.event_from_plain(plain))
+            self.deliver([wire.event_from_plain(plain) for plain in frame["events"]])
         elif kind == "counters":
             self.current = frame["counters"]
         elif kind == "ready":
@@ -224,26 +236,37 @@ class EngineClient:
             self.enter("draining")
         elif kind == "failed" and not self.was_ready:
             self.failure = wire.error_from_plain(frame["error"])
+        self.silent_ticks = 0 if any(pending.open_choices for pending in self.pending.values()) else None
 
-    def deliver(self, event: Event) -> None:
-        pending = self.pending.get(event.request_id)
-        if pending is None:
-            return  # cancelled while the event was on its way
-        pending.put(event)
-        if pending.full:
-            pending.end("engine: the reader is more than 1 MB behind; the answer was given up")
-            self.forget(pending, cut_off=True)
+    def deliver(self, events: list[Event]) -> None:
+        """Hand a frame's events to their readers. Who is 1 MB behind is given up, but not for this frame alone, however
+        large it is: its reader has not had a chance to read."""
+        behind: dict[str, bool] = {}
+        for event in events:
+            pending = self.pending.get(event.request_id)
+            if pending is not None:  # None: cancelled while the event was on its way
+                behind.setdefault(event.request_id, pending.unread)
+                pending.put(event)
+        for request_id, was_unread in behind.items():
+            pending = self.pending[request_id]
+            if was_unread and pending.full:
+                pending.end("engine: the reader is more than 1 MB behind; the answer was given up")
+                self.forget(pending, cut_off=True)
 
     def forget(self, pending: PendingEvents, cut_off: bool = False) -> None:
         """Stop routing events to a buffer; the engine is told when it may still be working for it."""
         if self.pending.get(pending.request_id) is not pending:
             return
         del self.pending[pending.request_id]
-        if (cut_off or pending.open_choices) and self.writer is not None:
+        if (cut_off or pending.open_choices) and self.connected:
             self.send({"kind": "cancel", "id": pending.request_id})
 
+    @property
+    def connected(self) -> bool:
+        return self.writer is not None and not self.writer.is_closing()
+
     def send(self, frame: wire.Frame) -> None:
-        if self.writer is None or self.writer.is_closing():
+        if self.writer is None or not self.connected:
             raise CapacityError("engine: the process is not there; try again later")
         self.writer.write(wire.pack(frame))
 
@@ -251,7 +274,7 @@ class EngineClient:
         """The process is gone: tell every reader, keep the totals."""
         if self.writer is not None:
             self.writer.transport.abort()
-        self.writer = None
+        self.writer = self.silent_ticks = None
         if not self.stop_wanted.is_set():
             self.enter("dead" if self.failure is None else "failed")
         for pending in list(self.pending.values()):

@@ -22,6 +22,8 @@ class EngineConfig:
     """Answers that may wait for a slot; more are refused."""
     threads: int = 0
     """CPU threads of the model; 0 is one for each core."""
+    stall_seconds: int = 120
+    """Behind a server: an engine that has work and says nothing for so long is ended and started again; 0: never."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -30,6 +32,7 @@ class EngineConfig:
             ("prefill_chunk", 1),
             ("max_waiting", 0),
             ("threads", 0),
+            ("stall_seconds", 0),
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: expected at least {least}, got {getattr(self, name)}")

@@ -11,7 +11,7 @@ import heapq
 import sys
 import traceback
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -108,6 +108,20 @@ class Engine:
         if decoding or prefilling:
             self.totals["steps"] += 1
         return events
+
+    def step_for(self, request_ids: Container[str]) -> list[Event]:
+        """As `step`, but the events of these requests alone; those of others stay for whoever steps next."""
+        own, others = [], []
+        for event in self.step():
+            (own if event.request_id in request_ids else others).append(event)
+        self.unsent = others
+        return own
+
+    def abandon(self, request_ids: Collection[str]) -> None:
+        """End requests for whose events nobody waits any more."""
+        for request_id in request_ids:
+            self.end(request_id, "cancelled")
+        self.unsent = [event for event in self.unsent if event.request_id not in request_ids]
 
     def next_chunks(self) -> list[Choice]:
         """The choices that prefill in this step: whole chunks, `prefill_chunk` tokens together or one chunk, from the
@@ -215,22 +229,17 @@ class Engine:
                 raise RequestError(f"id: expected different ids, got {request.id!r:.60} twice", "id")
             outcome[request.id] = [Gathered() for _ in range(request.sampling.n)]
         n_open = sum(map(len, outcome.values()))
-        todo, others = deque(requests), []
+        todo = deque(requests)
         try:
             while n_open:
                 self.feed(todo)
-                for event in self.step():
-                    if event.request_id not in outcome:
-                        others.append(event)
-                        continue
+                for event in self.step_for(outcome):
                     if event.error is not None:
                         raise EngineError(event.error)
                     outcome[event.request_id][event.index].add(event)
                     n_open -= event.finish_reason is not None
         finally:
-            for request_id in outcome:
-                self.end(request_id, "cancelled")
-            self.unsent += others
+            self.abandon(outcome)
         return [
             gathered.completion(request.id, index)
             for request in requests

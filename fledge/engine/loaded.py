@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from fledge.engine.config import EngineConfig
 from fledge.engine.core import Engine
 from fledge.engine.request import Completion, Request, Sampling
 from fledge.engine.runner import Runner, pack_in_place
-from fledge.errors import ConfigError
+from fledge.errors import ConfigError, EngineError
 from fledge.model.folder import find_model, load_model, stop_ids
 from fledge.model.transformer import Transformer
 from fledge.text.chat import ChatRenderer, Message, renderer_for
@@ -28,6 +29,7 @@ class Model:
     def __init__(self, folder: Path, transformer: Transformer, tokenizer: Tokenizer, n_slots: int):
         self.folder, self.tokenizer, self.n_slots = folder, tokenizer, n_slots
         self.transformer = pack_in_place(transformer.eval().requires_grad_(False))
+        self.numbers = itertools.count()
         self.renderer: ChatRenderer | None
         try:
             self.renderer = renderer_for(tokenizer)
@@ -71,15 +73,22 @@ class Model:
         return self.renderer.render(turns, generation_prompt=True).ids
 
     def stream(self, prompt: str, **sampling: Any) -> Iterator[str]:
-        """The continuation of `prompt` piece by piece."""
+        """The continuation of `prompt` piece by piece; several may be read in turn. Raises EngineError."""
         ids = tuple(self.prompt_ids(prompt))
         chosen = Sampling(**{"max_tokens": self.room(len(ids)), **sampling, "n": 1})
-        self.engine.submit(Request("stream", ids, chosen))
+        own = (f"stream-{next(self.numbers)}",)
+        self.engine.submit(Request(*own, ids, chosen))
         try:
-            while self.engine.has_work:
-                yield from (event.text for event in self.engine.step() if event.text)
+            while True:
+                for event in self.engine.step_for(own):
+                    if event.error is not None:
+                        raise EngineError(event.error)
+                    if event.text:
+                        yield event.text
+                    if event.finish_reason is not None:
+                        return
         finally:
-            self.engine.cancel("stream")
+            self.engine.abandon(own)
 
     @torch.inference_mode()
     def log_probabilities(self, ids: Sequence[int]) -> list[float]:

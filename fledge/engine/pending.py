@@ -15,6 +15,13 @@ MAX_PENDING_BYTES = 1 << 20
 TOKEN_BYTES, LOGPROB_BYTES = 8, 32  # a generous guess at what an entry costs
 
 
+def cost(event: Event) -> int:
+    """Bytes that keeping an event takes, about."""
+    told = [one for one in (*event.logprobs, *(event.prompt_logprobs or ())) if one is not None]
+    n_logprobs = sum(1 + len(one.top) for one in told)
+    return len(event.text.encode()) + TOKEN_BYTES * len(event.token_ids) + LOGPROB_BYTES * n_logprobs
+
+
 @dataclass
 class Merged:
     """The unread events of one choice."""
@@ -47,6 +54,11 @@ class PendingEvents:
         self.filled = asyncio.Event()
 
     @property
+    def unread(self) -> bool:
+        """Whether there is something that the reader has not taken."""
+        return bool(self.by_choice)
+
+    @property
     def full(self) -> bool:
         """Whether the reader is so far behind that the request should be given up."""
         return self.n_bytes > MAX_PENDING_BYTES
@@ -56,8 +68,7 @@ class PendingEvents:
         if event.index not in self.open_choices:
             return
         self.by_choice.setdefault(event.index, Merged()).add(event)
-        n_logprobs = sum(1 + len(one.top) for one in event.logprobs)
-        self.n_bytes += len(event.text) + TOKEN_BYTES * len(event.token_ids) + LOGPROB_BYTES * n_logprobs
+        self.n_bytes += cost(event)
         if event.finish_reason is not None:
             self.open_choices.discard(event.index)
         self.filled.set()

@@ -27,7 +27,8 @@ def stub_engine(
     **runner_settings: Any,
 ) -> Engine:
     runner = runner or StubRunner(tokenizer.vocab_size, n_slots, **runner_settings)
-    return Engine(runner, tokenizer, EngineConfig(n_slots, prefill_chunk, max_waiting), stop_ids)
+    config = EngineConfig(n_slots=n_slots, prefill_chunk=prefill_chunk, max_waiting=max_waiting)
+    return Engine(runner, tokenizer, config, stop_ids)
 
 
 def request(

@@ -8,58 +8,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from fledge.engine import pending
 from fledge.engine.client import EngineClient
-from fledge.engine.config import EngineConfig
 from fledge.engine.load import load_engine
-from fledge.engine.request import Event, Request
+from fledge.engine.request import Request
 from fledge.errors import CapacityError, ConfigError, EngineError, RequestError
+from tests.engine.clients import lives, read, until, with_client
 from tests.engine.stub_engine import TOKENIZER, joined, request, said
 
 SLOW = "stub:delay_ms=20&context_tokens=4096"
-
-
-def with_client(model: str, body: Callable[[EngineClient], Awaitable[None]], **config: int) -> None:
-    """Run `body` with a ready client; whatever happens, no child is left."""
-
-    async def run() -> None:
-        client = EngineClient(model, EngineConfig(**config))
-        await client.start()
-        try:
-            await client.wait_ready(60)
-            await body(client)
-        finally:
-            await client.stop(0)
-        assert client.process is not None and client.process.returncode is not None
-
-    asyncio.run(asyncio.wait_for(run(), 90))
-    assert zombies_of(os.getpid()) == []
-
-
-def zombies_of(parent: int) -> list[int]:
-    """Children that have ended and were not waited for."""
-    return [
-        child.pid for child in psutil.Process(parent).children(recursive=True) if child.status() == psutil.STATUS_ZOMBIE
-    ]
-
-
-async def read(client: EngineClient, one: Request) -> list[Event]:
-    return [event async for event in client.submit(one)]
-
-
-async def until(condition: Callable[[], bool], seconds: float) -> float:
-    """Seconds until `condition()`; fails beyond the limit."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds, f"not within {seconds} s"
-        await asyncio.sleep(0.01)
-    return time.monotonic() - began
 
 
 def test_answers_through_the_process_are_those_of_the_core():
@@ -115,19 +76,6 @@ def test_a_reader_that_leaves_frees_its_slot_within_a_second():
         await events.aclose()
         assert await until(lambda: client.counters().get("cancelled_total") == 1, 1) < 1
         assert client.counters()["slots_in_use"] == 0 and client.counters()["generated_tokens_total"] < 60
-
-    with_client(SLOW, body)
-
-
-def test_cancel_ends_the_readers_stream():
-    async def body(client: EngineClient) -> None:
-        task = asyncio.create_task(read(client, request("r", n=2, max_tokens=2000)))
-        await until(lambda: client.counters().get("slots_in_use") == 2, 2)
-        client.cancel("r")
-        events = await asyncio.wait_for(task, 1)
-        assert {joined(events, "r", index)[2] for index in (0, 1)} == {"cancelled"}
-        await until(lambda: client.counters()["slots_in_use"] == 0, 1)
-        client.cancel("unknown")
 
     with_client(SLOW, body)
 
@@ -315,6 +263,31 @@ def test_a_reader_too_far_behind_is_given_up(monkeypatch):
     with_client("stub:context_tokens=4096&delay_ms=1", body)
 
 
+def test_figures_larger_than_the_buffer_reach_a_reader_who_reads(monkeypatch):
+    """One event may cost more than a reader may leave unread; and the choices of a frame come together."""
+    monkeypatch.setattr(pending, "MAX_PENDING_BYTES", 1000)
+    one = request("r", "x" * 200, prompt_logprobs=True, logprobs=5, n=3, max_tokens=40, ignore_eos=True)
+
+    async def body(client: EngineClient) -> None:
+        events = await read(client, one)
+        assert [joined(events, "r", index)[2] for index in range(3)] == ["length"] * 3
+        assert all(len(event.prompt_logprobs) == 201 for event in events if event.prompt_logprobs)
+
+    with_client("stub:delay_ms=2", body)
+
+
+def test_a_reader_may_leave_while_the_line_to_the_process_breaks():
+    async def body(client: EngineClient) -> None:
+        events = client.submit(request("r", max_tokens=2000))
+        await anext(events)
+        assert client.writer is not None
+        client.writer.transport.abort()
+        await asyncio.wait_for(events.aclose(), 1)  # raised that the process is not there
+        assert not client.pending
+
+    with_client(SLOW, body)
+
+
 PARENT = """
 import asyncio, sys
 from fledge.engine.client import EngineClient
@@ -339,6 +312,6 @@ def test_the_process_goes_when_its_parent_is_killed_and_the_parent_never_loads_t
         parent.kill()
         parent.wait()
         deadline = time.monotonic() + 4
-        while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split(") ")[1][:1]:
+        while lives(int(pid)):
             assert time.monotonic() < deadline, "the engine process outlived its parent"
             time.sleep(0.02)

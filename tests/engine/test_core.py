@@ -244,6 +244,29 @@ def test_complete_keeps_the_events_of_others_for_the_next_step():
     assert joined(drain(engine), "other") == said(expected)
 
 
+def test_complete_keeps_the_events_of_others_when_it_raises_too():
+    """Tenants take turns, so the request that fails stands before the second of the others in the same step."""
+    engine = stub_engine(poison=frozenset([POISON]))
+    others = [request(f"other{i}", max_tokens=1) for i in range(2)]
+    for one in others:
+        engine.submit(one)
+    with pytest.raises(EngineError):
+        engine.complete([request("bad", "!", max_tokens=5, tenant="another")])
+    expected = [said(one) for one in stub_engine().complete(others)]
+    events = drain(engine)
+    assert [joined(events, one.id) for one in others] == expected
+
+
+def test_events_of_an_abandoned_request_are_told_to_nobody():
+    engine = stub_engine()
+    for name in ("gone", "stays"):
+        engine.submit(request(name, max_tokens=3, ignore_eos=True))
+    engine.step_for(["stays"])  # an event of "gone" waits
+    engine.abandon(["gone", "unknown"])
+    assert engine.counters()["slots_in_use"] == 1
+    assert {event.request_id for event in drain(engine)} == {"stays"}
+
+
 def test_prompts_may_be_one_token():
     (completion,) = stub_engine().complete([Request("r", (5,), Sampling(max_tokens=4, ignore_eos=True))])
     assert len(completion.token_ids) == 4

@@ -81,6 +81,22 @@ def test_a_refusal_is_raised():
         asyncio.run(run())
 
 
+def test_every_kind_of_content_counts():
+    """Bytes, not characters; and the prompt's figures, which may be the largest of all."""
+    figure = TokenLogprob(1, -1.0, ((1, -1.0),) * 20)
+
+    async def run(event: Event) -> bool:
+        pending = PendingEvents("r", 1)
+        assert not pending.unread and not pending.full
+        pending.put(event)
+        return pending.unread and pending.full
+
+    n = MAX_PENDING_BYTES // 3
+    assert asyncio.run(run(Event("r", 0, text="世" * (n + 1)))) and not asyncio.run(run(Event("r", 0, text="世" * n)))
+    assert asyncio.run(run(Event("r", 0, prompt_logprobs=(None, *[figure] * 2000))))
+    assert not asyncio.run(run(Event("r", 0, prompt_logprobs=(None, *[figure] * 1000))))
+
+
 def test_a_megabyte_unread_is_full_and_reading_empties_it():
     async def run() -> None:
         pending = PendingEvents("r", 1)

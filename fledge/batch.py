@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 PADDING = -1  # document id of a token that is not there
+GLOBAL = 1  # kind of a token that patterns treat as global, or as part of a prefix
 
 
 @dataclass(frozen=True)

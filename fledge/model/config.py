@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fledge.errors import ConfigError
-from fledge.nn.config import MAX_CONTEXT, StackConfig, bounded
+from fledge.nn.check import check_stack
+from fledge.nn.config import MAX_CONTEXT, MAX_WIDTH, Activation, Norm, StackConfig, bounded
 
 MAX_VOCAB = 1 << 24
 
@@ -23,12 +24,43 @@ class InitConfig:
     """Standard deviation of normal and gpt2_scaled, and of embeddings; the value of constant."""
 
 
+Take = Literal["first", "last", "each", "mean", "eos"]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A product, an activation and a norm before the output product (BERT's masked-LM head)."""
+
+    activation: Activation
+    norm: Norm
+    bias: bool = True
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """A task's map from hidden states to `labels` numbers.
+
+    `take`: whose states: the first token's, the last's, the last end-of-document's, the mean, or each token's own.
+    `hidden`: a product and `activation` come first. `labels` 0: nothing follows it (BERT's pooler). `bias`: the last
+    product's.
+    """
+
+    name: str
+    take: Take
+    labels: int
+    hidden: bool = False
+    activation: Activation = "tanh"
+    bias: bool = True
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole model. Decoder only is GPT, encoder only is BERT, both is T5.
+    """A whole model. Decoder only is GPT, encoder only is BERT, both is T5; with both, tokens go to the decoder and
+    source tokens to the encoder, through one embedding.
 
-    `learned_positions`: rows of a learned position table added to the embedding (0: none). `tie`: the output matrix is
-    the embedding. `special_ids`: role -> token id (bos, eos, pad), written into config.json.
+    `lm`: there is an output product over the vocabulary. `tie`: its matrix is the embedding. `transform`: what comes
+    before it. `logit_scale` multiplies what it reads, `logit_softcap` bounds logits by tanh. `heads`: task heads.
+    `special_ids`: role -> token id (bos, eos, pad, start), written into config.json.
     """
 
     family: str
@@ -36,31 +68,51 @@ class ModelConfig:
     context_tokens: int
     decoder: StackConfig | None
     encoder: StackConfig | None = None
-    learned_positions: int = 0
+    lm: bool = True
     tie: bool = False
+    output_bias: bool = False
+    transform: Transform | None = None
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+    heads: tuple[HeadConfig, ...] = ()
     init: InitConfig = InitConfig()
     special_ids: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         bounded("vocab_size", self.vocab_size, 1, MAX_VOCAB)
         bounded("context_tokens", self.context_tokens, 1, MAX_CONTEXT)
-        bounded("learned_positions", self.learned_positions, 0, MAX_CONTEXT)
-        if self.decoder is None and self.encoder is None:
+        if not self.stacks:
             raise ConfigError("model: expected a decoder, an encoder or both, got neither")
-        for name, stack in (("decoder", self.decoder), ("encoder", self.encoder)):
-            if stack is not None:
-                stack.check(name)
-        if self.learned_positions and self.learned_positions < self.context_tokens:
-            raise ConfigError(
-                f"context_tokens: {self.context_tokens} exceeds the {self.learned_positions} learned positions"
-            )
+        for name, stack in self.stacks.items():
+            check_stack(stack, name)
+            inputs = stack.inputs
+            rows = inputs.rows - inputs.offset
+            if inputs.positions == "learned" and rows < self.context_tokens:
+                raise ConfigError(
+                    f"context_tokens: {self.context_tokens} exceeds the {rows} learned positions of the {name}"
+                )
+        if len({stack.inputs.width or stack.width for stack in self.stacks.values()}) > 1:
+            raise ConfigError("model: expected encoder and decoder of one embedding width, got two")
+        for head in self.heads:
+            bounded(f"heads.{head.name}.labels", head.labels, 0, MAX_WIDTH)
+
+    @property
+    def stacks(self) -> dict[str, StackConfig]:
+        """The stacks there are, by name, in the order that they compute."""
+        pair = {"encoder": self.encoder, "decoder": self.decoder}
+        return {name: stack for name, stack in pair.items() if stack is not None}
 
     @property
     def stack(self) -> StackConfig:
-        """The decoder, or the encoder of an encoder-only model."""
+        """The stack whose output the heads read: the decoder, or the encoder of an encoder-only model."""
         stack = self.decoder or self.encoder
         assert stack is not None
         return stack
+
+    @property
+    def embedding_width(self) -> int:
+        """Channels of the embedding."""
+        return self.stack.inputs.width or self.stack.width
 
 
 @dataclass(frozen=True)

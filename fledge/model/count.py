@@ -8,9 +8,10 @@ from torch import nn
 
 from fledge.model.config import ModelConfig
 from fledge.model.transformer import build
+from fledge.nn.config import Heads, Kernelised, LayerConfig, LowRank, Moe
 
 BITS = {"FP32": 32, "BF16": 16, "INT8": 8, "INT4": 4}
-COMPONENTS = ("embedding", "positions", "attention", "ffn", "norm", "output")
+COMPONENTS = ("embedding", "positions", "kinds", "attention", "cross", "ffn", "norm", "output", "heads")
 
 
 @dataclass(frozen=True)
@@ -30,31 +31,77 @@ def count(config: ModelConfig, cache_bits: int = 32) -> Counts:
     for name, parameter in build(config).named_parameters():
         parts[component(name)] += parameter.numel()
     training = flops_per_token(config, config.context_tokens)
-    stack = config.stack
-    cache = sum(2 * layer.mixer.n_kv_heads * layer.mixer.head_channels for layer in stack.layers) * cache_bits // 8
+    cache = sum(cached_numbers(layer) for layer in config.stack.layers) * cache_bits // 8 if config.stack.causal else 0
     return Counts(sum(parts.values()), {k: v for k, v in parts.items() if v}, training / 3, training, cache)
 
 
+def cached_numbers(layer: LayerConfig) -> int:
+    """Numbers that a layer keeps for each token of a document."""
+    mixer = layer.mixer
+    return 0 if isinstance(mixer, Kernelised) else 2 * mixer.n_kv_heads * mixer.head_channels
+
+
 def component(name: str) -> str:
+    """Which of COMPONENTS a parameter belongs to."""
+    if name.startswith("heads."):
+        return "heads"
+    if name.startswith(("output", "transform.")):
+        return "output"
     if "norm" in name:
         return "norm"
-    for part in ("embedding", "positions", "output"):
-        if name.startswith(part):
+    if name.startswith("embedding.") or ".inputs.widen." in name:
+        return "embedding"
+    if ".inputs.positions." in name or ".bias.weight" in name and ".layers." not in name:
+        return "positions"
+    for part in ("kinds", "cross", "attention"):
+        if f".{part}." in name:
             return part
-    return "attention" if ".attention." in name else "ffn"
+    return "ffn"
 
 
 def flops_per_token(config: ModelConfig, document_tokens: int) -> float:
     """Training FLOPs a token: 6 N + 12 · layers · heads · channels · tokens (Chowdhery et al. 2022, appendix B; the
     scores are not halved for causality). N leaves out position tables, and the embedding too when it is not the output
     matrix: a look-up multiplies nothing. Forward alone is a third."""
-    n_parameters = sum(p.numel() for name, p in build(config).named_parameters() if multiplies(name, config))
-    scores = sum(layer.mixer.n_heads * layer.mixer.head_channels for layer in config.stack.layers)
-    return 6.0 * n_parameters + 12.0 * scores * document_tokens
+    n_parameters = sum(uses(name, config) * p.numel() for name, p in build(config).named_parameters())
+    scores = 0.0
+    for stack in config.stacks.values():
+        scores += sum(seen(layer, document_tokens) * inner(layer.mixer) for layer in stack.layers)
+        if stack.cross is not None:
+            scores += len(stack.layers) * inner(stack.cross) * document_tokens
+    return 6.0 * n_parameters + 12.0 * scores
+
+
+def inner(mixer: Heads) -> int:
+    return mixer.n_heads * mixer.head_channels
+
+
+def seen(layer: LayerConfig, document_tokens: int) -> int:
+    """Keys that a query is compared with, causality not counted."""
+    if isinstance(layer.mixer, Kernelised):
+        return layer.mixer.head_channels
+    if isinstance(layer.mixer, LowRank):
+        return layer.mixer.rank
+    return min(document_tokens, layer.window or document_tokens)
+
+
+def uses(name: str, config: ModelConfig) -> float:
+    """How often a token meets a parameter: shared blocks more than once, experts by the share that is chosen."""
+    if not multiplies(name, config):
+        return 0.0
+    stack_name, _, rest = name.partition(".layers.")
+    if not rest:
+        return 1.0
+    stack = config.stacks[stack_name]
+    block = int(rest.partition(".")[0])
+    layers = [layer for layer, used in zip(stack.layers, stack.block_of_layer, strict=True) if used == block]
+    ffn = layers[0].ffn
+    share = ffn.top_k / ffn.n_experts if isinstance(ffn, Moe) and ".experts." in name else 1.0
+    return len(layers) * share
 
 
 def multiplies(name: str, config: ModelConfig) -> bool:
-    if name.startswith("positions."):
+    if ".inputs.positions." in name or ".inputs.kinds." in name:
         return False
     return config.tie or not name.startswith("embedding.")
 

@@ -15,7 +15,7 @@ from fledge.errors import ConfigError
 from fledge.model.config import InitConfig
 from fledge.model.transformer import Transformer
 
-RESIDUAL_ENDS = ("attention.out.weight", "ffn.down.weight")
+RESIDUAL_ENDS = ("attention.out.weight", "cross.out.weight", "ffn.down.weight")
 
 
 def initialise(model: Transformer, seed: int) -> Transformer:
@@ -26,10 +26,18 @@ def initialise(model: Transformer, seed: int) -> Transformer:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() < 2:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                parameter.fill_(start_value(model, name))
             else:
                 fill(parameter, name, config, n_layers, generator_for(seed, name))
     return model
+
+
+def start_value(model: Transformer, name: str) -> float:
+    """Where a vector starts: biases and means at 0, weights of norms so that the norm scales by 1."""
+    owner, _, last = name.rpartition(".")
+    if last.endswith("bias") or last == "running_mean":
+        return 0.0
+    return 1.0 - getattr(model.get_submodule(owner), "offset", 0.0)
 
 
 def generator_for(seed: int, name: str) -> torch.Generator:
@@ -47,6 +55,11 @@ def fill(parameter: Tensor, name: str, config: InitConfig, n_layers: int, genera
     parameter.copy_(values)
 
 
+def is_table(name: str) -> bool:
+    """Whether a matrix is looked up by row rather than multiplied."""
+    return name.startswith("embedding.") or ".inputs.positions." in name or ".inputs.kinds." in name
+
+
 def deviation(name: str, shape: tuple[int, ...], config: InitConfig, n_layers: int) -> float:
     """Standard deviation of a matrix [fan_out, fan_in] under the named scheme.
 
@@ -55,7 +68,7 @@ def deviation(name: str, shape: tuple[int, ...], config: InitConfig, n_layers: i
     "he": sqrt(2 / fan_in) (He et al. 2015, eq. 10). Embeddings take std in every scheme.
     """
     fan_out, fan_in = shape[0], shape[1]
-    if name.startswith(("embedding.", "positions.")) or config.name == "normal":
+    if is_table(name) or config.name == "normal":
         return config.std
     if config.name == "gpt2_scaled":
         return config.std / math.sqrt(2 * n_layers) if name.endswith(RESIDUAL_ENDS) else config.std

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,14 +14,22 @@ from fledge.model.families.family import Family, Weight
 
 
 def expanded(family: Family, config: ModelConfig) -> Iterator[Weight]:
-    """The name table with `{i}` filled in for every layer."""
+    """The name table with `{i}` and `{e}` filled in for every block and expert."""
     for weight in family.weights(config):
         if "{i}" not in weight.theirs:
             yield weight
             continue
-        for index in range(len(config.stack.layers)):
-            ours = tuple(name.replace("{i}", str(index)) for name in weight.ours)
-            yield Weight(weight.theirs.replace("{i}", str(index)), ours, weight.how, weight.size)
+        stack = config.stacks[weight.stack] if weight.stack else config.stack
+        for index in range(stack.n_blocks) if weight.blocks is None else weight.blocks:
+            for expert in range(max(1, weight.experts)):
+                yield filled(weight, index, expert)
+
+
+def filled(weight: Weight, index: int, expert: int) -> Weight:
+    def fill(name: str) -> str:
+        return name.replace("{i}", str(index)).replace("{e}", str(expert))
+
+    return replace(weight, theirs=fill(weight.theirs), ours=tuple(fill(name) for name in weight.ours))
 
 
 def their_shape(weight: Weight, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
@@ -41,6 +50,11 @@ def to_ours(weight: Weight, tensor: Tensor, shapes: dict[str, tuple[int, ...]]) 
         return {}
     if weight.how in ("transposed", "fused_transposed"):
         tensor = tensor.t() if tensor.dim() == 2 else tensor
+    if weight.how == "pairs":
+        tensor = rotary_pairs(tensor, weight, split=True)
+    if weight.how == "interleaved":
+        by_head = tensor.unflatten(0, (weight.heads, len(weight.ours), -1)).unbind(1)
+        return {name: piece.flatten(0, 1) for name, piece in zip(weight.ours, by_head, strict=True)}
     pieces = tensor.split([shapes[name][0] for name in weight.ours])
     whole = len(weight.ours) == 1
     return {
@@ -54,7 +68,20 @@ def to_theirs(weight: Weight, parameters: dict[str, Tensor]) -> Tensor:
     if weight.how == "zeros":
         return torch.zeros(weight.size, dtype=next(iter(parameters.values())).dtype)
     parts = [parameters[name].detach() for name in weight.ours]
+    if weight.how == "interleaved":
+        return torch.stack([part.unflatten(0, (weight.heads, -1)) for part in parts], 1).flatten(0, 2)
     tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+    if weight.how == "pairs":
+        tensor = rotary_pairs(tensor, weight, split=False)
     if weight.how in ("transposed", "fused_transposed") and tensor.dim() == 2:
         tensor = tensor.t()
     return tensor.contiguous()
+
+
+def rotary_pairs(tensor: Tensor, weight: Weight, split: bool) -> Tensor:
+    """Rows of each head's turned channels from pairs (c, c + 1) to (c, c + R/2), or back."""
+    by_head = tensor.unflatten(0, (weight.heads, -1)).clone()
+    turned = by_head[:, : weight.channels]
+    grid = (weight.channels // 2, 2) if split else (2, weight.channels // 2)
+    by_head[:, : weight.channels] = turned.unflatten(1, grid).transpose(1, 2).flatten(1, 2)
+    return by_head.flatten(0, 1)

@@ -1,9 +1,12 @@
-"""The transformer: embedding, a stack of blocks, output. Which kind it is, its config says.
+"""The transformer: embedding, stacks of blocks, output. Which kind it is, its config says.
 
-B rows, T tokens, D width, V vocabulary.
+B rows, T tokens, S source tokens, D width, E embedding width, V vocabulary.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -13,83 +16,170 @@ from fledge.batch import Cached, Layout, OneDocument, Packed, Padded, Tokens
 from fledge.device import available_bytes
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig
-from fledge.nn.block import Angles, Context, Stack, angles_for
+from fledge.model.heads import OutputTransform, TaskHead
+from fledge.nn.attention import Angles, Context
+from fledge.nn.block import Stack, angles_for
 from fledge.nn.cache import KeyValueCache
-from fledge.nn.config import Rope
+from fledge.nn.config import Kernelised, Rope, StackConfig
 from fledge.nn.linear import Linear, PackedLinear
-from fledge.nn.losses import fused_cross_entropy_sum
+from fledge.nn.losses import cross_entropy_sum, fused_cross_entropy_sum
 from fledge.nn.position import rope_table
+
+Source: TypeAlias = tuple[Tokens, Layout]
 
 
 class Transformer(nn.Module):
-    """A model built from `config`; weights are allocated but have no values yet (see `init` and `folder`)."""
+    """A model built from `config`; weights are allocated but have no values yet (see `init` and `folder`).
+
+    With encoder and decoder, `source` gives the encoder's tokens; what the encoder made of them can be kept and given
+    again as `encoded`.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        if config.decoder is None or config.encoder is not None:
-            raise ConfigError("model: expected a decoder only; encoders are not built yet")
-        width = config.decoder.width
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, width, _weight=torch.empty(config.vocab_size, width))
-        rows = config.learned_positions
-        self.positions: nn.Embedding | None = None
-        if rows:
-            self.positions = nn.Embedding(rows, width, _weight=torch.empty(rows, width))
-        self.decoder = Stack(config.decoder)
-        self.output: Linear | PackedLinear | None = None if config.tie else Linear(width, config.vocab_size)
+        width, vocab = config.embedding_width, config.vocab_size
+        self.embedding = nn.Embedding(vocab, width, _weight=torch.empty(vocab, width))
+        self.encoder = Stack(config.encoder) if config.encoder is not None else None
+        self.decoder = Stack(config.decoder) if config.decoder is not None else None
+        reads = config.stack.width
+        self.transform: OutputTransform | None = None
+        if config.transform is not None:
+            self.transform = OutputTransform(reads, width if config.tie else reads, config.transform)
+        self.output: Linear | PackedLinear | None = None
+        if config.lm and not config.tie:
+            self.output = Linear(width if config.transform and config.embedding_width != reads else reads, vocab)
+        self.output_bias = nn.Parameter(torch.empty(vocab)) if config.output_bias else None
+        self.heads = nn.ModuleDict({head.name: TaskHead(reads, head) for head in config.heads})
         self._angles: dict[object, Angles] = {}
 
-    def forward(self, tokens: Tokens, layout: Layout, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tokens,
+        layout: Layout,
+        cache: KeyValueCache | None = None,
+        source: Source | None = None,
+        encoded: Tensor | None = None,
+    ) -> Tensor:
         """Logits [B, T, V] of every token."""
-        return self.logits(self.hidden(tokens, layout, cache))
+        return self.logits(self.hidden(tokens, layout, cache, source, encoded))
 
-    def hidden(self, tokens: Tokens, layout: Layout, cache: KeyValueCache | None = None) -> Tensor:
-        """What the output product sees: [B, T, D]."""
+    def hidden(
+        self,
+        tokens: Tokens,
+        layout: Layout,
+        cache: KeyValueCache | None = None,
+        source: Source | None = None,
+        encoded: Tensor | None = None,
+    ) -> Tensor:
+        """The last stack's output: [B, T, D]."""
+        if self.decoder is None:
+            return self.encode(tokens, layout)
+        if self.encoder is not None and encoded is None:
+            if source is None:
+                raise ConfigError("model: expected source tokens for the encoder, got none")
+            encoded = self.encode(*source)
+        context = self.context(self.decoder.config, tokens, layout, cache)
+        context.source, context.source_tokens = encoded, source
+        return self.decoder(self.embed(tokens), context)
+
+    def encode(self, tokens: Tokens, layout: Layout) -> Tensor:
+        """The encoder's output: [B, T, D]."""
+        if self.encoder is None:
+            raise ConfigError("model: expected an encoder, got a decoder only")
+        return self.encoder(self.embed(tokens), self.context(self.encoder.config, tokens, layout))
+
+    def embed(self, tokens: Tokens) -> Tensor:
+        """[B, T, E]."""
+        return tokens.embeds if tokens.embeds is not None else self.embedding(tokens.ids)
+
+    def context(
+        self, stack: StackConfig, tokens: Tokens, layout: Layout, cache: KeyValueCache | None = None
+    ) -> Context:
         length = longest_document(layout, tokens.ids.shape[1])
         if length > self.config.context_tokens:
             raise ConfigError(
                 f"tokens: expected documents of at most {self.config.context_tokens} tokens, got {length}"
             )
-        x = tokens.embeds if tokens.embeds is not None else self.embedding(tokens.ids)
-        in_order = isinstance(layout, OneDocument | Padded)
-        if self.positions is not None:
-            # rows that count 0, 1, 2… share one slice; its gradient is a sum, not a scatter
-            x = x + (self.positions.weight[: x.shape[1]] if in_order else self.positions(tokens.pos))
-        table = self.angle_table(x.device, length)
-        context = Context(tokens, layout, angles_for(table, tokens, in_order), cache)
-        return self.decoder(x, context)
+        tables = self.angle_tables(stack, tokens.ids.device, length)
+        return Context(
+            tokens, layout, angles_for(tables, tokens, isinstance(layout, OneDocument | Padded)), cache=cache
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The output product: [..., D] -> [..., V]."""
-        return F.linear(hidden, self.output_matrix) if self.output is None else self.output(hidden)
+        config = self.config
+        hidden = self.before_output(hidden)
+        logits = F.linear(hidden, self.output_matrix) if self.output is None else self.output(hidden)
+        if self.output_bias is not None:
+            logits = logits + self.output_bias
+        if config.logit_softcap is not None:
+            logits = torch.tanh(logits / config.logit_softcap) * config.logit_softcap
+        return logits
+
+    def before_output(self, hidden: Tensor) -> Tensor:
+        """What the output product reads."""
+        if self.transform is not None:
+            hidden = self.transform(hidden)
+        return hidden if self.config.logit_scale == 1.0 else hidden * self.config.logit_scale
 
     @property
     def output_matrix(self) -> Tensor:
-        """The [V, D] matrix of the output product: the embedding when tied."""
+        """The [V, D] matrix of the output product: the embedding when tied. Raises ConfigError if there is none."""
         if self.output is None:
+            if not self.config.lm:
+                raise ConfigError("model: expected an output product over the vocabulary, got a model without one")
             return self.embedding.weight
         return self.output.weight.t() if isinstance(self.output, PackedLinear) else self.output.weight
 
-    def loss_sum(self, tokens: Tokens, layout: Layout, targets: Tensor, weight: Tensor) -> Tensor:
-        """Σ weight · nats of `targets` [B, T] under the model, without holding all logits."""
+    def loss_sum(
+        self, tokens: Tokens, layout: Layout, targets: Tensor, weight: Tensor, source: Source | None = None
+    ) -> Tensor:
+        """Σ weight · nats of `targets` [B, T] under the model, without holding all logits where its output allows."""
         if isinstance(layout, Cached):
             raise TypeError("loss_sum: expected a layout of whole documents, got Cached")
-        return fused_cross_entropy_sum(self.hidden(tokens, layout), self.output_matrix, targets, weight)
+        hidden = self.hidden(tokens, layout, source=source)
+        if self.output_bias is not None or self.config.logit_softcap is not None:
+            return cross_entropy_sum(self.logits(hidden), targets, weight)
+        return fused_cross_entropy_sum(self.before_output(hidden), self.output_matrix, targets, weight)
 
-    def angle_table(self, device: torch.device, length: int) -> dict[object, Angles]:
-        """Rotary tables by position config, float32 [>= length, C/2], grown by doubling as longer documents come."""
-        stack = self.config.stack
-        for layer in stack.layers:
-            position = layer.position
-            if not isinstance(position, Rope):
-                continue
-            known = self._angles.get(position)
+    def head(self, name: str, tokens: Tokens, layout: Layout, source: Source | None = None) -> Tensor:
+        """What the task head `name` answers: [B, labels] or [B, T, labels]."""
+        if name not in self.heads:
+            raise ConfigError(f"model: expected a head {name!r}, got {', '.join(self.heads) or 'none'}")
+        hidden = self.hidden(tokens, layout, source=source)
+        return self.heads[name](hidden, tokens, layout, self.config.special_ids.get("eos"))
+
+    def angle_tables(self, stack: StackConfig, device: torch.device, length: int) -> dict[object, Angles]:
+        """Rotary tables by position config, float32 [>= length, R/2], grown by doubling as longer documents come."""
+        tables: dict[object, Angles] = {}
+        for position, channels in rotary(stack):
+            variant = (position, regime(position, length))
+            known = self._angles.get(variant)
             if known is None or known[0].device != device or known[0].shape[0] < length:
                 rows = min(self.config.context_tokens, max(256, 2 ** (length - 1).bit_length()))
                 # a table born in a validation outlives it, and autograd saves no tensor of inference mode
                 with torch.inference_mode(False):
-                    self._angles[position] = rope_table(position, layer.mixer.head_channels, rows, device)
-        return self._angles
+                    known = rope_table(position, channels, rows, length, device)
+                self._angles[variant] = known
+            tables[position] = known
+        return tables
+
+
+def rotary(stack: StackConfig) -> Iterator[tuple[Rope, int]]:
+    """The distinct rotary positions of a stack with the channels of a head."""
+    seen = {(layer.position, layer.mixer.head_channels) for layer in stack.layers if isinstance(layer.position, Rope)}
+    yield from seen  # type: ignore[misc]
+
+
+def regime(position: Rope, length: int) -> int:
+    """What of a document's length the frequencies depend on."""
+    scaling = position.scaling
+    if scaling is None or scaling.kind not in ("dynamic", "longrope"):
+        return 0
+    if scaling.kind == "longrope":
+        return int(length > scaling.original_tokens)
+    return max(length, scaling.original_tokens)
 
 
 def longest_document(layout: Layout, row_tokens: int) -> int:
@@ -110,15 +200,16 @@ def build(config: ModelConfig, device: torch.device | str = "meta") -> Transform
 def new_cache(model: Transformer, n_slots: int, positions: int | None = None) -> KeyValueCache:
     """An empty cache for `model`, in its dtype and on its device. Raises ConfigError if memory does not hold it."""
     stack, weight = model.config.stack, model.embedding.weight
-    mixer = stack.layers[0].mixer
+    if not stack.causal:
+        raise ConfigError("cache: expected a decoder, got an encoder; an encoder computes whole documents")
     length = positions or model.config.context_tokens
-    need = 2 * len(stack.layers) * n_slots * mixer.n_kv_heads * length * mixer.head_channels * weight.itemsize
+    mixers = [layer.mixer for layer in stack.layers]
+    heads = tuple(None if isinstance(m, Kernelised) else (m.n_kv_heads, m.head_channels) for m in mixers)
+    need = sum(2 * one[0] * one[1] for one in heads if one) * n_slots * length * weight.itemsize
     free = available_bytes(weight.device)
     if free is not None and need > free:
         raise ConfigError(
             f"cache: expected at most the {free:,} bytes of free memory, got {need:,} for {n_slots} slots of "
             f"{length} tokens; give fewer slots or a shorter context (engine.n_slots, engine.context_tokens)"
         )
-    return KeyValueCache(
-        len(stack.layers), n_slots, mixer.n_kv_heads, length, mixer.head_channels, weight.dtype, weight.device
-    )
+    return KeyValueCache(heads, n_slots, length, weight.dtype, weight.device)

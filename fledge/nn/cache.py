@@ -1,4 +1,4 @@
-"""The key/value cache of decoding: a slot holds one document's keys and values, layer by layer.
+"""The cache of decoding: a slot holds one document's keys and values, or recurrent states, layer by layer.
 
 S slots, K key/value heads, L positions, C head channels.
 """
@@ -8,23 +8,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+State = tuple[Tensor, Tensor]
+
 
 class KeyValueCache:
-    """`keys[layer]` and `values[layer]`: [S, K, L, C]. Which positions of a slot are real is the caller's to know."""
+    """`keys[layer]` and `values[layer]`: [S, K, L, C]. Which positions of a slot are real is the caller's to know.
+
+    `heads`: (key/value heads, channels) a layer; None for a layer that keeps a state of fixed size instead.
+    """
 
     def __init__(
         self,
-        n_layers: int,
+        heads: tuple[tuple[int, int] | None, ...],
         n_slots: int,
-        n_kv_heads: int,
         positions: int,
-        channels: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ):
-        shape = (n_slots, n_kv_heads, positions, channels)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(n_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(n_layers)]
+        shapes = [(n_slots, one[0], positions, one[1]) if one else (0,) for one in heads]
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        self.states: dict[tuple[int, int], tuple[int, State]] = {}
         self.n_slots, self.positions = n_slots, positions
 
     def write(self, layer: int, slot: int, start: int, k_TKC: Tensor, v_TKC: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,3 +38,12 @@ class KeyValueCache:
         keys[:, start:end] = k_TKC.transpose(0, 1)
         values[:, start:end] = v_TKC.transpose(0, 1)
         return keys[:, :end], values[:, :end]
+
+    def state(self, layer: int, slot: int, start: int) -> State | None:
+        """The recurrent state after `start` tokens of a slot's document, or None if it isn't known."""
+        known = self.states.get((layer, slot))
+        return known[1] if known is not None and start and known[0] == start else None
+
+    def keep_state(self, layer: int, slot: int, end: int, state: State) -> None:
+        """Remember the state after `end` tokens."""
+        self.states[layer, slot] = (end, state)

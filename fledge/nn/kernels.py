@@ -1,88 +1,269 @@
 """Attention kernels: the only place where scores are computed. Each equals `dense` in a test.
 
-B rows, T query tokens, S key tokens, H heads, K key/value heads, C head channels. Scores are divided by sqrt(C)
-(Vaswani et al. 2017, eq. 1). A query that sees no key gives zeros.
+B rows, T query tokens, S key tokens, H heads, K key/value heads, C head channels. A query that sees no key gives zeros.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fledge.batch import Cached, Layout, OneDocument, Packed, Padded, Tokens
+from fledge.batch import Cached, Layout, OneDocument, Packed, Padded, Tokens, vars_in_order
+from fledge.nn.bias import Bias
 from fledge.nn.cache import KeyValueCache
+from fledge.nn.config import BigBird, Longformer, Prefix
+from fledge.nn.visibility import Sight, by_place, visible
+
+BAND_FACTOR = 2  # documents longer than this many windows are attended band by band
 
 
-def attend(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, tokens: Tokens, layout: Layout, causal: bool) -> Tensor:
-    """Attention inside each document, chosen by layout alone: [B, T, H, C]."""
+def attend(
+    q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, tokens: Tokens, layout: Layout, sight: Sight, bias: Bias | None
+) -> Tensor:
+    """Attention inside each document, the kernel chosen by layout and sight alone: [B, T, H, C]."""
+    if isinstance(sight.pattern, Longformer | BigBird | Prefix):
+        return by_tokens(q_BTHC, k_BTKC, v_BTKC, tokens, layout, sight, bias)
     if isinstance(layout, OneDocument):
-        return fast(q_BTHC, k_BTKC, v_BTKC, causal)
+        return rows(q_BTHC, k_BTKC, v_BTKC, sight, bias)
     if isinstance(layout, Packed):
-        return by_document(q_BTHC, k_BTKC, v_BTKC, layout, causal)
+        return by_document(q_BTHC, k_BTKC, v_BTKC, layout, layout, sight, bias)
     if isinstance(layout, Padded):
-        return dense(q_BTHC, k_BTKC, v_BTKC, visible(tokens, tokens, causal))
+        return padded_rows(q_BTHC, k_BTKC, v_BTKC, layout.lengths, layout.lengths, sight, bias)
     raise TypeError(f"{type(layout).__name__} is decoded by attend_cached")
 
 
-def visible(queries: Tokens, keys: Tokens, causal: bool) -> Tensor:
-    """bool [B, T, S]: the same document, neither padding, and, if causal, no later position."""
-    q_doc, k_doc = queries.doc[:, :, None], keys.doc[:, None, :]
-    seen = (q_doc == k_doc) & (q_doc >= 0)
-    if causal:
-        seen = seen & (keys.pos[:, None, :] <= queries.pos[:, :, None])
-    return seen
+def attend_cross(
+    q_BTHC: Tensor,
+    k_BSKC: Tensor,
+    v_BSKC: Tensor,
+    queries: tuple[Tokens, Layout],
+    keys: tuple[Tokens, Layout],
+    sight: Sight,
+) -> Tensor:
+    """Attention of each document's tokens to the source document of the same row and id: [B, T, H, C]."""
+    q_layout, k_layout = queries[1], keys[1]
+    if isinstance(q_layout, Packed) and isinstance(k_layout, Packed):
+        return by_document(q_BTHC, k_BSKC, v_BSKC, q_layout, k_layout, sight, None)
+    if isinstance(k_layout, OneDocument) and isinstance(q_layout, OneDocument | Cached):
+        return rows(q_BTHC, k_BSKC, v_BSKC, sight, None)
+    if isinstance(k_layout, Padded) and isinstance(q_layout, OneDocument | Padded | Cached):
+        n_tokens = q_BTHC.shape[1]
+        lengths = q_layout.lengths if isinstance(q_layout, Padded) else (n_tokens,) * q_BTHC.shape[0]
+        return padded_rows(q_BTHC, k_BSKC, v_BSKC, lengths, k_layout.lengths, sight, None)
+    return dense(q_BTHC, k_BSKC, v_BSKC, visible(queries[0], keys[0], sight), sight, None)
 
 
-def dense(q_BTHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, visible_BTS: Tensor) -> Tensor:
-    """The reference: every score, then a masked softmax. [B, T, H, C]."""
-    q, k, v = (t.transpose(1, 2) for t in (q_BTHC, k_BSKC, v_BSKC))
-    if k.shape[1] != q.shape[1]:
-        groups = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    scores = (q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
+def by_tokens(
+    q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, tokens: Tokens, layout: Layout, sight: Sight, bias: Bias | None
+) -> Tensor:
+    """Patterns that depend on the tokens themselves, document by document where rows hold several. [B, T, H, C]."""
+    if not isinstance(layout, Packed):
+        return dense(q_BTHC, k_BTKC, v_BTKC, visible(tokens, tokens, sight), sight, bias)
+    flat = [t.flatten(0, 1)[None] for t in (q_BTHC, k_BTKC, v_BTKC)]
+    ids, pos, doc, kind = (None if t is None else t.flatten()[None] for t in vars_in_order(tokens)[:4])
+    assert ids is not None and pos is not None and doc is not None
+    outputs = []
+    for start, end in zip(layout.cu_seqlens, layout.cu_seqlens[1:], strict=False):
+        cut = slice(start, end)
+        part = Tokens(ids[:, cut], pos[:, cut], doc[:, cut], None if kind is None else kind[:, cut])
+        q, k, v = (t[:, cut] for t in flat)
+        outputs.append(dense(q, k, v, visible(part, part, sight), sight, bias)[0])
+    return torch.cat(outputs).view(q_BTHC.shape)
+
+
+def dense(
+    q_BTHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, visible_BTS: Tensor, sight: Sight, bias: Bias | None = None
+) -> Tensor:
+    """The reference: every score, then a masked softmax. `visible_BTS` may have one row for all. [B, T, H, C]."""
+    added = None if bias is None else bias(q_BTHC, k_BSKC, 0, 0)
+    weights = probabilities(q_BTHC, k_BSKC, visible_BTS, sight, added).to(v_BSKC.dtype)
+    return (weights @ heads_first(v_BSKC, q_BTHC.shape[2])).transpose(1, 2)
+
+
+def probabilities(q_BTHC: Tensor, k_BSKC: Tensor, visible_BTS: Tensor, sight: Sight, added: Tensor | None) -> Tensor:
+    """What each query gives each key, float32 [B, H, T, S]; rows sum to 1, or to 0 where nothing is seen."""
+    q, k = q_BTHC.transpose(1, 2), heads_first(k_BSKC, q_BTHC.shape[2])
+    scores = (q @ k.transpose(-1, -2)) * sight.scale
+    if added is not None:
+        scores = scores + added
+    if sight.softcap is not None:
+        scores = torch.tanh(scores / sight.softcap) * sight.softcap
     mask = visible_BTS[:, None]
     weights = torch.softmax(scores.float().masked_fill(~mask, -torch.inf), -1)
-    weights = torch.where(mask.any(-1, keepdim=True), weights, 0.0).to(v.dtype)  # softmax of nothing is NaN
-    return (weights @ v).transpose(1, 2)
+    return torch.where(mask.any(-1, keepdim=True), weights, 0.0)  # softmax of nothing is NaN
 
 
-def fast(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, causal: bool) -> Tensor:
-    """torch's fused kernel on rows that are whole documents: no mask is built. [B, T, H, C]."""
-    q, k, v = (t.transpose(1, 2) for t in (q_BTHC, k_BTKC, v_BTKC))
+def heads_first(x_BSKC: Tensor, n_heads: int) -> Tensor:
+    """[B, H, S, C], key/value heads repeated to the number of heads."""
+    x = x_BSKC.transpose(1, 2)
+    return x if x.shape[1] == n_heads else x.repeat_interleave(n_heads // x.shape[1], 1)
+
+
+def rows(q_BTHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, sight: Sight, bias: Bias | None) -> Tensor:
+    """Rows that are whole documents, or whole documents' queries of a whole source: [B, T, H, C]."""
+    n_keys = k_BSKC.shape[1]
+    if sight.window is not None and sight.softcap is None and n_keys > BAND_FACTOR * reach(sight):
+        return banded(q_BTHC, k_BSKC, v_BSKC, None, sight, bias)
+    if bias is None and sight.softcap is None and sees_by_causality_alone(sight, n_keys):
+        return fast(q_BTHC, k_BSKC, v_BSKC, sight)
+    q_pos = torch.arange(q_BTHC.shape[1], device=q_BTHC.device)
+    k_pos = torch.arange(n_keys, device=q_BTHC.device)
+    mask = by_place(q_pos[:, None], k_pos[None, :], sight)[None]
+    if sight.softcap is not None:
+        return dense(q_BTHC, k_BSKC, v_BSKC, mask, sight, bias)
+    added = None if bias is None else bias(q_BTHC, k_BSKC, 0, 0)
+    return masked(q_BTHC, k_BSKC, v_BSKC, None if whole(sight) else mask, added, sight)
+
+
+def whole(sight: Sight) -> bool:
+    """Whether nothing of a document is hidden."""
+    return not sight.causal and sight.window is None and sight.pattern is None
+
+
+def reach(sight: Sight) -> int:
+    """How far a windowed query sees to each side it sees."""
+    assert sight.window is not None
+    return sight.window if sight.causal else 2 * (sight.window // 2) + 1
+
+
+def sees_by_causality_alone(sight: Sight, n_keys: int) -> bool:
+    if sight.pattern is not None:
+        return False
+    return sight.window is None or n_keys <= (sight.window if sight.causal else sight.window // 2 + 1)
+
+
+def fast(q_BTHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, sight: Sight) -> Tensor:
+    """torch's fused kernel, no mask built: [B, T, H, C]."""
+    q, k, v = (t.transpose(1, 2) for t in (q_BTHC, k_BSKC, v_BSKC))
     grouped = k.shape[1] != q.shape[1]
     if grouped and q.device.type == "cpu":
         # the fused CPU kernel takes equal head counts only; enable_gqa falls back to explicit scores
         groups, grouped = q.shape[1] // k.shape[1], False
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped).transpose(1, 2)
+    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=sight.causal, scale=sight.scale, enable_gqa=grouped)
+    return mixed.transpose(1, 2)
 
 
-def by_document(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, layout: Packed, causal: bool) -> Tensor:
+def masked(
+    q_BTHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, seen: Tensor | None, added: Tensor | None, sight: Sight
+) -> Tensor:
+    """torch's kernel with a mask: `seen` bool [B|1, T, S], `added` [B|1, H, T, S]. Every query must see a key."""
+    n_heads = q_BTHC.shape[2]
+    mask = None if seen is None else seen[:, None]
+    if added is not None:
+        mask = added if mask is None else added.masked_fill(~mask, -torch.inf)
+    q, k, v = q_BTHC.transpose(1, 2), heads_first(k_BSKC, n_heads), heads_first(v_BSKC, n_heads)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=sight.scale).transpose(1, 2)
+
+
+def padded_rows(
+    q_BTHC: Tensor,
+    k_BSKC: Tensor,
+    v_BSKC: Tensor,
+    q_lengths: tuple[int, ...],
+    k_lengths: tuple[int, ...],
+    sight: Sight,
+    bias: Bias | None,
+) -> Tensor:
+    """One document a row, padded at the end: padding gives zeros and is seen by nobody. [B, T, H, C]."""
+    q_there = there(q_lengths, q_BTHC)
+    if sight.causal:  # padding lies after every token, so causality hides it already
+        mixed = rows(q_BTHC, k_BSKC, v_BSKC, sight, bias)
+    elif sight.softcap is None and sight.window is not None and k_BSKC.shape[1] > BAND_FACTOR * reach(sight):
+        mixed = banded(q_BTHC, k_BSKC, v_BSKC, k_lengths, sight, bias)
+    else:
+        q_pos, k_pos = (torch.arange(t.shape[1], device=q_BTHC.device) for t in (q_BTHC, k_BSKC))
+        seen = by_place(q_pos[:, None], k_pos[None, :], sight)[None] & there(k_lengths, k_BSKC)[:, None, :]
+        if sight.softcap is not None:
+            return dense(q_BTHC, k_BSKC, v_BSKC, seen & q_there[:, :, None], sight, bias)
+        added = None if bias is None else bias(q_BTHC, k_BSKC, 0, 0)
+        mixed = masked(q_BTHC, k_BSKC, v_BSKC, seen | ~seen.any(-1, keepdim=True), added, sight)
+        q_there = q_there & torch.tensor([n > 0 for n in k_lengths], device=q_there.device)[:, None]
+    return mixed.masked_fill(~q_there[:, :, None, None], 0.0)
+
+
+def there(lengths: tuple[int, ...], like_BT: Tensor) -> Tensor:
+    """bool [B, T]: which tokens of padded rows exist."""
+    return torch.arange(like_BT.shape[1], device=like_BT.device) < torch.tensor(lengths, device=like_BT.device)[:, None]
+
+
+def banded(
+    q_BTHC: Tensor,
+    k_BTKC: Tensor,
+    v_BTKC: Tensor,
+    lengths: tuple[int, ...] | None,
+    sight: Sight,
+    bias: Bias | None,
+) -> Tensor:
+    """A window in time linear in length: blocks of queries see the blocks of keys around them. [B, T, H, C]."""
+    assert sight.window is not None
+    n_rows, n_tokens, n_heads, _ = q_BTHC.shape
+    block = sight.window if sight.causal else max(1, sight.window // 2)
+    n_blocks = -(-n_tokens // block)
+    after = 0 if sight.causal else block
+    pad = n_blocks * block - n_tokens
+    q = F.pad(q_BTHC, (0, 0, 0, 0, 0, pad)).unflatten(1, (n_blocks, block))
+    spread = (F.pad(t, (0, 0, 0, 0, block, pad + after)).unfold(1, 2 * block + after, block) for t in (k_BTKC, v_BTKC))
+    k, v = (t.movedim(-1, 2).flatten(0, 1) for t in spread)  # [B·N, 2 or 3 blocks, K, C]
+    starts = torch.arange(n_blocks, device=q.device)[:, None] * block
+    q_pos = starts + torch.arange(block, device=q.device)
+    k_pos = starts - block + torch.arange(2 * block + after, device=q.device)
+    seen = by_place(q_pos[:, :, None], k_pos[:, None, :], sight) & (k_pos >= 0)[:, None, :]
+    ends = torch.tensor([n_tokens] if lengths is None else lengths, device=q.device)
+    seen = seen[None] & (k_pos[None] < ends[:, None, None])[:, :, None, :]
+    seen = seen | ~seen.any(-1, keepdim=True)  # queries beyond the end: their rows are dropped below
+    seen = seen.expand(n_rows, -1, -1, -1).flatten(0, 1)
+    added = None if bias is None else bias(q[:, 0], k[:n_rows], 0, -block)
+    mixed = masked(q.flatten(0, 1), k, v, seen, added, sight)
+    return mixed.unflatten(0, (n_rows, n_blocks)).flatten(1, 2)[:, :n_tokens]
+
+
+def by_document(
+    q_BTHC: Tensor,
+    k_BSKC: Tensor,
+    v_BSKC: Tensor,
+    q_layout: Packed,
+    k_layout: Packed,
+    sight: Sight,
+    bias: Bias | None,
+) -> Tensor:
     """Packed documents one by one (a mask would compute every cross score and throw it away). [B, T, H, C].
 
     Neighbours of equal length go together as one call.
     """
-    lengths = [end - start for start, end in zip(layout.cu_seqlens, layout.cu_seqlens[1:], strict=False)]
-    runs: list[tuple[int, int]] = []  # (how many documents, tokens each)
-    for length in lengths:
-        if runs and runs[-1][1] == length:
-            runs[-1] = (runs[-1][0] + 1, length)
+    runs: list[tuple[int, int, int]] = []  # (how many documents, query tokens each, key tokens each)
+    for lengths in zip(document_lengths(q_layout), document_lengths(k_layout), strict=True):
+        if runs and runs[-1][1:] == lengths:
+            runs[-1] = (runs[-1][0] + 1, *lengths)
         else:
-            runs.append((1, length))
-    sizes = [count * length for count, length in runs]
-    pieces = zip(*(t.flatten(0, 1).split(sizes) for t in (q_BTHC, k_BTKC, v_BTKC)), runs, strict=True)
+            runs.append((1, *lengths))
+    q_sizes, k_sizes = [n * t for n, t, _ in runs], [n * s for n, _, s in runs]
+    pieces = zip(
+        q_BTHC.flatten(0, 1).split(q_sizes), k_BSKC.flatten(0, 1).split(k_sizes), v_BSKC.flatten(0, 1).split(k_sizes),
+        runs, strict=True,
+    )  # fmt: skip
     outputs = []
-    for q, k, v, run in pieces:
-        rows = [t.unflatten(0, run) for t in (q, k, v)]
-        outputs.append(fast(rows[0], rows[1], rows[2], causal).flatten(0, 1))
+    for q, k, v, (n, n_queries, n_keys) in pieces:
+        whole_rows = q.unflatten(0, (n, n_queries)), k.unflatten(0, (n, n_keys)), v.unflatten(0, (n, n_keys))
+        outputs.append(rows(*whole_rows, sight, bias).flatten(0, 1))
     return torch.cat(outputs).view(q_BTHC.shape)
 
 
+def document_lengths(layout: Packed) -> list[int]:
+    return [end - start for start, end in zip(layout.cu_seqlens, layout.cu_seqlens[1:], strict=False)]
+
+
 def attend_cached(
-    q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, layout: Cached, cache: KeyValueCache, layer: int
+    q_BTHC: Tensor,
+    k_BTKC: Tensor,
+    v_BTKC: Tensor,
+    tokens: Tokens,
+    layout: Cached,
+    cache: KeyValueCache,
+    layer: int,
+    sight: Sight,
+    bias: Bias | None,
 ) -> Tensor:
     """Decoding: write each row's new keys and values to its slot, then attend to all of the slot. [B, T, H, C].
 
@@ -91,28 +272,40 @@ def attend_cached(
     out = torch.zeros_like(q_BTHC)
     for b, (slot, start, count) in enumerate(zip(layout.slots, layout.starts, layout.counts, strict=True)):
         keys, values = cache.write(layer, slot, start, k_BTKC[b, :count], v_BTKC[b, :count])
-        if count == 1:
-            out[b, 0] = one_query(q_BTHC[b, 0], keys, values)
+        if count == 1 and bias is None and sight.pattern is None:
+            out[b, 0] = one_query(q_BTHC[b, 0], keys, values, sight)
         elif start == 0:
-            out[b : b + 1, :count] = fast(q_BTHC[b : b + 1, :count], k_BTKC[b : b + 1, :count],
-                                          v_BTKC[b : b + 1, :count], causal=True)  # fmt: skip
+            q, k, v = (t[b : b + 1, :count] for t in (q_BTHC, k_BTKC, v_BTKC))
+            if isinstance(sight.pattern, Prefix):  # the prefix must be whole in the first chunk
+                part = Tokens(*(None if t is None else t[b : b + 1, :count] for t in vars_in_order(tokens)))  # type: ignore[arg-type]
+                out[b : b + 1, :count] = dense(q, k, v, visible(part, part, sight), sight, bias)
+            else:
+                out[b : b + 1, :count] = rows(q, k, v, sight, bias)
         else:
-            out[b, :count] = chunk(q_BTHC[b, :count], keys, values, start)
+            out[b, :count] = chunk(q_BTHC[b, :count], keys, values, start, sight, bias)
     return out
 
 
-def one_query(q_HC: Tensor, keys_KSC: Tensor, values_KSC: Tensor) -> Tensor:
-    """One token against all of its past: [H, C]."""
-    n_kv = keys_KSC.shape[0]
-    q_KGC = q_HC.view(n_kv, -1, q_HC.shape[-1]) * (1.0 / math.sqrt(q_HC.shape[-1]))
-    weights = torch.softmax(torch.bmm(q_KGC, keys_KSC.transpose(1, 2)), -1)
-    return torch.bmm(weights, values_KSC).view(q_HC.shape)
+def one_query(q_HC: Tensor, keys_KSC: Tensor, values_KSC: Tensor, sight: Sight) -> Tensor:
+    """One token against all it sees of its past: [H, C]."""
+    if sight.window is not None:
+        keys_KSC, values_KSC = keys_KSC[:, -sight.window :], values_KSC[:, -sight.window :]
+    q_KGC = q_HC.view(keys_KSC.shape[0], -1, q_HC.shape[-1]) * sight.scale
+    scores = torch.bmm(q_KGC, keys_KSC.transpose(1, 2))
+    if sight.softcap is not None:
+        scores = torch.tanh(scores / sight.softcap) * sight.softcap
+    return torch.bmm(torch.softmax(scores, -1), values_KSC).view(q_HC.shape)
 
 
-def chunk(q_THC: Tensor, keys_KSC: Tensor, values_KSC: Tensor, start: int) -> Tensor:
+def chunk(q_THC: Tensor, keys_KSC: Tensor, values_KSC: Tensor, start: int, sight: Sight, bias: Bias | None) -> Tensor:
     """T tokens at positions start.. against S = start + T keys (torch's is_causal would align the mask top-left)."""
     n_tokens, n_keys = q_THC.shape[0], keys_KSC.shape[1]
-    mask = torch.ones(n_tokens, n_keys, dtype=torch.bool, device=q_THC.device).tril(start)
-    groups = q_THC.shape[1] // keys_KSC.shape[0]
-    k, v = (t.repeat_interleave(groups, 0)[None] for t in (keys_KSC, values_KSC))
-    return F.scaled_dot_product_attention(q_THC.transpose(0, 1)[None], k, v, attn_mask=mask)[0].transpose(0, 1)
+    q_pos = torch.arange(start, start + n_tokens, device=q_THC.device)
+    k_pos = torch.arange(n_keys, device=q_THC.device)
+    seen = by_place(q_pos[:, None], k_pos[None, :], sight)[None]
+    q, k, v = q_THC[None], keys_KSC.transpose(0, 1)[None], values_KSC.transpose(0, 1)[None]
+    added = None if bias is None else bias(q, k, start, 0)
+    if sight.softcap is not None:
+        weights = probabilities(q, k, seen, sight, added).to(v.dtype)
+        return (weights @ heads_first(v, q.shape[2])).transpose(1, 2)[0]
+    return masked(q, k, v, seen, added, sight)[0]

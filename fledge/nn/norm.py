@@ -12,14 +12,14 @@ from fledge.nn.config import Norm
 class LayerNorm(nn.Module):
     """(x - mean) / sqrt(variance + eps) · weight + bias. Source: Ba et al. 2016 (arXiv 1607.06450)."""
 
-    def __init__(self, width: int, eps: float, bias: bool):
+    def __init__(self, width: int, config: Norm):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
-        self.eps = eps
+        self.width, self.eps, self.offset = width, config.eps, config.offset
+        self.weight = nn.Parameter(torch.ones(width)) if config.weight else None
+        self.bias = nn.Parameter(torch.zeros(width)) if config.bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        return F.layer_norm(x, (self.width,), scale_of(self.weight, self.offset), self.bias, self.eps)
 
 
 class Scale(torch.autograd.Function):
@@ -50,24 +50,62 @@ def inverse_root_mean_square(x: Tensor, eps: float) -> Tensor:
     return x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
 
 
+def scale_of(weight: Tensor | None, offset: float) -> Tensor | None:
+    return weight if weight is None or not offset else weight + offset
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) · weight. Source: Zhang & Sennrich 2019 (arXiv 1910.07467), eq. 4."""
 
-    def __init__(self, width: int, eps: float):
+    def __init__(self, width: int, config: Norm):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
+        self.width, self.eps, self.offset = width, config.eps, config.offset
+        self.weight = nn.Parameter(torch.ones(width) - config.offset) if config.weight else None
 
     def forward(self, x: Tensor) -> Tensor:
+        weight = scale_of(self.weight, self.offset)
         if x.dtype != torch.float32:  # the mean of squares needs more than 8 bits
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
-            return Scale.apply(x.flatten(0, -2), self.weight, self.eps).view(x.shape)
-        return (x * inverse_root_mean_square(x, self.eps)).mul_(self.weight)
+            return F.rms_norm(x, (self.width,), weight, self.eps)
+        if weight is None:
+            return x * inverse_root_mean_square(x, self.eps)
+        if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+            return Scale.apply(x.flatten(0, -2), weight, self.eps).view(x.shape)
+        return (x * inverse_root_mean_square(x, self.eps)).mul_(weight)
+
+
+class BatchNorm(nn.Module):
+    """(x - mean) / sqrt(variance + eps) · weight + bias, statistics over all tokens of the batch in training and their
+    running average otherwise, for comparison with the others. Source: Ioffe & Szegedy 2015 (arXiv 1502.03167).
+
+    The running statistics are parameters without gradient, so that checkpoints carry them.
+    """
+
+    MOMENTUM = 0.1
+
+    def __init__(self, width: int, config: Norm):
+        super().__init__()
+        self.eps = config.eps
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.running_mean = nn.Parameter(torch.zeros(width), requires_grad=False)
+        self.running_variance = nn.Parameter(torch.ones(width), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(0, -2)
+        return F.batch_norm(
+            flat,
+            self.running_mean,
+            self.running_variance,
+            self.weight,
+            self.bias,
+            self.training,
+            self.MOMENTUM,
+            self.eps,
+        ).view(x.shape)
 
 
 def make_norm(config: Norm, width: int) -> nn.Module:
     """The norm module that `config` names."""
     if config.kind == "rms":
-        return RMSNorm(width, config.eps)
-    return LayerNorm(width, config.eps, config.bias)
+        return RMSNorm(width, config)
+    return BatchNorm(width, config) if config.kind == "batch" else LayerNorm(width, config)

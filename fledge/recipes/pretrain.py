@@ -16,6 +16,7 @@ from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families import family, over_preset
 from fledge.model.init import initialise
 from fledge.model.transformer import Transformer, build
+from fledge.nn.block import Block, InputLayer
 from fledge.recipes.config import PretrainConfig, TextDataConfig
 from fledge.recipes.language import LanguageRecipe, row_tokens_of
 from fledge.recipes.sample import sample_hook
@@ -92,11 +93,12 @@ def resolve_shape(shape: ShapeConfig, tokenizer: Tokenizer) -> ModelConfig:
 
 def with_dropout(model: Transformer, dropout: float) -> Transformer:
     """Set the dropout of a loaded model: config.json does not carry it."""
-    for block in model.decoder.blocks():
-        block.dropout = dropout
-    stack = replace(model.config.stack, dropout=dropout)
-    model.config = replace(model.config, decoder=stack)
-    model.decoder.config = stack
+    for module in model.modules():
+        if isinstance(module, Block | InputLayer):
+            module.dropout = dropout
+    config = model.config
+    encoder, decoder = (s and replace(s, dropout=dropout) for s in (config.encoder, config.decoder))
+    model.config = replace(config, encoder=encoder, decoder=decoder)
     return model
 
 

@@ -14,7 +14,8 @@ from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families import family
 from fledge.model.init import initialise
 from fledge.model.transformer import Transformer, build, new_cache
-from fledge.nn.kernels import by_document, dense, fast, visible
+from fledge.nn.kernels import by_document, dense, fast
+from fledge.nn.visibility import Sight, visible
 
 SHAPE = {"width": 32, "layers": 2, "heads": 4, "context_tokens": 64, "vocab_size": 50}
 
@@ -96,7 +97,7 @@ def test_a_query_that_sees_nothing_gives_zeros():
     q, k, v = torch.randn(3, 1, 4, 2, 8).unbind(0)
     seen = torch.zeros(1, 4, 4, dtype=torch.bool)
     seen[0, 1:] = True
-    out = dense(q, k, v, seen)
+    out = dense(q, k, v, seen, Sight(8**-0.5))
     assert torch.equal(out[0, 0], torch.zeros(2, 8))
     assert bool((out[0, 1:] != 0).any())
 
@@ -148,9 +149,13 @@ def test_every_kernel_equals_the_dense_one_forward_and_gradient(kv_heads):
     k, v = (torch.randn(2, 24, kv_heads, 8, generator=generator, requires_grad=True) for _ in range(2))
     tokens, layout = packed([[10, 14], [3, 3, 18]], torch.zeros(2, 24, dtype=torch.int64))
     whole = one_document(tokens.ids)
+    sight = Sight(8**-0.5)
     pairs = [
-        (lambda: fast(q, k, v, True), lambda: dense(q, k, v, visible(whole, whole, True))),
-        (lambda: by_document(q, k, v, layout, True), lambda: dense(q, k, v, visible(tokens, tokens, True))),
+        (lambda: fast(q, k, v, sight), lambda: dense(q, k, v, visible(whole, whole, sight), sight)),
+        (
+            lambda: by_document(q, k, v, layout, layout, sight, None),
+            lambda: dense(q, k, v, visible(tokens, tokens, sight), sight),
+        ),
     ]
     for kernel, reference in pairs:
         results = []

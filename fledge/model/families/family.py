@@ -10,7 +10,7 @@ from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.nn.config import Activation
 
-How = Literal["same", "transposed", "fused_transposed", "fused", "zeros"]
+How = Literal["same", "transposed", "fused_transposed", "fused", "zeros", "interleaved", "pairs"]
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -24,17 +24,24 @@ ACTIVATIONS: dict[str, Activation] = {
 
 @dataclass(frozen=True)
 class Weight:
-    """One row of the name table. `theirs` is the Hugging Face name, `ours` one or more parameters; `{i}` is the layer.
+    """One row of the name table. `theirs` is the Hugging Face name, `ours` one or more parameters; `{i}` is a block
+    of `stack` (empty: the one that heads read; `blocks`: which of them, None for all), `{e}` one of `experts`.
 
     "same": equal tensors. "transposed": theirs is [in, out]. "fused": theirs is ours stacked along the output;
-    "fused_transposed": the same for [in, out] (vectors are stacked as they are). "zeros": we have no such parameter;
-    `size` zeros are written and zeros expected.
+    "fused_transposed": the same for [in, out] (vectors are stacked as they are). "interleaved": theirs is ours stacked
+    head by head (`heads` of them). "pairs": each of theirs' `heads` turns channel pairs (c, c + 1) of its first
+    `channels`, ours (c, c + channels / 2). "zeros": we have no such parameter; `size` zeros are written and expected.
     """
 
     theirs: str
     ours: tuple[str, ...]
     how: How = "same"
     size: int = 0
+    stack: Literal["", "encoder", "decoder"] = ""
+    blocks: tuple[int, ...] | None = None
+    experts: int = 0
+    heads: int = 0
+    channels: int = 0
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from fledge.model.families.family import (
     refuse,
     special_ids,
 )
-from fledge.nn.config import Dense, Heads, LayerConfig, Norm, StackConfig
+from fledge.nn.config import Dense, Heads, Inputs, LayerConfig, Norm, StackConfig
 
 BIAS_KEY = "fledge_bias"  # transformers' GPT-2 always has biases; without ours it gets zeros
 
@@ -31,13 +31,13 @@ def build(shape: ShapeConfig) -> ModelConfig:
     heads = Heads(shape.heads, shape.kv_heads or shape.heads, head_channels(shape), bias, bias)
     layer = LayerConfig(heads, Dense(shape.hidden or 4 * shape.width, shape.activation or "gelu_tanh", bias=bias))
     norm = Norm("layer", shape.norm_eps or 1e-5, bias=bias)
-    stack = StackConfig(shape.width, (layer,) * shape.layers, norm, dropout=shape.dropout)
+    inputs = Inputs("learned", shape.context_tokens)
+    stack = StackConfig(shape.width, (layer,) * shape.layers, norm, dropout=shape.dropout, inputs=inputs)
     return ModelConfig(
         family="gpt2",
         vocab_size=shape.vocab_size,
         context_tokens=shape.context_tokens,
         decoder=stack,
-        learned_positions=shape.context_tokens,
         tie=True if shape.tie is None else shape.tie,
         init=shape.init,
     )
@@ -63,8 +63,7 @@ def read(raw: dict[str, Any]) -> ModelConfig:
         family="gpt2",
         vocab_size=vocab_size,
         context_tokens=context,
-        decoder=StackConfig(width, (layer,) * n_layers, norm),
-        learned_positions=context,
+        decoder=StackConfig(width, (layer,) * n_layers, norm, inputs=Inputs("learned", context)),
         tie=flag(raw, "tie_word_embeddings", True),
         special_ids=special_ids(raw, vocab_size),
     )
@@ -80,9 +79,9 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "n_embd": stack.width,
         "n_head": heads.n_heads,
         "n_layer": len(stack.layers),
-        "n_positions": config.learned_positions,
-        "n_inner": layer.ffn.hidden,
-        "activation_function": activation_name(layer.ffn.activation, ("gelu_new",)),
+        "n_positions": stack.inputs.rows,
+        "n_inner": layer.dense.hidden,
+        "activation_function": activation_name(layer.dense.activation, ("gelu_new",)),
         "layer_norm_epsilon": stack.norm.eps,
         "attn_pdrop": 0.0,
         "embd_pdrop": 0.0,
@@ -95,13 +94,13 @@ def weights(config: ModelConfig) -> list[Weight]:
     block, theirs = "decoder.layers.{i}.", "transformer.h.{i}."
     table = [
         Weight("transformer.wte.weight", ("embedding.weight",)),
-        Weight("transformer.wpe.weight", ("positions.weight",)),
+        Weight("transformer.wpe.weight", ("decoder.inputs.positions.weight",)),
     ]
     qkv = tuple(f"{block}attention.qkv.{name}." for name in "qkv")
     width = config.stack.width
     biased = config.stack.norm.bias
     if not biased:
-        hidden = config.stack.layers[0].ffn.hidden
+        hidden = config.stack.layers[0].dense.hidden
         ends = {"ln_1": width, "ln_2": width, "attn.c_attn": 3 * width, "attn.c_proj": width}
         ends |= {"mlp.c_fc": hidden, "mlp.c_proj": width}
         table += [Weight(f"{theirs}{name}.bias", (), "zeros", size) for name, size in ends.items()]

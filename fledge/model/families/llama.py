@@ -95,16 +95,16 @@ def write(config: ModelConfig) -> dict[str, Any]:
         raise ConfigError("model: LLaMA's folder format needs rotary positions")
     return {
         "hidden_size": stack.width,
-        "intermediate_size": layer.ffn.hidden,
+        "intermediate_size": layer.dense.hidden,
         "num_hidden_layers": len(stack.layers),
         "num_attention_heads": heads.n_heads,
         "num_key_value_heads": heads.n_kv_heads,
         "head_dim": heads.head_channels,
-        "hidden_act": activation_name(layer.ffn.activation),
+        "hidden_act": activation_name(layer.dense.activation),
         "max_position_embeddings": config.context_tokens,
         "rms_norm_eps": stack.norm.eps,
         "attention_bias": heads.qkv_bias,
-        "mlp_bias": layer.ffn.bias,
+        "mlp_bias": layer.dense.bias,
         "attention_dropout": 0.0,
         # both spellings: transformers 5 reads rope_parameters, 4 (and llama.cpp's converter) rope_theta
         "rope_parameters": {"rope_theta": position.theta, "rope_type": "default"},
@@ -132,7 +132,7 @@ def weights(config: ModelConfig) -> list[Weight]:
     }
     for name, ours in linears.items():
         table.append(Weight(f"{theirs}{name}.weight", (f"{block}{ours}.weight",)))
-        biased = layer.mixer.qkv_bias if name.startswith("self_attn") else layer.ffn.bias
+        biased = layer.mixer.qkv_bias if name.startswith("self_attn") else layer.dense.bias
         if biased:
             table.append(Weight(f"{theirs}{name}.bias", (f"{block}{ours}.bias",)))
     if not config.tie:

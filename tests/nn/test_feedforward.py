@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from fledge.nn.block import FeedForward, GatedSilu
+from fledge.nn.feedforward import FeedForward, GatedSilu
 from fledge.nn.config import Dense
 
 

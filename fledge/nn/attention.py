@@ -1,0 +1,144 @@
+"""Attention modules: maps in, kernel, map out. Scores themselves are computed in `fledge.nn.kernels` alone.
+
+B rows, T tokens, D width, H heads, K key/value heads, C head channels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fledge.batch import GLOBAL, Cached, Layout, Tokens
+from fledge.errors import ConfigError
+from fledge.nn.bias import Bias
+from fledge.nn.cache import KeyValueCache
+from fledge.nn.config import Alibi, Buckets, Heads, Kernelised, LayerConfig, LowRank, Norm, Rope, StackConfig
+from fledge.nn.kernels import attend, attend_cached, attend_cross
+from fledge.nn.linear import Joined, Linear
+from fledge.nn.linear_attention import kernelised
+from fledge.nn.low_rank import low_rank
+from fledge.nn.norm import make_norm
+from fledge.nn.position import rotate
+from fledge.nn.visibility import Sight, kinds
+
+Angles = tuple[Tensor, Tensor]
+
+
+@dataclass
+class Context:
+    """What every block of one forward pass shares: tokens, layout, rotary angles by position config, the stack's bias,
+    the cache, and for a decoder with an encoder the source's output with its tokens and layout."""
+
+    tokens: Tokens
+    layout: Layout
+    angles: dict[object, Angles]
+    bias: Bias | None = None
+    cache: KeyValueCache | None = None
+    source: Tensor | None = None
+    source_tokens: tuple[Tokens, Layout] | None = None
+
+
+def sight_of(mixer: Heads, causal: bool, layer: LayerConfig | None = None) -> Sight:
+    """What a mixer sees, as the kernels want it."""
+    scale = 1.0 / math.sqrt(mixer.head_channels) if mixer.scale is None else mixer.scale
+    window, pattern = (layer.window, layer.pattern) if layer is not None else (None, None)
+    return Sight(scale, causal, window, pattern, mixer.softcap)
+
+
+class Attention(nn.Module):
+    """Attention of a document's tokens to each other. x [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, stack: StackConfig, layer: LayerConfig):
+        super().__init__()
+        config = layer.mixer
+        self.config, self.position = config, layer.position
+        self.sight = sight_of(config, stack.causal, layer)
+        inner, kv = config.n_heads * config.head_channels, config.n_kv_heads * config.head_channels
+        sizes = {"q": inner, "k": kv, "v": kv}
+        self.qkv = Joined(stack.width, sizes, config.qkv_bias)
+        self.global_qkv = Joined(stack.width, sizes, config.qkv_bias) if config.global_maps else None
+        self.q_norm, self.k_norm = qk_norms(config, stack.norm)
+        self.projection: nn.Parameter | None = None
+        if isinstance(config, LowRank):
+            self.projection = nn.Parameter(torch.empty(config.rank, config.tokens))
+        self.out = Linear(inner, stack.width, config.out_bias)
+
+    def forward(self, x: Tensor, context: Context, index: int) -> Tensor:
+        q, k, v = self.project(x, context, self.qkv)
+        return self.out(self.mix(q, k, v, x, context, index).flatten(2))
+
+    def project(self, x: Tensor, context: Context, maps: Joined | nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, T, H, C], keys and values [B, T, K, C], normalised and turned."""
+        config = self.config
+        heads = maps(x).unflatten(-1, (-1, config.head_channels))  # [B, T, H + 2K, C]
+        turned, v = heads.split((config.n_heads + config.n_kv_heads, config.n_kv_heads), 2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = turned.split((config.n_heads, config.n_kv_heads), 2)
+            turned = torch.cat((normalised(self.q_norm, q, config), normalised(self.k_norm, k, config)), 2)
+        if isinstance(self.position, Rope):
+            turned = rotate(turned, context.angles[self.position])
+        q, k = turned.split((config.n_heads, config.n_kv_heads), 2)
+        return q, k, v
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, context: Context, index: int) -> Tensor:
+        tokens, layout = context.tokens, context.layout
+        if isinstance(self.config, Kernelised):
+            return kernelised(q, k, v, tokens, layout, self.sight.causal, context.cache, index)
+        if self.projection is not None:
+            return low_rank(q, k, v, layout, self.projection, self.sight)
+        bias = context.bias if isinstance(self.position, Alibi | Buckets) else None
+        if isinstance(layout, Cached):
+            assert context.cache is not None
+            return attend_cached(q, k, v, tokens, layout, context.cache, index, self.sight, bias)
+        mixed = attend(q, k, v, tokens, layout, self.sight, bias)
+        if self.global_qkv is None or tokens.kind is None:
+            return mixed
+        return self.with_globals(mixed, x, context)
+
+    def with_globals(self, mixed: Tensor, x: Tensor, context: Context) -> Tensor:
+        """Tokens of kind GLOBAL attend to everything through maps of their own (Longformer)."""
+        assert self.global_qkv is not None
+        q, k, v = self.project(x, context, self.global_qkv)
+        everything = attend(q, k, v, context.tokens, context.layout, Sight(self.sight.scale, causal=False), None)
+        chosen = (kinds(context.tokens) == GLOBAL)[:, :, None, None]
+        return torch.where(chosen, everything, mixed)
+
+
+class CrossAttention(nn.Module):
+    """Attention of a decoder's tokens to the encoder's output. x [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, stack: StackConfig, config: Heads):
+        super().__init__()
+        self.config = config
+        self.sight = sight_of(config, causal=False)
+        inner, kv = config.n_heads * config.head_channels, config.n_kv_heads * config.head_channels
+        self.q = Linear(stack.width, inner, config.qkv_bias)
+        self.kv = Joined(stack.width, {"k": kv, "v": kv}, config.qkv_bias)
+        self.out = Linear(inner, stack.width, config.out_bias)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        if context.source is None or context.source_tokens is None:
+            raise ConfigError("decoder: expected the encoder's output to attend to, got none; give source tokens")
+        config = self.config
+        q = self.q(x).unflatten(-1, (config.n_heads, config.head_channels))
+        k, v = self.kv(context.source).unflatten(-1, (-1, config.head_channels)).split(config.n_kv_heads, 2)
+        here = (context.tokens, context.layout)
+        return self.out(attend_cross(q, k, v, here, context.source_tokens, self.sight).flatten(2))
+
+
+def qk_norms(config: Heads, norm: Norm) -> tuple[nn.Module | None, nn.Module | None]:
+    if not config.qk_norm:
+        return None, None
+    if config.qk_norm == "head":
+        return make_norm(norm, config.head_channels), make_norm(norm, config.head_channels)
+    channels = config.head_channels
+    return make_norm(norm, config.n_heads * channels), make_norm(norm, config.n_kv_heads * channels)
+
+
+def normalised(norm: nn.Module, x_BTHC: Tensor, config: Heads) -> Tensor:
+    if config.qk_norm == "head":
+        return norm(x_BTHC)
+    return norm(x_BTHC.flatten(2)).view(x_BTHC.shape)

@@ -1,0 +1,98 @@
+"""Numbers added to scores by distance. H heads, T query tokens, S key tokens.
+
+A bias is called as `bias(q_BTHC, k_BSKC, q_start, k_start)` -> [1 or B, H, T, S]: queries stand at positions q_start..,
+keys at k_start.. of their document. Most look at the positions alone and are computed once for all layers of a stack.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from fledge.nn.config import Alibi, Buckets
+
+Bias: TypeAlias = Callable[[Tensor, Tensor, int, int], Tensor]
+
+
+class AlibiBias(nn.Module):
+    """-slope · distance, a slope a head. Source: Press et al. 2021 (arXiv 2108.12409), §3."""
+
+    def __init__(self, n_heads: int):
+        super().__init__()
+        self.slopes = alibi_slopes(n_heads)
+
+    def forward(self, q: Tensor, k: Tensor, q_start: int, k_start: int) -> Tensor:
+        distance = ahead_of(q, k, q_start, k_start).abs().to(q.dtype)
+        slopes = torch.tensor(self.slopes, dtype=q.dtype, device=q.device)
+        return (-slopes[:, None, None] * distance)[None]
+
+
+def ahead_of(q_BTHC: Tensor, k_BSKC: Tensor, q_start: int, k_start: int) -> Tensor:
+    """Key position - query position, int64 [T, S]."""
+    q_pos = torch.arange(q_start, q_start + q_BTHC.shape[1], device=q_BTHC.device)
+    return torch.arange(k_start, k_start + k_BSKC.shape[1], device=q_BTHC.device) - q_pos[:, None]
+
+
+class Once:
+    """A bias by positions alone, computed once a forward pass for each pair of ranges."""
+
+    def __init__(self, bias: nn.Module):
+        self.bias = bias
+        self.known: dict[tuple[int, int, int, int], Tensor] = {}
+
+    def __call__(self, q: Tensor, k: Tensor, q_start: int, k_start: int) -> Tensor:
+        key = (q_start, q.shape[1], k_start, k.shape[1])
+        if key not in self.known:
+            self.known[key] = self.bias(q, k, q_start, k_start)
+        return self.known[key]
+
+
+def alibi_slopes(n_heads: int) -> tuple[float, ...]:
+    """Geometric slopes; for a number of heads that is no power of two, every other slope of the next one fills up."""
+    power = 2 ** math.floor(math.log2(n_heads))
+    slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
+    between = [2.0 ** (-4.0 * (i + 1) / power) for i in range(0, 2 * (n_heads - power), 2)]
+    return tuple(slopes + between)
+
+
+class BucketBias(nn.Module):
+    """A learned number for each (bucket of distance, head): weight [buckets, H]. Source: Raffel et al. 2019, §2.1."""
+
+    def __init__(self, config: Buckets, n_heads: int, causal: bool):
+        super().__init__()
+        self.config, self.causal = config, causal
+        self.weight = nn.Parameter(torch.empty(config.n_buckets, n_heads))
+
+    def forward(self, q: Tensor, k: Tensor, q_start: int, k_start: int) -> Tensor:
+        index = bucket_of(ahead_of(q, k, q_start, k_start), self.config, self.causal)
+        return self.weight[index].permute(2, 0, 1)[None]
+
+
+def bucket_of(ahead: Tensor, config: Buckets, causal: bool) -> Tensor:
+    """Bucket of key position - query position: half of them exact, the rest logarithmic up to max_distance."""
+    n_buckets = config.n_buckets
+    start = torch.zeros_like(ahead)
+    if causal:
+        distance = (-ahead).clamp(min=0)
+    else:
+        n_buckets //= 2
+        start = (ahead > 0).to(ahead.dtype) * n_buckets
+        distance = ahead.abs()
+    exact = n_buckets // 2
+    # float32 and this order of operations: one rounding more moves a bucket's edge
+    far = torch.log(distance.float().clamp(min=1) / exact) / math.log(config.max_distance / exact)
+    far = (exact + (far * (n_buckets - exact)).to(ahead.dtype)).clamp(max=n_buckets - 1)
+    return start + torch.where(distance < exact, distance, far)
+
+
+def make_bias(position: object, n_heads: int, causal: bool) -> nn.Module | None:
+    """The bias module of a position config, or None. A stack has one for all its layers."""
+    if isinstance(position, Alibi):
+        return AlibiBias(n_heads)
+    if isinstance(position, Buckets):
+        return BucketBias(position, n_heads, causal)
+    return None

@@ -1,0 +1,147 @@
+"""Which sizes can be built and which parts go together; what has no definition is refused with the nearest choice.
+
+Runs before anything is allocated and imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+
+from fledge.errors import ConfigError
+from fledge.nn.config import (
+    MAX_CONTEXT,
+    MAX_EXPERTS,
+    MAX_HEADS,
+    MAX_LAYERS,
+    MAX_WIDTH,
+    Alibi,
+    BigBird,
+    Buckets,
+    Disentangled,
+    Fixed,
+    Heads,
+    Kernelised,
+    LayerConfig,
+    Longformer,
+    LowRank,
+    Moe,
+    Prefix,
+    Rope,
+    StackConfig,
+    Strided,
+    bounded,
+    nearest_divisor,
+)
+
+
+def check_stack(stack: StackConfig, at: str) -> None:
+    """Raise ConfigError for a stack that cannot be built or has no definition."""
+    bounded(f"{at}.width", stack.width, 1, MAX_WIDTH)
+    bounded(f"{at}.layers", len(stack.layers), 1, MAX_LAYERS)
+    if not 0.0 <= stack.dropout < 1.0:
+        raise ConfigError(f"{at}.dropout: expected 0 <= dropout < 1, got {stack.dropout}")
+    inputs = stack.inputs
+    for name, value in (("rows", inputs.rows), ("offset", inputs.offset), ("kinds", inputs.kinds)):
+        bounded(f"{at}.inputs.{name}", value, 0, MAX_CONTEXT)
+    bounded(f"{at}.inputs.width", inputs.width, 0, MAX_WIDTH)
+    if inputs.positions == "sinusoidal" and stack.width % 2:
+        raise ConfigError(f"{at}.width: sinusoidal positions need an even width, got {stack.width}")
+    if stack.norm.kind == "batch" and stack.causal:
+        raise ConfigError(
+            f"{at}.norm: BatchNorm's statistics mix tokens, later ones included, so it has no causal form; "
+            "use layer or rms"
+        )
+    if stack.shared and (
+        len(stack.shared) != len(stack.layers) or sorted(set(stack.shared)) != list(range(stack.n_blocks))
+    ):
+        raise ConfigError(f"{at}.shared: expected one block index a layer, 0.. without gaps, got {stack.shared}")
+    if stack.cross is not None:
+        check_heads(stack.cross, f"{at}.cross")
+    seen: set[LayerConfig] = set()
+    for index, layer in enumerate(stack.layers):
+        if layer not in seen:
+            seen.add(layer)
+            check_layer(layer, stack, f"{at}.layers[{index}]")
+
+
+def check_layer(layer: LayerConfig, stack: StackConfig, at: str) -> None:
+    check_heads(layer.mixer, at)
+    if layer.window is not None:
+        bounded(f"{at}.window", layer.window, 1, MAX_CONTEXT)
+    ffn = layer.ffn
+    if isinstance(ffn, Moe):
+        bounded(f"{at}.ffn.n_experts", ffn.n_experts, 1, MAX_EXPERTS)
+        bounded(f"{at}.ffn.top_k", ffn.top_k, 1, ffn.n_experts)
+    bounded(f"{at}.ffn.hidden", layer.dense.hidden, 1, 64 * MAX_WIDTH)
+    check_position(layer, at)
+    reason = no_definition(layer, stack.causal)
+    if reason:
+        raise ConfigError(f"{at}: {reason}")
+
+
+def check_heads(heads: Heads, at: str) -> None:
+    bounded(f"{at}.n_heads", heads.n_heads, 1, MAX_HEADS)
+    bounded(f"{at}.n_kv_heads", heads.n_kv_heads, 1, heads.n_heads)
+    bounded(f"{at}.head_channels", heads.head_channels, 1, MAX_WIDTH)
+    if heads.n_heads % heads.n_kv_heads:
+        raise ConfigError(
+            f"{at}: n_heads {heads.n_heads} is not a multiple of n_kv_heads {heads.n_kv_heads}; "
+            f"nearest is {nearest_divisor(heads.n_heads, heads.n_kv_heads)}"
+        )
+    for name, value in (("scale", heads.scale), ("softcap", heads.softcap)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"{at}.{name}: expected a number above 0, got {value}")
+    if isinstance(heads, LowRank):
+        bounded(f"{at}.rank", heads.rank, 1, MAX_WIDTH)
+        bounded(f"{at}.tokens", heads.tokens, 1, MAX_CONTEXT)
+
+
+def check_position(layer: LayerConfig, at: str) -> None:
+    position, heads = layer.position, layer.mixer
+    if isinstance(position, Rope):
+        turned = position.channels or heads.head_channels
+        if turned % 2 or not 0 < turned <= heads.head_channels:
+            raise ConfigError(
+                f"{at}: rotary position needs an even number of channels of at most {heads.head_channels}, got {turned}"
+            )
+        if not (math.isfinite(position.theta) and position.theta > 0):
+            raise ConfigError(f"{at}: rotary theta: expected a number above 0, got {position.theta}")
+    if isinstance(position, Buckets):
+        bounded(f"{at}.n_buckets", position.n_buckets, 2, MAX_WIDTH)
+        bounded(f"{at}.max_distance", position.max_distance, position.n_buckets // 4 + 1, MAX_CONTEXT)
+    if isinstance(position, Disentangled):
+        bounded(f"{at}.span", position.span, 1, MAX_CONTEXT)
+        bounded(f"{at}.buckets", position.buckets, 0, MAX_CONTEXT)
+
+
+def no_definition(layer: LayerConfig, causal: bool) -> str:
+    """Why a layer has no definition, with the nearest choice; empty if it has one."""
+    mixer, position, pattern = layer.mixer, layer.position, layer.pattern
+    bias = isinstance(position, Alibi | Buckets | Disentangled)
+    if isinstance(mixer, LowRank):
+        if causal:
+            return "Linformer mixes all positions, later ones included, so it has no causal form; use a window"
+        if bias:
+            return (
+                "Linformer's keys are mixtures of positions, so a bias by distance has no meaning; use rope or learned"
+            )
+        if layer.window is not None or pattern is not None:
+            return "Linformer's keys are mixtures of positions, so it has no window; use ordinary heads"
+    if isinstance(mixer, Kernelised):
+        if bias:
+            return "kernelised attention forms no scores, so a bias has no meaning; use rope, learned or sinusoidal"
+        if layer.window is not None or pattern is not None:
+            return "kernelised attention sums over all it sees, so it has no window; use ordinary heads"
+        if mixer.softcap is not None:
+            return "kernelised attention forms no scores, so a softcap has no meaning"
+    if isinstance(position, Disentangled) and causal:
+        return "DeBERTa's disentangled positions are defined for encoders; use rope, alibi or buckets in a decoder"
+    if pattern is not None and layer.window is not None:
+        return "a window and a pattern at once have no definition; the pattern has its own window"
+    if isinstance(pattern, Longformer | BigBird) and causal:
+        return "Longformer and BigBird see both ways; use window, strided or fixed in a decoder"
+    if isinstance(pattern, Strided | Fixed) and not causal:
+        return "Sparse Transformer's patterns are defined for decoders; use window, longformer or bigbird in an encoder"
+    if isinstance(pattern, Prefix) and not causal:
+        return "a prefix means something only where attention is causal"
+    return ""

@@ -1,0 +1,105 @@
+"""Feed-forward layers: dense, gated, and mixtures of experts. B rows, T tokens, D width, E experts."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fledge.nn.config import Activation, Dense, Ffn, Moe
+from fledge.nn.linear import Joined, Linear
+
+
+class FeedForward(nn.Module):
+    """down(activation(up(x))), or down(activation(gate(x)) · up(x)) (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, width: int, config: Dense):
+        super().__init__()
+        self.activation = config.activation
+        self.gated = config.gated
+        names = ("gate", "up") if config.gated else ("up",)
+        self.inward = Joined(width, dict.fromkeys(names, config.hidden), config.bias)
+        self.down = Linear(config.hidden, width, config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.inward(x)
+        if not self.gated:
+            return self.down(activate(inner, self.activation))
+        if self.activation == "silu" and torch.is_grad_enabled() and inner.requires_grad:
+            return self.down(GatedSilu.apply(inner))
+        gate, up = inner.chunk(2, -1)
+        return self.down(activate(gate, self.activation) * up)
+
+
+class GatedSilu(torch.autograd.Function):
+    """silu(gate) · up of inner = [gate, up] side by side: [..., 2 H] -> [..., H].
+
+    Written out so that the gradient of both halves is computed in place, where autograd would glue two tensors.
+    """
+
+    @staticmethod
+    def forward(ctx, inner: Tensor) -> Tensor:  # type: ignore[override]
+        gate, up = inner.chunk(2, -1)
+        ctx.save_for_backward(inner)
+        return F.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (inner,) = ctx.saved_tensors
+        gate, up = inner.chunk(2, -1)
+        result = torch.empty_like(inner)
+        grad_gate, grad_up = result.chunk(2, -1)
+        torch.mul(grad, F.silu(gate), out=grad_up)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
+        return result
+
+
+class Experts(nn.Module):
+    """Each token through the `top_k` experts that its router scores highest, weighted by their softmax.
+
+    Dropless: every expert takes all tokens that chose it. `balance`, after a forward pass in training, is the
+    load-balancing loss of that pass: E · Σ share of tokens · mean probability (1 when even).
+    """
+
+    def __init__(self, width: int, config: Moe):
+        super().__init__()
+        self.config = config
+        self.router = Linear(width, config.n_experts)
+        self.experts = nn.ModuleList(FeedForward(width, config.expert) for _ in range(config.n_experts))
+        self.balance: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        probabilities = torch.softmax(self.router(flat).float(), -1)
+        weights, chosen = probabilities.topk(self.config.top_k, -1)
+        if self.config.renormalise:
+            weights = weights / weights.sum(-1, keepdim=True)
+        out = torch.zeros_like(flat)
+        for number, expert in enumerate(self.experts):
+            token, place = (chosen == number).nonzero(as_tuple=True)
+            if token.numel():
+                part = expert(flat[token]) * weights[token, place, None].to(flat.dtype)
+                out = out.index_add(0, token, part)
+        if self.training and self.config.balance:
+            share = F.one_hot(chosen, self.config.n_experts).float().sum(1).mean(0) / self.config.top_k
+            self.balance = self.config.n_experts * (share * probabilities.mean(0)).sum()
+        return out.view(x.shape)
+
+
+def activate(x: Tensor, name: Activation) -> Tensor:
+    if name == "silu":
+        return F.silu(x)
+    if name == "relu":
+        return F.relu(x)
+    if name == "relu2":
+        return F.relu(x).square()
+    if name == "tanh":
+        return torch.tanh(x)
+    if name == "quick_gelu":
+        return x * torch.sigmoid(1.702 * x)
+    return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
+
+
+def make_ffn(width: int, config: Ffn) -> nn.Module:
+    """The feed-forward module that `config` names."""
+    return Experts(width, config) if isinstance(config, Moe) else FeedForward(width, config)

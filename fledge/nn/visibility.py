@@ -1,0 +1,91 @@
+"""What a query may see: one rule for every mask. B rows, T query tokens, S key tokens.
+
+`hidden_between` is by place alone (positions of one document), `visible` by Tokens: it knows padding, documents and
+kinds, and is the reference that every faster way must equal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fledge.batch import GLOBAL, Tokens
+from fledge.nn.config import BigBird, Fixed, Longformer, Pattern, Prefix, Strided
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a mixer sees and how scores are formed: static, hashable. `scale` multiplies the scores."""
+
+    scale: float
+    causal: bool = True
+    window: int | None = None
+    pattern: Pattern = None
+    softcap: float | None = None
+
+
+def visible(queries: Tokens, keys: Tokens, sight: Sight) -> Tensor:
+    """bool [B, T, S]: the same document, neither padding, and what causality, window and pattern leave."""
+    q_doc, k_doc = queries.doc[:, :, None], keys.doc[:, None, :]
+    same = (q_doc == k_doc) & (q_doc >= 0)
+    q_pos, k_pos = queries.pos[:, :, None], keys.pos[:, None, :]
+    seen = by_place(q_pos, k_pos, sight)
+    pattern = sight.pattern
+    if isinstance(pattern, Longformer | Prefix):
+        k_global = (kinds(keys) == GLOBAL)[:, None, :]
+        seen = seen | k_global
+        if isinstance(pattern, Longformer):
+            seen = seen | (kinds(queries) == GLOBAL)[:, :, None]
+    elif isinstance(pattern, BigBird):
+        seen = seen & blocks_seen(pattern, queries, keys)
+    return same & seen
+
+
+def kinds(tokens: Tokens) -> Tensor:
+    return torch.zeros_like(tokens.ids) if tokens.kind is None else tokens.kind
+
+
+def by_place(q_pos: Tensor, k_pos: Tensor, sight: Sight) -> Tensor:
+    """bool, broadcast of q_pos and k_pos (positions inside one document): causality, window, and patterns by place."""
+    back = q_pos - k_pos
+    seen = back >= 0 if sight.causal else torch.ones_like(back, dtype=torch.bool)
+    pattern = sight.pattern
+    if sight.window is not None:
+        seen = seen & (back < sight.window if sight.causal else back.abs() <= sight.window // 2)
+    if isinstance(pattern, Longformer):
+        seen = seen & (back.abs() <= pattern.window // 2)
+    if isinstance(pattern, Strided):
+        seen = seen & ((back < pattern.stride) | (back % pattern.stride == 0))
+    if isinstance(pattern, Fixed):
+        same_block = q_pos // pattern.stride == k_pos // pattern.stride
+        seen = seen & (same_block | (k_pos % pattern.stride >= pattern.stride - pattern.summary))
+    return seen
+
+
+def blocks_seen(pattern: BigBird, queries: Tokens, keys: Tokens) -> Tensor:
+    """bool [B, T, S]: BigBird's blocks, counted in each row from its own document's length."""
+    rows = []
+    lengths = torch.where(keys.doc >= 0, keys.pos, -1).amax(1) + 1
+    for b, length in enumerate(lengths.tolist()):
+        table = block_table(pattern, max(1, -(-length // pattern.block))).to(keys.pos.device)
+        last = table.shape[0] - 1
+        q_block, k_block = ((t.pos[b] // pattern.block).clamp(max=last) for t in (queries, keys))
+        rows.append(table[q_block][:, k_block])
+    return torch.stack(rows)
+
+
+def block_table(pattern: BigBird, n_blocks: int) -> Tensor:
+    """bool [N, N]: which block sees which. The random blocks are keyed by (seed, row): no generator state."""
+    index = torch.arange(n_blocks)
+    seen = (index[:, None] - index[None, :]).abs() <= 1
+    for edge in (0, n_blocks - 1):
+        seen[edge, :] = True
+        seen[:, edge] = True
+    for row in range(1, n_blocks - 1):
+        free = [i for i in range(n_blocks) if not seen[row, i]]
+        free.sort(key=lambda i: hashlib.sha256(f"{pattern.seed}/{row}/{i}".encode()).digest())
+        seen[row, free[: pattern.n_random]] = True
+    return seen

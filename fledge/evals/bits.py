@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +25,9 @@ class DocumentBits:
 
     @property
     def perplexity(self) -> float:
-        """Per token: 2 to the mean of bits."""
-        return 2 ** (sum(self.bits) / max(1, sum(self.n_tokens)))
+        """Per token: 2 to the mean of bits; infinite where that exceeds a float."""
+        bits = sum(self.bits) / max(1, sum(self.n_tokens))
+        return 2**bits if bits < sys.float_info.max_exp else math.inf
 
 
 def document_ids(tokenizer: Any, text: str) -> list[int]:

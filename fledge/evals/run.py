@@ -24,7 +24,7 @@ from fledge.evals.documents import evaluation_text
 from fledge.evals.score import Score, change_score, mean_score, ratio_score
 from fledge.evals.summary import summary
 from fledge.lineage import read_card, sha256_file, sha256_json, write_text_durably
-from fledge.log import say
+from fledge.log import json_safe, say
 from fledge.model.folder import find_model
 from fledge.text.chat import read_conversations
 
@@ -53,10 +53,10 @@ def evaluate(config: EvaluateConfig, json: bool = False) -> dict[str, Any]:
     if config.questions is not None:
         result["questions"] = question_figures(config, model, before)
     result["seconds"] = round(time.monotonic() - began, 2)
-    result["inputs"] = inputs
+    result = json_safe({**result, "inputs": inputs})
     if config.out is not None:
         config.out.parent.mkdir(parents=True, exist_ok=True)
-        write_text_durably(config.out, json_format.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        write_text_durably(config.out, json_format.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     if not json:
         print(summary(result))
     return result

@@ -5,6 +5,7 @@ B rows, T tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fledge.batch import OneDocument, Tokens, one_document
+from fledge.errors import NonFiniteError
 
 BATCH_TOKENS = 8192
 LOGITS_AT_ONCE = 1 << 24  # 64 MB in float32
@@ -63,6 +65,10 @@ def score_spans(transformer: Any, spans: Sequence[Span], progress: Callable[[int
         done += len(numbers)
         if progress is not None:
             progress(done)
+    if not all(map(math.isfinite, nats)):
+        raise NonFiniteError(
+            "evaluate: expected finite log-probabilities, got NaN or infinity; the weights are damaged"
+        )
     return nats
 
 

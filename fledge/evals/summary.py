@@ -39,7 +39,7 @@ def text_lines(result: dict[str, Any]) -> list[str]:
             earlier = f"   before {shown(scores[f'before_{key}'])}" if f"before_{key}" in scores else ""
             lines.append(f"  {name:<14} {shown(scores[key])}{earlier}")
     lines.append(
-        f"  {'perplexity':<14} {result['perplexity_per_token']:.3f} per token of {result['tokens']:,} "
+        f"  {'perplexity':<14} {float(result['perplexity_per_token']):.3f} per token of {result['tokens']:,} "
         f"(context {method['context_tokens']}, stride {method['stride']}, first token {method['first_token']})"
     )
     return lines

@@ -18,6 +18,7 @@ from fledge.model.convert_config import ConvertConfig
 from fledge.model.folder import load_model, read_config, refuse_pickle, save_model
 from fledge.model.llama2c import load_llama2c
 from fledge.model.safetensors_file import write_safetensors
+from fledge.model.safetensors_header import DTYPES
 from fledge.model.transformer import Transformer
 from fledge.text.llama2c import from_llama2c
 from fledge.text.tokenizer import Tokenizer
@@ -85,13 +86,28 @@ def unpickled(source: Path, scratch: Path) -> Path:
     read_config(source)
     say(f"{PICKLE_NAME}: reading pickled tensors because trust_pickle is set; nothing but tensors is accepted")
     try:
-        state: dict[str, Tensor] = torch.load(source / PICKLE_NAME, map_location="cpu", weights_only=True)
+        state = torch.load(source / PICKLE_NAME, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types here, none of them ours
         raise CheckpointError(f"{PICKLE_NAME}: not a file of plain tensors ({error.__class__.__name__})") from None
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise CheckpointError(f"{PICKLE_NAME}: expected tensors by name, got {type(state).__name__}")
+    for name, value in state.items():
+        check_tensor(name, value)
     scratch.mkdir(parents=True)
     shutil.copy(source / "config.json", scratch / "config.json")
     write_safetensors(scratch / "model.safetensors", {name: t.clone() for name, t in state.items()})
     return scratch
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """Raise CheckpointError for what is no plain tensor that safetensors can hold, or claims more than it has."""
+    at = f"{PICKLE_NAME}: {name[:80]!r}"
+    if not isinstance(value, Tensor):
+        raise CheckpointError(f"{at}: expected a tensor, got {type(value).__name__}; save the state dict alone")
+    if value.layout != torch.strided or value.device.type != "cpu" or value.dtype not in DTYPES.values():
+        raise CheckpointError(f"{at}: expected a dense tensor of a common type, got {value.dtype} on {value.device}")
+    if value.numel() * value.itemsize > value.untyped_storage().nbytes():
+        raise CheckpointError(f"{at}: shape {list(value.shape)} claims more values than the file holds")
 
 
 def with_ids(model: Transformer, tokenizer: Tokenizer | None) -> Transformer:

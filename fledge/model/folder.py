@@ -84,7 +84,7 @@ def load_model(
 def weight_files(folder: Path) -> list[str]:
     """Names of the safetensors files of a folder: one, or those of the index. Raises CheckpointError."""
     if (folder / INDEX).is_file():
-        index = read_json(folder / INDEX, max_bytes=256 << 20)
+        index = read_json(folder / INDEX)
         weight_map = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{INDEX}: expected a weight_map of names to files")
@@ -264,10 +264,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def stop_ids(folder: str | Path, tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids that end an answer: the tokenizer's, config.json's and generation_config.json's."""
+    """Ids that end an answer: the tokenizer's, config.json's and generation_config.json's. Raises ConfigError."""
     found = set(tokenizer.stop_ids)
     for name in ("config.json", "generation_config.json"):
         path = Path(folder) / name
-        value = read_json(path).get("eos_token_id") if path.is_file() else None
-        found |= {i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)}
+        if path.is_file():
+            found |= eos_ids(read_json(path), name)
     return frozenset(found)
+
+
+def eos_ids(raw: Any, name: str) -> set[int]:
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{name}: expected a mapping, got {type(raw).__name__}")
+    value = raw.get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    for token_id in ids:
+        if isinstance(token_id, bool) or not isinstance(token_id, int):
+            raise ConfigError(f"{name}: eos_token_id: expected a token id or a list of them, got {str(value)[:40]!r}")
+    return set(ids)

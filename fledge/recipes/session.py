@@ -81,8 +81,8 @@ def same_model(model: Transformer, wanted: ModelConfig, folder: Path) -> Transfo
 
 def at_rest(config: ModelConfig) -> ModelConfig:
     """What of a config the weights depend on."""
-    decoder = None if config.decoder is None else replace(config.decoder, dropout=0.0)
-    return replace(config, init=InitConfig(), decoder=decoder)
+    encoder, decoder = (stack and replace(stack, dropout=0.0) for stack in (config.encoder, config.decoder))
+    return replace(config, init=InitConfig(), encoder=encoder, decoder=decoder)
 
 
 def finished_result(folder: Path, config: Any, settings: TrainConfig, data_digest: str) -> dict[str, Any] | None:

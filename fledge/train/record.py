@@ -104,7 +104,10 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, int | float):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # JSON knows whole numbers of any length
+            return math.copysign(math.inf, value)
     return float(value) if value in ("nan", "inf", "-inf") else None
 
 

@@ -116,7 +116,8 @@ def question_scores(found: dict[str, Any]) -> Html:
             rows.append(score_row(name, found, key, 3, percent))
         if f"before_{key}" in found:
             rows.append(score_row(f"{name}, before tuning", found, f"before_{key}", 3, percent))
-    samples = [sample for sample in found.get("samples") or [] if isinstance(sample, dict)]
+    samples = found.get("samples")
+    samples = [sample for sample in samples if isinstance(sample, dict)] if isinstance(samples, list) else []
     return tag(
         "div",
         tag("h3", "Held-out questions"),

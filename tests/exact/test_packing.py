@@ -256,9 +256,9 @@ def fastest_ms(shard: Shard, row_tokens: int, rows: int) -> float:
     batches.batch(0)
     times = []
     for index in range(300):
-        began = time.perf_counter()
+        began = time.process_time()
         batches.batch(index)
-        times.append(time.perf_counter() - began)
+        times.append(time.process_time() - began)
     return 1000 * sorted(times)[len(times) // 4]
 
 

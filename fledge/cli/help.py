@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ FLAGS = (
 )
 
 
-def overview() -> str:
-    """What fledge is and every verb with its summary."""
-    longest = max(len(verb.name) for verb in VERBS)
+def overview(verbs: Sequence[Verb] = VERBS) -> str:
+    """What fledge is and every verb, or those of a group, with their summaries."""
+    longest = max(len(verb.name) for verb in verbs)
     lines = [PROMISE, "", "usage: fledge VERB [words] [FILE.yaml] [key=value | --key value ...] [--json] [--help]", ""]
-    for verb in VERBS:
+    for verb in verbs:
         lines += wrap(verb.summary, 100, f"  {verb.name:<{longest}}  ", " " * (longest + 4))
     lines += [
         "",

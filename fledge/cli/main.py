@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 def dispatch(words: list[str]) -> int:
     """The exit code of a command line. Raises what the verb raises."""
     from fledge.cli import help as help_text
-    from fledge.cli.parse import HELP, find_verb, read_config, wants_help
+    from fledge.cli.parse import HELP, find_verb, group_of, read_config, wants_help
 
     if not words:
         print(help_text.overview())
@@ -69,9 +69,12 @@ def dispatch(words: list[str]) -> int:
 
         print(f"fledge {fledge.__version__}")
         return EXIT_OK
+    if group := group_of(words):
+        print(help_text.overview(group))
+        return EXIT_OK
     verb, rest = find_verb(words)
     cls = named(verb.config)
-    if wants_help(rest):
+    if wants_help(verb, cls, rest):
         print(help_text.verb_help(verb, cls, columns()))
         return EXIT_OK
     config, line = read_config(verb, cls, rest)

@@ -18,6 +18,7 @@ from typing import Any
 
 from fledge import config
 from fledge.cli.verbs import VERBS, Verb
+from fledge.config import key_name
 from fledge.errors import ConfigError
 
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.-]*=")
@@ -52,17 +53,31 @@ def find_verb(words: list[str]) -> tuple[Verb, list[str]]:
     raise ConfigError(f"fledge: unknown verb {words[0]!r}; {hint}")
 
 
-def wants_help(words: list[str]) -> bool:
-    """Whether `--help` or `-h` stands among the words before a bare `--`."""
-    ahead = words[: words.index("--")] if "--" in words else words
-    return any(word in HELP for word in ahead)
+def wants_help(verb: Verb, cls: type, words: list[str]) -> bool:
+    """Whether `--help` or `-h` stands where a flag may: not as the value of an option, not after a bare `--`."""
+    parser, rest = Parser(verb, cls), list(words)
+    while rest:
+        word = rest.pop(0)
+        if word in HELP:
+            return True
+        if word == "--":
+            return False
+        if parser.takes_value(word):
+            del rest[:1]
+    return False
+
+
+def group_of(words: list[str]) -> list[Verb]:
+    """The verbs of a group, such as `data`, when the words ask for its help; else none."""
+    asked = len(words) > 1 and words[1] in HELP
+    return [verb for verb in VERBS if verb.name.startswith(f"{words[0]} ")] if asked else []
 
 
 def read_config(verb: Verb, cls: type, words: list[str]) -> tuple[Any, CommandLine]:
     """The verb's config (YAML file, then the command line over it) and what was typed. Raises ConfigError."""
     line = parse(verb, cls, words)
     tree = config.read_yaml(line.yaml) if line.yaml else {}
-    merge(tree, line.tree)
+    config.merge(tree, line.tree)
     return config.from_dict(cls, tree, at=line.yaml or ""), line
 
 
@@ -133,8 +148,13 @@ class Parser:
         if not word.startswith("--") or len(word) == 2:
             return word == "--"
         name = key_name(word[2:].partition("=")[0])
-        known = name in self.keys or name in self.aliases or self.negated(name) is not None
-        return known or word in (JSON, *HELP)
+        return name in self.keys or name in self.aliases or self.negated(name) is not None or word == JSON
+
+    def takes_value(self, word: str) -> bool:
+        """Whether the word after `word` is its value, whatever it looks like."""
+        key = key_name(word.removeprefix("--"))
+        hint = self.keys.get(self.aliases.get(key, key))
+        return word.startswith("--") and hint is not None and not is_boolean(hint)
 
     def known(self, name: str, shown: str) -> str:
         key = key_name(name)
@@ -187,7 +207,7 @@ class Parser:
             self.put(key, items)
             return
         if is_text(hint):
-            absent = not typed and value in ("null", "none", "~") and type(None) in typing.get_args(hint)
+            absent = not typed and value == "null" and type(None) in typing.get_args(hint)
             self.put(key, None if absent else readable(key, value))
             return
         parsed: Any = config.parse_yaml(value, at=key) if value else ""
@@ -205,11 +225,7 @@ class Parser:
         return items
 
     def put(self, key: str, value: Any) -> None:
-        merge(self.line.tree, nested(key.split("."), value))
-
-
-def key_name(name: str) -> str:
-    return name.replace("-", "_")
+        config.set_dotted(self.line.tree, key, value)
 
 
 def readable(key: str, value: str) -> str:
@@ -268,24 +284,8 @@ def is_text(hint: Any) -> bool:
     return True
 
 
-def nested(parts: list[str], value: Any) -> dict[str, Any]:
-    for part in reversed(parts):
-        value = {part: value}
-    return value
-
-
 def lookup(tree: dict[str, Any], key: str) -> Any:
     node: Any = tree
     for part in key.split("."):
         node = node[part]
     return node
-
-
-def merge(tree: dict[str, Any], over: dict[str, Any]) -> None:
-    """Lay `over` on `tree`, group by group; a key written with `-` in the file is the one written with `_`."""
-    for key, value in over.items():
-        name = next((k for k in tree if key_name(str(k)) == key_name(key)), key)
-        if isinstance(value, dict) and isinstance(tree.get(name), dict):
-            merge(tree[name], value)
-        else:
-            tree[name] = value

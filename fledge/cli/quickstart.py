@@ -4,6 +4,7 @@ order; nothing is computed here. Each verb reuses what is already there, so a st
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 import time
@@ -15,8 +16,10 @@ import fledge
 from fledge import config as configs
 from fledge.cli.main import call, named
 from fledge.cli.parse import find_verb
-from fledge.errors import ConfigError
+from fledge.errors import CheckpointError, ConfigError, DataError
+from fledge.lineage import read_card
 from fledge.log import clock, say
+from fledge.text.documents import refuse_inside
 
 OUT = "out/quickstart"  # the folder that the YAML files name; --out puts another in its place
 STEPS = (
@@ -31,6 +34,7 @@ STEPS = (
     ("report", "9-report.yaml"),
 )
 SERVE = ("serve", "10-serve.yaml")
+SERVER_PACKAGES = ("fastapi", "uvicorn", "pydantic", "prometheus_client")
 
 
 @dataclass(frozen=True)
@@ -52,27 +56,62 @@ class QuickstartConfig:
 def quickstart(config: QuickstartConfig, json: bool = False) -> dict[str, Any]:
     """Run every step and, unless told not to, become the server. Gives each step's result and seconds.
 
-    Raises what the verbs raise; the same command goes on from there.
+    Mistakes in any step's file are found before the first step. Raises what the verbs raise; the same command goes on
+    from there.
     """
     folder = config.runs or runs_folder()
     results: dict[str, Any] = {}
     began, cpu_began, withheld_began = time.monotonic(), cpu_seconds(), withheld_seconds()
+    step_configs = prepare(config, folder)
     for number, (verb, file) in enumerate(STEPS, 1):
         say(f"\n[{number}/{len(STEPS)}] fledge {verb} {folder / file}")
         step_began, step_cpu = time.monotonic(), cpu_seconds()
-        result = call(named(find_verb(verb.split())[0].run), step_config(config, verb, folder / file), json)
+        result = call(named(find_verb(verb.split())[0].run), step_configs[file], json)
         spent, cpu = time.monotonic() - step_began, cpu_seconds() - step_cpu
         say(f"[{number}/{len(STEPS)}] done in {clock(spent)} ({cpu:.0f} s of CPU)")
         results[Path(file).stem.partition("-")[2]] = {**(result or {}), "step_seconds": round(spent, 2)}
     seconds, cpu = round(time.monotonic() - began, 1), round(cpu_seconds() - cpu_began, 1)
     peak = results["pretrain"].get("matmul_peak_flops")
     withheld = round(withheld_seconds() - withheld_began, 1)
-    model = step_config(config, SERVE[0], folder / SERVE[1]).model
+    model = step_configs[SERVE[1]].model
     say("\n" + closing_words(model, results["report"].get("out"), (seconds, cpu, withheld), peak))
     if config.serve:
         become_server(config, folder / SERVE[1], model, json)
-    spent = {"seconds": seconds, "cpu_seconds": cpu, "withheld_cpu_seconds": withheld}
-    return {"steps": results, **spent, "matmul_peak_flops": peak}
+    times = {"seconds": seconds, "cpu_seconds": cpu, "withheld_cpu_seconds": withheld}
+    return {"steps": results, **times, "matmul_peak_flops": peak}
+
+
+def prepare(config: QuickstartConfig, folder: Path) -> dict[str, Any]:
+    """The config of every step and of the server, by file. Raises what would otherwise show after minutes of computing:
+    ConfigError for a mistake in a file or in the folders, DataError for another text, ModuleNotFoundError."""
+    found = {file: step_config(config, verb, folder / file) for verb, file in (*STEPS, SERVE)}
+    trees = [configs.read_yaml(folder / file) for file in found]
+    if config.out != Path(OUT) and all(placed(tree, str(config.out)) == tree for tree in trees):
+        raise ConfigError(
+            f"out: expected files that name {OUT}, which {config.out} would replace, found none in {folder}; "
+            "leave --out out, or name it there"
+        )
+    if config.text is not None:
+        refuse_inside(config.text, config.out)
+    for package in SERVER_PACKAGES if config.serve else ():
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    refuse_other_text(config, found["1-corpus.yaml"], found["4-pretrain.yaml"])
+    return found
+
+
+def refuse_other_text(config: QuickstartConfig, corpus: Any, pretrain: Any) -> None:
+    """Raises DataError if a model was trained here on another text, whose corpus the first step would replace."""
+    from fledge.data.corpus import source_digest, survey
+
+    if pretrain.train.allow_changes or not (Path(pretrain.run.dir) / "run.yaml").is_file():
+        return
+    try:
+        trained_on = read_card(corpus.out)["facts"]["corpus_inputs"]["sources"]
+    except (CheckpointError, KeyError, TypeError):
+        return  # a corpus that was lost or damaged is built again; training compares what it gets
+    if trained_on != source_digest(survey(corpus.source)[0]):
+        raise DataError(f"{config.out}: holds a quickstart of another text; use another --out, or remove it")
 
 
 def runs_folder() -> Path:
@@ -88,7 +127,9 @@ def step_config(config: QuickstartConfig, verb: str, file: Path) -> Any:
     """The config of one step: its YAML file with the chosen folders in it."""
     tree = placed(configs.read_yaml(file), str(config.out))
     if verb == "data build" and config.text is not None:
-        tree["source"] = str(config.text)
+        tree["source"] = str(config.text.absolute())  # a folder named `python` is meant, not the installation
+    if verb == SERVE[0] and config.port is not None:
+        tree["port"] = config.port
     return configs.from_dict(named(find_verb(verb.split())[0].config), tree, at=str(file))
 
 

@@ -129,5 +129,16 @@ def test_ctrl_c_exits_130():
 
 @pytest.mark.parametrize("words", [["--help"], ["env", "--help"], ["config", "schema", "--help"]])
 def test_help_loads_no_torch(words):
-    code = f"import sys\nfrom fledge.cli.main import main\nmain({words!r})\nassert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+    code = "import sys\nfrom fledge.cli.main import main\n"
+    code += f"code = main({words!r})\nassert 'torch' not in sys.modules\nraise SystemExit(code)"
+    got = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    assert "usage: fledge" in got.stdout
+
+
+@pytest.mark.parametrize(("group", "verbs"), [("data", 2), ("tokenizer", 2), ("config", 1)])
+def test_the_help_of_a_group_is_its_verbs(group, verbs, capsys):
+    assert command.main([group, "--help"]) == 0
+    printed = capsys.readouterr().out
+    listed = [line for line in printed.splitlines() if line.startswith(f"  {group} ")]
+    assert len(listed) == verbs and "pretrain" not in printed
+    assert command.main([group]) == 2

@@ -58,7 +58,10 @@ def test_every_form_of_a_key_gives_the_same_config():
     assert typed() != typed(*forms[0])  # the control: the key is not ignored
 
 
-@pytest.mark.parametrize("text", ["3", "", "a: b", "[x]", "null", "true", "- 1", "# no comment", "x=1", "-5", "-dash"])
+@pytest.mark.parametrize(
+    "text",
+    ["3", "0123456", "3e4", "no", "", "a: b", "[x]", "null", "true", "- 1", "# no comment", "x=1", "-5", "-dash"],
+)
 def test_text_fields_take_what_was_typed(text):
     assert typed("--prompt", text).prompt == text
     assert typed(f"--prompt={text}").prompt == text
@@ -73,6 +76,7 @@ def test_any_text_survives_the_command_line(text):
 
 def test_null_in_the_yaml_form_unsets_an_optional_text():
     assert typed("system=null").system is None
+    assert [typed(f"system={word}").system for word in ("none", "~", "")] == ["none", "~", ""]
     assert typed("--system", "null").system == "null"
 
 
@@ -135,6 +139,9 @@ def test_entries_of_a_mapping_can_be_set():
         (["--mode", "sideways"], "expected one of 'on', 'off', '3'"),
         (["-x"], "flags have two dashes"),
         (["a.yaml", "b.yaml"], "expected one YAML file"),
+        (["train.steps=010"], "without a leading 0"),
+        (["extra={a: 1, a: 2}"], "each key once"),
+        (["stop=[3]"], "put it in quotes"),
         (["--prompt", "\udcff"], "expected UTF-8"),
     ],
 )
@@ -152,9 +159,36 @@ def test_verbs_of_two_words_and_typos():
             find_verb(words.split())
 
 
-def test_help_after_a_bare_double_dash_is_a_word():
-    assert parse.wants_help(["x", "--help"])
-    assert not parse.wants_help(["--", "--help"])
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["x", "--help"], True),
+        (["-h"], True),
+        (["--pek", "--help"], True),
+        (["--train.compile", "--help"], True),
+        (["--prompt=x", "--help"], True),
+        (["prompt", "--help"], True),
+        (["--", "--help"], False),
+        (["--prompt", "--help"], False),
+        (["--lr", "-h"], False),
+        (["--prompt", "--", "--help"], True),
+        (["--prompt", "x"], False),
+    ],
+)
+def test_help_is_asked_for_where_a_flag_may_stand(words, wanted):
+    assert parse.wants_help(VERB, Example, words) is wanted
+
+
+def test_the_value_of_an_option_is_the_value():
+    assert typed("--prompt", "--help").prompt == "--help"
+    assert typed("--stop", "-h").stop == ("-h",)
+
+
+def test_a_group_of_keys_does_not_silently_replace_a_value(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("train: fast\n")
+    with pytest.raises(ConfigError, match="train: expected a group of keys, got 'fast'"):
+        typed(str(file), "train.steps=3")
 
 
 def test_the_table_of_verbs_has_no_name_twice():

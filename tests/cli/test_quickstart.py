@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from fledge.cli import quickstart as module
 from fledge.cli.main import named
 from fledge.cli.parse import find_verb
 from fledge.cli.quickstart import OUT, SERVE, STEPS, QuickstartConfig, placed, quickstart, runs_folder, step_config
-from fledge.errors import ConfigError, Interrupted
+from fledge.data.build import build
+from fledge.errors import ConfigError, DataError, Interrupted
+from tests.data.folders import essay, make
 
 
 @pytest.mark.parametrize(("verb", "file"), [*STEPS, SERVE], ids=lambda text: text)
@@ -113,6 +116,79 @@ def test_it_becomes_the_server(called, tmp_path, monkeypatch):
     assert words[1:4] == ["-m", "fledge", "serve"] and words[5:] == [f"model={tmp_path / 'sft'}", "port=0", "--json"]
     quickstart(QuickstartConfig(out=tmp_path, serve=False), json=True)
     assert len(became) == 1  # the control
+
+
+@pytest.fixture
+def runs(tmp_path) -> Path:
+    """The files of the quickstart, to be changed."""
+    return Path(shutil.copytree(runs_folder(), tmp_path / "runs"))
+
+
+@pytest.mark.parametrize("file", [file for _, file in (*STEPS, SERVE)])
+def test_a_mistake_in_any_file_is_found_before_the_first_step(called, runs, tmp_path, file):
+    calls, _ = called
+    (runs / file).write_text((runs / file).read_text() + "planted: 1\n")
+    with pytest.raises(ConfigError, match=f"{file}: planted: unknown key"):
+        quickstart(QuickstartConfig(runs=runs, out=tmp_path / "out", serve=False), json=True)
+    assert calls == []
+
+
+def test_a_port_out_of_range_is_found_before_the_first_step(called, tmp_path):
+    calls, _ = called
+    with pytest.raises(ConfigError, match="port"):
+        quickstart(QuickstartConfig(out=tmp_path / "out", port=70_000), json=True)
+    assert calls == []
+
+
+def test_a_missing_server_is_found_before_the_first_step(called, tmp_path, monkeypatch):
+    calls, _ = called
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None if name == "uvicorn" else object())
+    with pytest.raises(ModuleNotFoundError) as raised:
+        quickstart(QuickstartConfig(out=tmp_path / "out"), json=True)
+    assert raised.value.name == "uvicorn" and calls == []
+    quickstart(QuickstartConfig(out=tmp_path / "out", serve=False), json=True)  # the control
+    assert calls
+
+
+def test_an_out_that_moves_nothing_is_refused(called, runs, tmp_path):
+    calls, _ = called
+    for _, file in (*STEPS, SERVE):
+        (runs / file).write_text((runs / file).read_text().replace(OUT, str(tmp_path / "mine")))
+    with pytest.raises(ConfigError, match="out: expected files that name out/quickstart"):
+        quickstart(QuickstartConfig(runs=runs, out=tmp_path / "out", serve=False), json=True)
+    assert calls == []
+    quickstart(QuickstartConfig(runs=runs, serve=False), json=True)
+    assert calls
+
+
+def test_a_folder_in_its_own_text_is_refused(called, tmp_path):
+    calls, _ = called
+    with pytest.raises(ConfigError, match="expected a folder outside of the text"):
+        quickstart(QuickstartConfig(text=tmp_path, out=tmp_path / "out", serve=False), json=True)
+    assert calls == []
+
+
+def test_a_text_folder_named_python_is_a_folder():
+    step = step_config(QuickstartConfig(text=Path("python")), *STEPS[0][:1], runs_folder() / STEPS[0][1])
+    assert step.source == str(Path("python").absolute())
+
+
+def test_another_text_is_refused_before_the_corpus_is_touched(called, tmp_path):
+    calls, _ = called
+    make(tmp_path / "text", {f"{n}.txt": essay(n) for n in range(4)})
+    chosen = QuickstartConfig(text=tmp_path / "text", out=tmp_path / "out", serve=False)
+    build(step_config(chosen, *STEPS[0][:1], runs_folder() / STEPS[0][1]), json=True)
+    (tmp_path / "text" / "5.txt").write_text(essay(5))
+    quickstart(chosen, json=True)  # nothing is trained yet
+    (tmp_path / "out" / "pretrain").mkdir()
+    (tmp_path / "out" / "pretrain" / "run.yaml").write_text("")
+    calls.clear()
+    with pytest.raises(DataError, match="out: holds a quickstart of another text; use another --out"):
+        quickstart(chosen, json=True)
+    assert calls == []
+    (tmp_path / "text" / "5.txt").unlink()
+    quickstart(chosen, json=True)
+    assert calls
 
 
 def test_a_mistake_in_a_file_names_file_and_key(tmp_path):

@@ -94,7 +94,7 @@ def corpus(folder):
 def test_the_verb_writes_a_folder_with_its_card(kind, tmp_path, capsys):
     path = corpus(tmp_path / "corpus")
     chosen = config.load(
-        TokenizerTrainConfig, None, [f"text={path}", f"out={tmp_path / 'out'}", f"kind={kind}", "vocab_size=280"]
+        TokenizerTrainConfig, None, {"text": path, "out": tmp_path / "out", "kind": kind, "vocab-size": 280}
     )
     result = train_tokenizer(chosen)
     tokenizer = Tokenizer.load(tmp_path / "out")

@@ -25,7 +25,6 @@ EXTRAS = {
     "pydantic": "serve",
     "starlette": "serve",
     "prometheus_client": "serve",
-    "httpx": "serve",
     "tiktoken": "fast-tok",
 }
 

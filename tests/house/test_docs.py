@@ -124,3 +124,29 @@ def test_links_between_pages_lead_somewhere(path):
 def test_a_planted_dead_link_is_found(tmp_path):
     (tmp_path / "a.md").write_text("[here](a.md#x) [there](b.md) [outside](https://example.org)")
     assert links(tmp_path / "a.md") == ["b.md"]
+
+
+TRIALS = ROOT / "tests" / "trials"
+
+
+def numbered(text: str) -> set[int]:
+    """The trials that a test file says it holds: `Trials 39-42, 44 and 54` in its first line, `test_55_…`,
+    `test_trial_2_…`, `trial 17` in a heading."""
+    first = text.partition("\n\n")[0]
+    found: set[int] = set()
+    for words in re.findall(r"[Tt]rials? ((?:\d+(?:-\d+)?(?: \([^)]*\))?(?:, | and )?)+)", first):
+        for low, high in re.findall(r"(\d+)(?:-(\d+))?", re.sub(r"\([^)]*\)", "", words)):
+            found |= set(range(int(low), int(high or low) + 1))
+    return found | {int(number) for number in re.findall(r"(?:def test_(?:trial_)?|# ---- trial )(\d+)", text)}
+
+
+def test_the_page_of_trials_names_every_trial_with_its_files():
+    rows = re.findall(r"^\| (\d+) \|(.*)$", (ROOT / "docs" / "trials.md").read_text(encoding="utf-8"), re.MULTILINE)
+    told = {(int(number), name) for number, text in rows for name in re.findall(r"tests/trials/(\w+\.py)", text)}
+    held = {(n, p.name) for p in TRIALS.glob("test_*.py") for n in numbered(p.read_text(encoding="utf-8"))}
+    assert told == held
+
+
+def test_a_trial_is_found_wherever_its_file_names_it():
+    text = '"""Trials 1-3, 7 (a part), 9 and 12: of kills."""\n\n# ---- trial 20: x\ndef test_trial_21_a(): ...\n'
+    assert numbered(text + "def test_22_b(): ...\n# 99 bottles, trial 98\n") == {1, 2, 3, 7, 9, 12, 20, 21, 22}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.house.source import Module, modules
+from tests.house.source import ROOT, Module, modules
 
 ORDER = (
     "errors",
@@ -35,7 +36,6 @@ ORDER = (
     "deploy",
     "serve",
     "lab",
-    "api",
     "cli",
     "__main__",
 )
@@ -101,6 +101,17 @@ def circles(found: dict[str, Module]) -> list[str]:
         if name not in order:
             visit(name)
     return result
+
+
+def order_of_the_page() -> tuple[str, ...]:
+    """The order as docs/architecture.md tells it: the names between `<` of one run of code."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"`(errors <[^`]*)`", text)
+    return tuple(re.split(r"\s*<\s*", line))
+
+
+def test_the_order_is_the_one_that_the_architecture_page_tells():
+    assert (*order_of_the_page(), "__main__") == ORDER
 
 
 def test_imports_go_to_the_left_only():

@@ -107,7 +107,7 @@ def number(value: Any) -> float | None:
         try:
             return float(value)
         except OverflowError:  # JSON knows whole numbers of any length
-            return math.copysign(math.inf, value)
+            return math.inf if value > 0 else -math.inf
     return float(value) if value in ("nan", "inf", "-inf") else None
 
 

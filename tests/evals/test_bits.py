@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from fledge.batch import OneDocument, one_document
 from fledge.data.document import Document
 from fledge.engine.loaded import load
+from fledge.errors import NonFiniteError
 from fledge.evals import spans as spans_module
-from fledge.evals.bits import document_bits, document_ids
+from fledge.evals.bits import DocumentBits, document_bits, document_ids
 from fledge.evals.spans import Span, document_spans, score_spans
+from fledge.evals.summary import summary
 from fledge.text.tokenizer import byte_level, characters
 from tests.evals.tiny import CONTEXT, save_tiny
 
@@ -93,3 +95,21 @@ def test_a_model_that_knows_nothing_needs_log2_of_the_vocabulary_a_token(tmp_pat
 
 def test_bytes_count_as_utf8(model):
     assert document_bits(model, [Document("a", "äöü😀")], 24).n_bytes == [10]
+
+
+def test_a_model_with_damaged_weights_is_an_error_and_not_a_figure(tmp_path):
+    damaged = load(save_tiny(tmp_path / "nan"))
+    with torch.no_grad():
+        damaged.transformer.embedding.weight[5] = math.nan
+    with pytest.raises(NonFiniteError, match="the weights are damaged"):
+        document_bits(damaged, [Document("a", "\x05" * 9)], 24)
+
+
+def test_a_perplexity_beyond_a_float_is_infinite_and_shown_as_that():
+    assert DocumentBits([1023.0], [1], [1]).perplexity == 2.0**1023
+    assert DocumentBits([1e6], [1], [10]).perplexity == math.inf
+    method = {"normaliser": "", "context_tokens": 1, "stride": 1, "first_token": ""}
+    result = {"text": "", "split": "", "documents": 1, "bytes": 1, "tokens": 1, "bits_per_byte": 1.0, "scores": {}}
+    for perplexity in (math.inf, "inf"):  # as computed, and as read back from strict JSON
+        shown = summary({**result, "method": method, "perplexity_per_token": perplexity})
+        assert "perplexity     inf per token" in shown

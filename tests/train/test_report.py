@@ -143,7 +143,14 @@ def test_a_folder_without_a_log_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "broken", ["[]", "{", '{"bits_per_byte": NaN}', '{"scores": 3, "questions": {"samples": [1]}}']
+    "broken",
+    [
+        "[]",
+        "{",
+        '{"bits_per_byte": NaN}',
+        '{"scores": 3, "questions": {"samples": [1]}}',
+        '{"questions": {"samples": 5}}',
+    ],
 )
 def test_a_broken_evaluation_is_refused_or_shown_without_what_it_lacks(tmp_path, broken):
     make_run(tmp_path / "run")
@@ -159,5 +166,6 @@ def test_a_broken_evaluation_is_refused_or_shown_without_what_it_lacks(tmp_path,
 def test_a_log_with_odd_events_does_not_stop_the_report(tmp_path):
     run = make_run(tmp_path / "run")
     with open(run / "log.jsonl", "a") as log:
+        log.write(f'{{"kind": "step", "step": 3, "loss": {"9" * 400}}}\n')
         log.write('[1, 2]\n{"kind": "step", "step": true, "loss": "x"}\n{"kind": "sample"}\n{"kind": "step", "st')
     assert Page(write(tmp_path)[0]).open == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fledge.train.lock import RunLock
 from tests.trials.tiny import (
     Command,
     fledge,
@@ -85,12 +87,12 @@ def start_training(config: Path, **environment: str) -> Command:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_trial_10_a_signal_saves_exits_75_and_the_same_command_goes_on_exactly(straight, tmp_path, number):
     config = write_config(tmp_path, steps=4000, save_every_steps=0, eval_every_steps=0)
-    process = start_training(config)
-    wait_for_step(tmp_path / "run", 3, process)
-    asked = time.monotonic()
-    process.send_signal(number)
-    assert process.wait(30) == 75
-    assert time.monotonic() - asked < 30
+    with start_training(config) as process:
+        wait_for_step(tmp_path / "run", 3, process)
+        asked = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(30) == 75
+        assert time.monotonic() - asked < 30
     stopped = max(losses(tmp_path / "run"))
     assert (tmp_path / "run" / "checkpoints" / f"step-{stopped:08d}").is_dir()
     further = str(stopped + 5)
@@ -102,21 +104,20 @@ def test_trial_10_a_signal_saves_exits_75_and_the_same_command_goes_on_exactly(s
 
 def test_trial_10_the_second_signal_leaves_at_once(tmp_path):
     config = write_config(tmp_path, steps=4000)
-    process = start_training(config, FLEDGE_FAULTS="sleep@3")
-    wait_for_step(tmp_path / "run", 3, process)
-    process.send_signal(signal.SIGTERM)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(5) == 128 + signal.SIGTERM
+    with start_training(config, FLEDGE_FAULTS="sleep@3") as process:
+        wait_for_step(tmp_path / "run", 3, process)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize("kill_at", [4, 11, 16])
 def test_trial_4_a_killed_run_resumes_by_itself_to_the_same_bits(straight, tmp_path, kill_at):
     config = write_config(tmp_path)
-    process = start_training(config)
-    wait_for_step(tmp_path / "run", kill_at, process)
-    process.kill()
-    process.wait()
+    with start_training(config, FLEDGE_FAULTS=f"sleep@{kill_at}") as process:
+        wait_for_step(tmp_path / "run", kill_at, process)
+        process.kill()
     assert pretrain(config).returncode == 0
     assert losses(tmp_path / "run") == losses(straight)
     assert weights(tmp_path / "run" / "model") == weights(straight / "model")
@@ -129,12 +130,11 @@ def test_trial_4_twenty_kills_at_random_moments_end_with_the_digest_of_the_unint
     assert pretrain(whole).returncode == 0
     config, chance = write_config(tmp_path, **settings), random.Random(4)
     for kill in range(20):
-        process = start_training(config)
-        wait_for_step(tmp_path / "run", 1 + 15 * kill, process)
-        time.sleep(chance.random() * 0.2)
-        before = max(losses_or_none(tmp_path / "run"))
-        process.kill()
-        process.wait()
+        with start_training(config) as process:
+            wait_for_step(tmp_path / "run", 1 + 15 * kill, process)
+            time.sleep(chance.random() * 0.2)
+            before = max(losses_or_none(tmp_path / "run"))
+            process.kill()
         kept = [int(path.name[5:]) for path in (tmp_path / "run" / "checkpoints").glob("step-*")]
         assert before - max(kept, default=0) <= 7  # at most five steps redone, and what the last reading missed
     assert pretrain(config).returncode == 0
@@ -246,13 +246,21 @@ def test_trial_14_the_last_and_the_best_checkpoints_are_kept(tmp_path):
 
 def test_trial_15_a_second_process_on_a_live_run_is_refused_and_a_dead_owner_leaves_no_lock(tmp_path):
     config = write_config(tmp_path, steps=4000, save_every_steps=0)
-    process = start_training(config)
-    wait_for_step(tmp_path / "run", 2, process)
-    refused = pretrain(config)
-    assert refused.returncode == 1 and f"in use by process {process.pid}" in refused.stderr
-    process.kill()
-    process.wait()
+    with start_training(config) as process:
+        wait_for_step(tmp_path / "run", 2, process)
+        refused = pretrain(config)
+        assert refused.returncode == 1 and f"in use by process {process.pid}" in refused.stderr
+        process.kill()
     assert pretrain(config, "train.stop_after_steps=5").returncode == 75
+
+
+def test_trial_15_nothing_is_written_into_a_run_folder_that_another_process_holds(tmp_path):
+    config = write_config(tmp_path)
+    with RunLock(tmp_path / "run"):
+        refused = pretrain(config)
+        assert refused.returncode == 1 and f"in use by process {os.getpid()}" in refused.stderr
+        assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.lock"]  # no text was tokenised either
+    assert pretrain(config, "train.stop_after_steps=1").returncode == 75
 
 
 def test_accumulated_micro_batches_train_like_the_whole_batch(straight, tmp_path):

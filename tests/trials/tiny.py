@@ -21,17 +21,18 @@ from typing import Any
 import yaml
 
 TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs! 0123456789\n"
+MODEL = {"family": "llama", "width": 16, "layers": 2, "heads": 2, "kv_heads": 1, "context_tokens": 32}
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["fledge.recipes.pretrain", "fledge.recipes.sft", "fledge.cli.main", "fledge.evals.run"])
 
 
-def write_config(folder: Path, run_dir: str = "run", **train: Any) -> Path:
-    """A config over a small text; `train` keys override."""
+def write_config(folder: Path, run_dir: str = "run", model: dict[str, Any] | None = None, **train: Any) -> Path:
+    """A config over a small text; `model` replaces the model's group, `train` keys override."""
     text = folder / "text.txt"
     if not text.exists():
         text.write_text("".join(f"{i}. {TEXT[i % 40 :]}" for i in range(300)), encoding="utf-8")
     config = {
-        "model": {"family": "llama", "width": 16, "layers": 2, "heads": 2, "kv_heads": 1, "context_tokens": 32},
+        "model": model or MODEL,
         "data": {"path": str(text)},
         "train": {
             "steps": 20, "rows": 4, "micro_rows": 2, "seed": 1, "save_every_steps": 5, "keep_last": 2,
@@ -93,11 +94,21 @@ class Command:
         os.kill(self.process.pid, number)
 
     def kill(self) -> None:
+        """End it by SIGKILL. It must have been alive: a run that had ended would make the trial say nothing."""
         self.process.kill()
+        assert self.wait(30) == -signal.SIGKILL, f"ended by itself with {self.returncode}: {self.stderr}"
+
+    def __enter__(self) -> Command:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
 
 
 def start(*words: str, **environment: str) -> Command:
-    """Start one command."""
+    """Start one command; in a `with`, it does not outlive a failed test."""
     output = tempfile.mkdtemp() + "/out"
     process = SERVER.Process(target=run_command, args=(list(words), output, environment))
     process.start()
@@ -106,8 +117,8 @@ def start(*words: str, **environment: str) -> Command:
 
 def fledge(*words: str, **environment: str) -> Command:
     """Run one command to its end."""
-    command = start(*words, **environment)
-    command.wait()
+    with start(*words, **environment) as command:
+        command.wait()
     return command
 
 
@@ -123,10 +134,10 @@ def pretrain(config: Path, *words: str, **environment: str) -> Command:
 
 
 def wait_for_step(run: Path, step: int, command: Command, seconds: float = 60) -> None:
-    """Until the run's log holds `step`."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and command.process.is_alive():
-        log = run / "log.jsonl"
+    """Until the run's log holds `step`, even if the command has ended meanwhile."""
+    until, log, alive = time.monotonic() + seconds, run / "log.jsonl", True
+    while alive and time.monotonic() < until:
+        alive = command.process.is_alive()  # asked first: what it wrote before its end is read below
         if log.exists() and f'"step": {step},' in log.read_text():
             return
         time.sleep(0.005)

@@ -1,0 +1,172 @@
+"""The loop on a toy recipe: signals at its end, losses and gradients that are not finite, the best, what it counts."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from fledge.batch import PADDING, Batch, Loss, Term, padded
+from fledge.device import Device
+from fledge.errors import Interrupted, NonFiniteError
+from fledge.log import RunLog, read_log
+from fledge.model.config import ShapeConfig
+from fledge.model.families import family
+from fledge.model.folder import load_model, save_model
+from fledge.model.init import initialise
+from fledge.model.transformer import Transformer, build
+from fledge.train import checkpointing
+from fledge.train.checkpointing import State
+from fledge.train.config import RunConfig, TrainConfig
+from fledge.train.loop import Run, train
+
+SHAPE = ShapeConfig("llama", width=16, layers=1, heads=2, context_tokens=8, vocab_size=20)
+LENGTHS = (8, 5)
+
+
+@dataclass(frozen=True)
+class Config:
+    train: TrainConfig
+    run: RunConfig = RunConfig()
+
+
+@dataclass
+class Toy:
+    """Rows of 8 and of 5 tokens. `during_loss(index)` adds to a loss; `val_losses` are handed out in order."""
+
+    model: Transformer
+    during_loss: Callable[[int], torch.Tensor | float] = lambda index: 0.0
+    during_validation: Callable[[], None] = lambda: None
+    val_losses: Sequence[float] = (1.0,)
+    data_digest: str = "toy"
+    drawn: int = -1
+    validated: list[float] = field(default_factory=list)
+
+    def batch(self, index: int) -> Batch:
+        self.drawn = index
+        tokens, layout = padded([[(index + i) % 20 for i in range(n)] for n in LENGTHS])
+        return Batch(tokens, tokens.ids.roll(-1, 1), (tokens.doc != PADDING).float(), layout)
+
+    def weights(self, batch: Batch) -> dict[str, float]:
+        return {"nats": float(batch.weight.sum())}
+
+    def loss(self, batch: Batch) -> Loss:
+        total = self.model.loss_sum(batch.tokens, batch.layout, batch.targets, batch.weight)
+        return Loss({"nats": Term(total + self.during_loss(self.drawn), float(batch.weight.sum()))})
+
+    def validate(self, rows: int) -> dict[str, float]:
+        self.during_validation()
+        self.validated.append(self.val_losses[min(len(self.validated), len(self.val_losses) - 1)])
+        return {"val_loss": self.validated[-1]}
+
+    def save(self, folder: Path) -> None:
+        save_model(self.model, folder, card=False)
+
+
+def toy() -> Toy:
+    return Toy(initialise(build(family("llama").build(SHAPE), "cpu"), 1))
+
+
+def settings(**more: object) -> TrainConfig:
+    return TrainConfig(**{"steps": 4, "rows": 2, "save_every_steps": 0, "eval_every_steps": 0, **more})  # type: ignore
+
+
+def go(folder: Path, recipe: Toy, config: TrainConfig) -> dict[str, float]:
+    """Train from the newest checkpoint of `folder`, or from the start."""
+    found = checkpointing.newest_valid(folder / "checkpoints")
+    loaded, state = (None, State()) if found is None else found
+    if loaded is not None:
+        recipe.model = load_model(loaded)
+    log = RunLog(folder / "log.jsonl")
+    log.truncate_after(state.step, state.drawn)
+    device = Device(torch.device("cpu"), torch.float32, 1)
+    try:
+        return train(Run(folder, Config(config), config, device, recipe, log, (), loaded), state)
+    finally:
+        log.close()
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def kinds(folder: Path) -> list[str]:
+    return [event["kind"] for event in read_log(folder / "log.jsonl")]
+
+
+def test_a_signal_in_the_last_step_stops_before_the_last_validation_and_the_same_run_then_ends(tmp_path):
+    recipe = toy()
+    recipe.during_loss = lambda index: 0.0 if index < 3 else float(interrupt() or 0.0)
+    with pytest.raises(Interrupted, match="SIGTERM: saved at step 4"):
+        go(tmp_path, recipe, settings())
+    assert recipe.validated == [] and "end" not in kinds(tmp_path)
+    assert go(tmp_path, toy(), settings())["steps"] == 4
+    assert kinds(tmp_path).count("step") == 4 and kinds(tmp_path)[-1] == "end"
+
+
+def test_a_signal_in_the_last_validation_stops_before_the_run_counts_as_ended(tmp_path):
+    recipe = toy()
+    recipe.during_validation = interrupt
+    with pytest.raises(Interrupted, match="saved at step 4"):
+        go(tmp_path, recipe, settings())
+    assert "end" not in kinds(tmp_path)
+    assert go(tmp_path, toy(), settings())["val_loss"] == 1.0
+
+
+def test_an_end_that_was_logged_is_taken_back_when_the_run_goes_on(tmp_path):
+    go(tmp_path, toy(), settings())
+    go(tmp_path, toy(), settings(steps=6))
+    assert kinds(tmp_path).count("end") == 1 and kinds(tmp_path).count("step") == 6
+
+
+def zero_with_a_gradient_that_is_none(model: Transformer) -> torch.Tensor:
+    """0 · ‖embedding‖: sqrt has no slope at 0, so the gradient is 0 · inf."""
+    return (model.embedding.weight * 0).square().sum().sqrt()
+
+
+def test_a_gradient_that_is_not_finite_under_a_finite_loss_never_reaches_the_weights(tmp_path):
+    recipe = toy()
+    before = [p.detach().clone() for p in recipe.model.parameters()]
+    recipe.during_loss = lambda index: zero_with_a_gradient_that_is_none(recipe.model)
+    with pytest.raises(NonFiniteError, match=r"step 0, batch 0 .*loss \d.*gradient norm nan"):
+        go(tmp_path, recipe, settings())
+    assert all(torch.equal(p, old) for p, old in zip(recipe.model.parameters(), before, strict=True))
+
+
+def test_a_batch_with_such_a_gradient_can_be_skipped(tmp_path):
+    recipe = toy()
+    recipe.during_loss = lambda index: zero_with_a_gradient_that_is_none(recipe.model) if index == 1 else 0.0
+    go(tmp_path, recipe, settings(non_finite="skip"))
+    assert recipe.drawn == 4
+    assert all(bool(torch.isfinite(p).all()) for p in recipe.model.parameters())
+    steps = [event for event in read_log(tmp_path / "log.jsonl") if event["kind"] == "step"]
+    assert [event["skipped"] for event in steps] == [0, 1, 1, 1]
+
+
+def test_a_validation_without_a_number_is_never_the_best(tmp_path):
+    recipe = toy()
+    recipe.val_losses = (math.nan, 2.0, math.nan, 1.5, math.inf, 3.0)
+    go(tmp_path, recipe, settings(steps=7, eval_every_steps=1, keep_last=9))
+    best = json.loads((tmp_path / "checkpoints" / "best.json").read_text())
+    assert best == {"checkpoint": "step-00000004", "step": 4, "val_loss": 1.5}
+    _, state = checkpointing.newest_valid(tmp_path / "checkpoints") or (None, State())
+    assert (state.best_step, state.best_val_loss) == (4, 1.5)
+
+
+def test_only_tokens_of_documents_are_counted(tmp_path):
+    assert go(tmp_path, toy(), settings())["tokens"] == 4 * sum(LENGTHS)
+
+
+def test_the_best_is_marked_again_only_while_its_checkpoint_is_there(tmp_path):
+    (tmp_path / "step-00000003").mkdir()
+    checkpointing.mend_best(tmp_path, State(step=4, best_step=2, best_val_loss=0.5))
+    assert checkpointing.best_name(tmp_path) is None
+    checkpointing.mend_best(tmp_path, State(step=4, best_step=3, best_val_loss=0.5))
+    assert checkpointing.best_name(tmp_path) == "step-00000003"

@@ -41,7 +41,11 @@ class Model:
         """The engine over this model; made at first use."""
         runner = Runner(self.transformer, self.n_slots)
         config = EngineConfig(n_slots=self.n_slots)
-        return Engine(runner, self.tokenizer, config, stop_ids(self.folder, self.tokenizer))
+        return Engine(runner, self.tokenizer, config, stop_ids(self.folder, self.tokenizer) | self.ends_of_turn)
+
+    @property
+    def ends_of_turn(self) -> frozenset[int]:
+        return frozenset() if self.renderer is None else frozenset(self.renderer.stop_ids)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """A text prompt as the model was trained to see a document begin: <bos>, where there is one, then the text."""

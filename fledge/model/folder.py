@@ -22,7 +22,7 @@ from fledge.model.families.family import Family
 from fledge.model.names import expanded, their_shape, to_ours, to_theirs
 from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
 from fledge.model.transformer import Transformer, build
-from fledge.text.chat import renderer_for
+from fledge.text.chat import ChatRenderer, renderer_for
 from fledge.text.tokenizer import Tokenizer
 
 WEIGHTS = "model.safetensors"
@@ -216,22 +216,23 @@ def save_model(
     write_json(folder / "config.json", config_json(model.config, dtype))
     write_sharded(folder, state_in_their_names(model))
     ids = model.config.special_ids
-    stops = sorted({i for role, i in ids.items() if role == "eos"} | set(tokenizer.stop_ids if tokenizer else ()))
+    renderer = chat_renderer(tokenizer) if tokenizer is not None else None
+    ends = renderer.stop_ids if renderer is not None else tokenizer.stop_ids if tokenizer is not None else ()
+    stops = sorted({i for role, i in ids.items() if role == "eos"} | set(ends))
     generation = {"bos_token_id": ids.get("bos"), "eos_token_id": stops or None, "pad_token_id": ids.get("pad")}
     write_json(folder / "generation_config.json", {key: v for key, v in generation.items() if v is not None})
     if tokenizer is not None:
         tokenizer.save(folder)
-        template = chat_template(tokenizer)
-        if template is not None:
-            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    if renderer is not None:
+        (folder / "chat_template.jinja").write_text(renderer.template(), encoding="utf-8")
     if card:
         write_card(folder, kind, parents, config_json(model.config, dtype), facts)
 
 
-def chat_template(tokenizer: Tokenizer) -> str | None:
-    """The Jinja form of the tokenizer's chat renderer, or None for a tokenizer without role tokens."""
+def chat_renderer(tokenizer: Tokenizer) -> ChatRenderer | None:
+    """The tokenizer's chat renderer, or None for a tokenizer without role tokens."""
     try:
-        return renderer_for(tokenizer).template()
+        return renderer_for(tokenizer)
     except ConfigError:
         return None
 

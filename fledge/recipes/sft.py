@@ -18,7 +18,7 @@ from fledge.recipes.config import SftConfig
 from fledge.recipes.language import LanguageRecipe, row_tokens_of
 from fledge.recipes.sample import sample_hook
 from fledge.recipes.session import run_recipe
-from fledge.text.chat import ChatRenderer, Message, read_conversations, renderer_for
+from fledge.text.chat import ChatRenderer, Message, read_conversations, render_all, renderer_for
 from fledge.text.tokenizer import Tokenizer
 from fledge.train.lock import RunLock
 from fledge.train.recipe import Hook, Recipe
@@ -55,9 +55,10 @@ def sft(config: SftConfig) -> dict[str, Any]:
     def make_recipe(load: Callable[[], Transformer] | None) -> LanguageRecipe:
         model = load() if load else load_model(base)
         pad = tokenizer.pad_id or 0
-        rendered = [renderer.render(conversation) for conversation in training]
+        rendered = render_all(renderer, training, config.data.path)
         source = ChatBatches(rendered, row_tokens, config.train.rows, config.train.seed, pad)
-        checks = ChatBatches([renderer.render(c) for c in held_out], row_tokens, config.train.rows, 0, pad)
+        held = render_all(renderer, held_out, config.data.val or f"{config.data.path} (held out)")
+        checks = ChatBatches(held, row_tokens, config.train.rows, 0, pad)
         say(
             f"{len(training):,} conversations in about {source.rows_per_epoch:,} rows an epoch "
             f"({source.n_cut} cut to {row_tokens + 1} tokens, {source.n_left_out} left out), {len(held_out):,} held out"
@@ -92,8 +93,8 @@ def conversations(config: SftConfig) -> tuple[list[Any], list[Any]]:
 
 
 def data_digest(config: SftConfig, base: Path, tokenizer: Tokenizer) -> str:
-    """Digest of the conversations, of the tokenizer that renders them and of the base model: config and weights."""
-    digest = hashlib.sha256(tokenizer.digest.encode())
+    """Digest of the conversations, of tokenizer and template that render them, and of the base model's folder."""
+    digest = hashlib.sha256((tokenizer.digest + (tokenizer.template or "")).encode())
     for name in (config.data.path, config.data.val):
         digest.update(sha256_file(name).encode() if name else b"-")
     for path in (base / "config.json", *sorted(base.glob("*.safetensors"))):

@@ -47,7 +47,8 @@ class Routes:
         await service.wait_open()
         ids = await service.render(call.messages)
         head = ReplyHead.chat(service.model.name, service.model.fingerprint)
-        requests = [Request(head.id, tuple(ids), self.sampling(call, len(ids), None), service.tenant)]
+        sampling = service.ending_turns(self.sampling(call, len(ids), None))
+        requests = [Request(head.id, tuple(ids), sampling, service.tenant)]
         return await self.answer(request, ChatAnswer(service, call, requests, head, record))
 
     async def completions(self, request: HttpRequest) -> Any:

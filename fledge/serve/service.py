@@ -7,13 +7,14 @@ import contextlib
 import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import fledge
 from fledge.engine.client import EngineClient
-from fledge.engine.request import Request
+from fledge.engine.request import Request, Sampling
 from fledge.engine.stub_spec import is_stub, parse_stub
 from fledge.errors import CheckpointError, ConfigError, EngineError, RequestError, TokenizerError
 from fledge.lineage import read_card
@@ -23,13 +24,13 @@ from fledge.serve.gate import Record
 from fledge.serve.generation import Generation
 from fledge.serve.limits import Admission
 from fledge.serve.metrics import Metrics
-from fledge.text.chat import ChatMLRenderer, ChatRenderer, Message, renderer_for
+from fledge.text.chat import ChatRenderer, Message, renderer_for
 from fledge.text.tokenizer import Tokenizer
 
 IN_THREAD_CHARACTERS = 20_000  # encoding more text would hold up every other stream for milliseconds
 EXACT_CHARACTERS = 1 << 20  # up to here a prompt that is too long is told its exact number of tokens
 
-Renderer = ChatRenderer | ChatMLRenderer
+MAX_IN_TEMPLATE = 32  # conversations that wait for a template's process, which takes one after the other
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class ServedModel:
     name: str
     fingerprint: str
     tokenizer: Tokenizer
-    renderer: Renderer | None
+    renderer: ChatRenderer | None
 
     @cached_property
     def longest_token(self) -> int:
@@ -54,11 +55,13 @@ def open_model(config: ServeConfig) -> ServedModel:
     else:
         folder = model_folder(config.model)
         tokenizer, name, digest = Tokenizer.load(folder), folder_name(folder), content_digest(folder)
-    renderer: Renderer | None
+    renderer: ChatRenderer | None
     try:
         renderer = renderer_for(tokenizer)
     except ConfigError:
-        renderer = None  # a base model, or a chat format that we don't render
+        renderer = None  # a base model
+    if renderer is not None:
+        _ = renderer.stop_ids  # a foreign template tells them by running; better now than in the first request
     fingerprint = hashlib.sha256(f"{fledge.__version__} {digest} {tokenizer.digest}".encode()).hexdigest()[:12]
     return ServedModel(config.name or name, f"fp_{fingerprint}", tokenizer, renderer)
 
@@ -100,6 +103,8 @@ class Service:
         self.created = int(time.time())
         self.draining = False
         self.running: set[Generation] = set()
+        self.template_thread = ThreadPoolExecutor(1, "chat-template")
+        self.n_in_template = 0
 
     def engine_pid(self) -> int | None:
         return self.engine.process.pid if self.engine.process is not None else None
@@ -155,7 +160,32 @@ class Service:
             message = "This model has no chat format (it is a base model, or has one of its own); use /v1/completions."
             raise ApiError(400, message, "messages", "chat_not_supported")
         texts = [message.content for message in messages]
-        return await self.off_loop(texts, "messages", lambda: renderer.render(messages, generation_prompt=True).ids)
+
+        def work() -> list[int]:
+            return renderer.render(messages, generation_prompt=True).ids
+
+        return await (self.in_template if renderer.in_child else self.off_loop)(texts, "messages", work)
+
+    def ending_turns(self, sampling: Sampling) -> Sampling:
+        """`sampling` that also stops where the chat format ends a turn."""
+        renderer = self.model.renderer
+        if renderer is None or sampling.ignore_eos:
+            return sampling
+        further = set(renderer.stop_ids) - set(self.model.tokenizer.stop_ids)
+        return replace(sampling, stop_token_ids=(*sampling.stop_token_ids, *sorted(further)))
+
+    async def in_template(self, texts: list[str], param: str, work: Callable[[], list[int]]) -> list[int]:
+        """As `off_loop`, in a thread of its own: a foreign template may take seconds, and others shan't wait for it."""
+        self.refuse_hopeless(sum(map(len, texts)), param)
+        if self.n_in_template >= MAX_IN_TEMPLATE:
+            raise unavailable("Too many conversations wait for the model's chat template.", "overloaded")
+        self.n_in_template += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.template_thread, work)
+        except TokenizerError:
+            raise ApiError(400, "The text can't be encoded with this model's vocabulary.", param) from None
+        finally:
+            self.n_in_template -= 1
 
     async def off_loop(self, texts: list[str], param: str, work: Callable[[], list[int]]) -> list[int]:
         size = sum(map(len, texts))

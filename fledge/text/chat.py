@@ -2,176 +2,128 @@
 
 Tuning, evaluation, the terminal chat and the server use the same object, so the ids served are the ids trained on.
 Every message is encoded as text: what a user types can't become a special token. The assistant's end-of-turn token is
-trained on, else a model never learns to stop.
+trained on, else a model never learns to stop. Formats that we know are laid out here (`chat_formats`); any other
+template runs in a process of its own (`jinja_format`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 
-from fledge.errors import ConfigError, RequestError, TokenizerError
-from fledge.text.conversation import ROLES, Conversation, Message, read_conversations
-from fledge.text.special_tokens import ASSISTANT, BOS, END, SYSTEM, USER
+from fledge.errors import ConfigError, DataError, RequestError
+from fledge.text.chat_formats import CHATML, FLEDGE, FORMATS, ChatFormat, Marks, known_format
+from fledge.text.chat_layout import PieceEncoder, Rendered, check_messages
+from fledge.text.conversation import Conversation, Message, read_conversations
+from fledge.text.jinja_format import JinjaFormat
 from fledge.text.tokenizer import Tokenizer
 
 __all__ = [
-    "ChatMLRenderer",
+    "FORMATS",
     "ChatRenderer",
     "Conversation",
     "Message",
     "Rendered",
     "read_conversations",
+    "render_all",
     "renderer_for",
 ]
 
-REFUSE_ROLE = (
-    "{%- if message['role'] not in ['system', 'user', 'assistant'] %}"
-    "{{- raise_exception('expected the role system, user or assistant') }}{%- endif %}"
-)
-TEMPLATE = (
-    "{{- '<|bos|>' }}{%- for message in messages %}" + REFUSE_ROLE + "{{- '<|' + message['role'] + '|>' "
-    "+ message['content'] + '<|end|>' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"
-)
-CHATML_TEMPLATE = (
-    "{%- for message in messages %}"
-    + REFUSE_ROLE
-    + "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] "
-    "+ '<|im_end|>' + '\\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
-)
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A conversation as the model sees it: `ids`, and for each whether the loss counts it (it is the assistant's)."""
-
-    ids: list[int]
-    trained: list[bool]
-
 
 class ChatRenderer:
-    """fledge's own format: `<|bos|>`, then for each message `<|role|>`, its content, `<|end|>`; before an answer
-    `<|assistant|>`. `template()` is the same as Jinja: `transformers` gives equal ids for every conversation whose text
-    spells no special token (there it would become one). Without role tokens both raise ConfigError: a base model."""
+    """Conversations as ids for one tokenizer, in one format: fledge's own unless another is given. `in_child`: a
+    template runs, which may take seconds, so a server calls `render` from a thread."""
 
-    def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer
-        names = {"bos": BOS, "system": SYSTEM, "user": USER, "assistant": ASSISTANT, "end": END}
-        ids = {role: tokenizer.id_of(token) for role, token in names.items()}
-        self.ids = {role: number for role, number in ids.items() if number is not None and tokenizer.is_special(number)}
-        self.fits = len(self.ids) == len(names)
-        self.stop_ids = tokenizer.stop_ids
+    def __init__(self, tokenizer: Tokenizer, form: ChatFormat | JinjaFormat = FLEDGE, source: str | None = None):
+        self.tokenizer, self.form, self.source = tokenizer, form, source
+        self.in_child = isinstance(form, JinjaFormat)
+        self.encoder = PieceEncoder(tokenizer)
+        bos, eos = tokenizer.bos_id, tokenizer.eos_id
+        self.marks = Marks(
+            "" if bos is None else tokenizer.token_of(bos), "" if eos is None else tokenizer.token_of(eos)
+        )
+
+    @property
+    def name(self) -> str:
+        return self.form.name
 
     def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> Rendered:
         """Ids and training mask of a conversation; with `generation_prompt`, up to where the assistant's answer
-        begins. Raises RequestError (param "messages") for an empty conversation or an unknown role."""
-        demand(self.fits)
-        contents = [message.content for message in messages]
-        ids, trained = [self.ids["bos"]], [False]
-        for message, content in zip(messages, encoded(self.tokenizer, messages, contents), strict=True):
-            is_answer = message.role == "assistant"
-            ids += [self.ids[message.role], *content, self.ids["end"]]
-            trained += [False] + [is_answer] * (len(content) + 1)
-        if generation_prompt:
-            ids.append(self.ids["assistant"])
-            trained.append(False)
-        return Rendered(ids, trained)
+        begins. Raises RequestError (param "messages") for a conversation that the format can't hold, ConfigError for a
+        tokenizer without the format's tokens, or a template whose answers can't be told apart (for tuning only)."""
+        self.demand()
+        check_messages(messages)
+        return self.encoder.encode(list(self.form.lay_out(messages, self.marks, generation_prompt)))
+
+    def text(self, messages: Sequence[Message], generation_prompt: bool = False) -> str:
+        """The conversation as the format writes it, control tokens spelled out; for people to read."""
+        self.demand()
+        check_messages(messages)
+        return "".join(piece.text for piece in self.form.lay_out(messages, self.marks, generation_prompt))
 
     def template(self) -> str:
-        """The format as a Jinja chat template."""
-        demand(self.fits)
-        return TEMPLATE
+        """The format as a Jinja chat template; the folder's own, where it had one."""
+        self.demand()
+        return self.form.template if self.source is None else self.source
 
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer: the tokenizer's, and the format's end of turn."""
+        end = self.form.end_of_turn() if isinstance(self.form, JinjaFormat) else self.form.end
+        number = self.tokenizer.id_of(end) if end else None
+        return tuple(sorted({*self.tokenizer.stop_ids, *([] if number is None else [number])}))
 
-class ChatMLRenderer(ChatRenderer):
-    """ChatML: for each message `<|im_start|>`, role, newline, content, `<|im_end|>`, newline. No BOS.
+    @property
+    def fits(self) -> bool:
+        """Whether the tokenizer has what the format needs: its control tokens, and something that ends an answer."""
+        if isinstance(self.form, JinjaFormat):
+            return True
+        return all(token in self.encoder.spellings for token in self.form.needs) and bool(
+            self.form.end or self.marks.eos
+        )
 
-    Role and content are encoded together, as every user of this format does; trained on are the answer's tokens (one
-    that begins inside the role's line is not) and `<|im_end|>`, but not the newline after it.
-    """
-
-    def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer
-        self.start, self.end = tokenizer.id_of("<|im_start|>"), tokenizer.id_of("<|im_end|>")
-        self.fits = tokenizer.kind == "bpe" and None not in (self.start, self.end)
-        self.stop_ids = tokenizer.stop_ids
-
-    def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> Rendered:
-        """As ChatRenderer.render."""
-        demand(self.fits)
-        assert self.start is not None and self.end is not None
-        newline = self.tokenizer.encode("\n")
-        headed = [f"{message.role}\n{message.content}" for message in messages]
-        ids: list[int] = []
-        trained: list[bool] = []
-        for message, content in zip(messages, encoded(self.tokenizer, messages, headed), strict=True):
-            is_answer = message.role == "assistant"
-            ids += [self.start, *content, self.end, *newline]
-            trained += [False, *self.after_header(content, is_answer), is_answer, *[False] * len(newline)]
-        if generation_prompt:
-            opening = [self.start, *self.tokenizer.encode("assistant\n")]
-            ids += opening
-            trained += [False] * len(opening)
-        return Rendered(ids, trained)
-
-    def after_header(self, ids: list[int], is_answer: bool) -> list[bool]:
-        """For each token of `assistant\\n…` whether it belongs to the answer alone."""
-        at, flags = 0, []
-        for number in ids:
-            flags.append(is_answer and at >= len(b"assistant\n"))
-            at += len(self.tokenizer.token_bytes(number))
-        return flags
-
-    def template(self) -> str:
-        """The format as a Jinja chat template."""
-        demand(self.fits)
-        return CHATML_TEMPLATE
+    def demand(self) -> None:
+        """Raises ConfigError for a tokenizer without the format's tokens."""
+        if not self.fits:
+            needs = ", ".join(getattr(self.form, "needs", ())) or "an EOS token"
+            raise ConfigError(
+                f"chat format {self.name}: expected a tokenizer with {needs}, got one without, as of a base model; "
+                "use completions, or tune the model with fledge sft on a tokenizer made by fledge tokenizer train"
+            )
 
 
 def renderer_for(tokenizer: Tokenizer, template_text: str | None = None) -> ChatRenderer:
     """The renderer of a chat template (`template_text`, else the one in the tokenizer's folder), or where there is none
-    the one whose special tokens the tokenizer has. Raises ConfigError for a template that is neither of ours, and for a
-    tokenizer without role tokens."""
-    ours, chatml = ChatRenderer(tokenizer), ChatMLRenderer(tokenizer)
+    the one whose special tokens the tokenizer has. `template_text` may be the name of a format (`FORMATS`).
+
+    A template that is ours or a model's published one is rendered by our code, any other in a bounded process: it is
+    first run when something is rendered. Raises ConfigError for a tokenizer without the format's tokens."""
     template = template_text if template_text is not None else tokenizer.template
+    if template in FORMATS:
+        return fitting(ChatRenderer(tokenizer, FORMATS[template]))
     if template is not None and template.strip():
-        for renderer, text in ((ours, TEMPLATE), (chatml, CHATML_TEMPLATE)):
-            if template.strip() == text:
-                demand(renderer.fits)
-                return renderer
-        raise ConfigError(
-            "chat template: expected fledge's own or plain ChatML, got another; "
-            "use completions, or replace chat_template.jinja by the format the model is tuned in"
-        )
-    if chatml.fits and not ours.fits:
-        return chatml
-    demand(ours.fits)
-    return ours
+        form = known_format(template)
+        if form is not None:
+            return fitting(ChatRenderer(tokenizer, form, template))
+        encoder = PieceEncoder(tokenizer)
+        return ChatRenderer(tokenizer, JinjaFormat(tokenizer, template, encoder.spellings, encoder.control), template)
+    chatml = ChatRenderer(tokenizer, CHATML)
+    ours = ChatRenderer(tokenizer)
+    return chatml if chatml.fits and not ours.fits else fitting(ours)
 
 
-def demand(fits: bool) -> None:
-    """Raises ConfigError for a tokenizer without the format's tokens."""
-    if not fits:
-        raise ConfigError(
-            "chat: expected a tokenizer with role tokens, got one of a base model; use completions, or tune the model "
-            "with fledge sft on a tokenizer made by fledge tokenizer train"
-        )
+def fitting(renderer: ChatRenderer) -> ChatRenderer:
+    renderer.demand()
+    return renderer
 
 
-def encoded(tokenizer: Tokenizer, messages: Sequence[Message], texts: list[str]) -> list[list[int]]:
-    """Ids of each text, after the messages were checked. Raises RequestError naming the message."""
-    if not messages:
-        raise RequestError("messages: expected at least one message, got none", "messages")
-    for number, message in enumerate(messages):
-        if message.role not in ROLES:
-            expected = ", ".join(ROLES)
-            raise RequestError(
-                f"messages[{number}].role: expected one of {expected}, got {message.role!r:.40}", "messages"
-            )
-        if not isinstance(message.content, str):
-            found = type(message.content).__name__
-            raise RequestError(f"messages[{number}].content: expected text, got {found}", "messages")
-    try:
-        return tokenizer.encode_batch(texts)
-    except TokenizerError as error:
-        raise RequestError(f"messages: {error}", "messages") from None
+def render_all(renderer: ChatRenderer, conversations: Iterable[Conversation], place: str) -> list[Rendered]:
+    """Each conversation with its mask. Raises DataError naming `place` and the conversation that the format can't
+    hold."""
+    rendered = []
+    for number, conversation in enumerate(conversations, 1):
+        try:
+            rendered.append(renderer.render(conversation))
+        except RequestError as error:
+            raise DataError(f"{place}, conversation {number}: {error}") from None
+    return rendered

@@ -1,18 +1,22 @@
 # Every target does its own set-up: a virtual environment in .venv, made once for each state of
-# pyproject.toml, constraints.txt and TORCH_SPEC.
+# pyproject.toml, constraints.txt, TORCH_SPEC and the Python.
 #
-#   PYTHON=/path/to/python3.11    the Python to build .venv with (>= 3.11)
+#   PYTHON=/path/to/python3.11    the Python to build .venv with (>= 3.11); another version builds it anew
 #   TORCH_SPEC=torch==2.11.0      another PyTorch
 #   PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, ...   pip's own variables pass through
 #   ARGS="..."                    further words for quickstart, test and bench
 
 TORCH_SPEC ?= torch==2.13.0
 ARGS ?=
+ASKED := $(filter-out undefined,$(origin PYTHON))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
   if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then command -v $$p; break; fi; done)
 VENV := .venv
 PY := $(VENV)/bin/python
-KEY := $(shell { cat pyproject.toml constraints.txt; echo '$(TORCH_SPEC)'; } | cksum | cut -d' ' -f1)
+# That of a PYTHON asked for; else the one .venv has; else that of the first python3.
+VERSION_OF := -c 'import platform; print(platform.python_version())' 2>/dev/null
+VERSION := $(shell $(if $(ASKED),,$(PY) $(VERSION_OF) ||) "$(PYTHON)" $(VERSION_OF))
+KEY := $(shell { cat pyproject.toml constraints.txt; echo '$(TORCH_SPEC) $(VERSION)'; } | cksum | cut -d' ' -f1)
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt "$(TORCH_SPEC)"
 # House rules and the quickest tests; make test runs everything that isn't slow.
 CHECK_TESTS ?= tests --ignore=tests/house --ignore=tests/trials --ignore=tests/parity --ignore=tests/learn
@@ -49,14 +53,15 @@ docs: setup
 	@mv $(VENV)/cli.md docs/cli.md
 	@echo "docs/cli.md is current"
 
-$(VENV)/.created:
+$(VENV)/.created-$(VERSION):
 	@test -n "$(PYTHON)" || { echo "fledge: expected Python >= 3.11, found none; install it or set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "fledge: expected Python >= 3.11, got $$("$(PYTHON)" --version 2>&1); set PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@$(PY) -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV) || { echo "fledge: $(PYTHON) -m venv failed; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@{ $(PY) -m pip --version >/dev/null 2>&1 && test "$$($(PY) $(VERSION_OF))" = "$(VERSION)"; } || "$(PYTHON)" -m venv --clear $(VENV) || { echo "fledge: $(PYTHON) -m venv failed; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@rm -f $(VENV)/.created*
 	@touch $@
 
 # The constraint on torch gives way to TORCH_SPEC, everything else is installed exactly as tested.
-$(VENV)/.setup-$(KEY): $(VENV)/.created
+$(VENV)/.setup-$(KEY): $(VENV)/.created-$(VERSION)
 	@echo "setting up $(VENV) ($(TORCH_SPEC))"
 	@grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	@$(PIP) -e '.[serve]'

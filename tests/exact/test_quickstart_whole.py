@@ -76,10 +76,17 @@ def test_a_stopped_quickstart_goes_on_and_a_second_run_trains_nothing(place):
     assert (weights.stat().st_mtime_ns, weights.read_bytes()) == before
     steps = json.loads(second.stdout.splitlines()[-1])["steps"]
     assert steps["corpus"]["reused_corpus"] and steps["shards"]["reused_shards"] and steps["questions"]["reused"]
+    assert steps["tokenizer"]["reused"]
 
 
 def test_another_text_in_the_same_folder_is_refused(place):
     assert quickstart(place).returncode == 0
+    before = contents(place / OUT / "corpus")
     (place / "text" / "more.py").write_text('"""Another module."""\n' + "def f(x):\n    return x\n" * 500)
     changed = quickstart(place)
-    assert changed.returncode == 1 and "the data has changed" in changed.stderr
+    assert changed.returncode == 1 and "holds a quickstart of another text; use another --out" in changed.stderr
+    assert contents(place / OUT / "corpus") == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

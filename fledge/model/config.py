@@ -135,6 +135,10 @@ class ShapeConfig:
     """Channels per head; 0: width / heads."""
     hidden: int = 0
     """Channels inside the feed-forward; 0: the family's custom (4 x width; gated: 8/3 x width, rounded up to 32)."""
+    gated: bool | None = None
+    """Whether the feed-forward multiplies with a gate, in families that have both; unset: the family's custom."""
+    encoder_layers: int = 0
+    """Number of blocks of the encoder in an encoder-decoder; 0: as many as layers."""
     context_tokens: int = 0
     """Longest document in tokens."""
     vocab_size: int = 0

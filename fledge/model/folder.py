@@ -17,6 +17,7 @@ from fledge.config import read_json
 from fledge.errors import CheckpointError, ConfigError
 from fledge.lineage import write_card
 from fledge.model.config import ModelConfig
+from fledge.model.copies import as_stored, check_copy
 from fledge.model.families import FAMILIES, family
 from fledge.model.families.family import Family
 from fledge.model.names import expanded, their_shape, to_ours, to_theirs
@@ -129,8 +130,10 @@ def read_weights(
     own_family: Family, config: ModelConfig, files: list[SafetensorsFile], device: torch.device, dtype: torch.dtype
 ) -> Transformer:
     where = {name: file for file in files for name in file.entries}
+    config = as_stored(own_family, config, where)
     table = {weight.theirs: weight for weight in expanded(own_family, config)}
     found = their_names(own_family, where, set(table), config)
+    table = {name: weight for name, weight in table.items() if name in found or not weight.optional}
     missing = [name for name in table if name not in found]
     if missing:
         raise CheckpointError(f"weights: {len(missing)} missing, first {missing[0]!r}; the files don't fit config.json")
@@ -154,15 +157,21 @@ def their_names(
     own_family: Family, where: dict[str, SafetensorsFile], wanted: set[str], config: ModelConfig
 ) -> dict[str, str]:
     """Canonical name -> name in the files (its prefix may be missing). Raises CheckpointError for strangers."""
-    found = {}
+    found: dict[str, str] = {}
+    copies: list[str] = []
     for name in where:
         if name.endswith(own_family.ignored):
             continue
         canonical = name if name in wanted else own_family.prefix + name
-        if canonical in wanted:
+        if {name, canonical} & own_family.copies.keys():
+            copies.append(name)
+        elif canonical in wanted:
             found[canonical] = name
         elif not (config.tie and name == "lm_head.weight"):
             raise CheckpointError(f"weights: unexpected tensor {name[:80]!r}; config.json describes another model")
+    for name in copies:
+        whose = own_family.copies[name if name in own_family.copies else own_family.prefix + name]
+        check_copy(where, name, found.setdefault(whose, name))
     return found
 
 

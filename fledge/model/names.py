@@ -35,7 +35,7 @@ def filled(weight: Weight, index: int, expert: int) -> Weight:
 def their_shape(weight: Weight, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
     """The shape their tensor must have, from the shapes of our parameters."""
     if weight.how == "zeros":
-        return (weight.size,)
+        return (1, weight.size) if weight.row else (weight.size,)
     parts = [shapes[name] for name in weight.ours]
     rows = sum(part[0] for part in parts)
     stacked = (rows, *parts[0][1:])
@@ -66,7 +66,7 @@ def to_ours(weight: Weight, tensor: Tensor, shapes: dict[str, tuple[int, ...]]) 
 def to_theirs(weight: Weight, parameters: dict[str, Tensor]) -> Tensor:
     """Their tensor from our parameters."""
     if weight.how == "zeros":
-        return torch.zeros(weight.size, dtype=next(iter(parameters.values())).dtype)
+        return torch.zeros((1, weight.size) if weight.row else weight.size, dtype=next(iter(parameters.values())).dtype)
     parts = [parameters[name].detach() for name in weight.ours]
     if weight.how == "interleaved":
         return torch.stack([part.unflatten(0, (weight.heads, -1)) for part in parts], 1).flatten(0, 2)

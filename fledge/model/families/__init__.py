@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from fledge.errors import ConfigError
 from fledge.model.config import ShapeConfig
-from fledge.model.families import gpt2, llama
+from fledge.model.families import bart, gpt2, llama, t5
 from fledge.model.families.family import Family
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (gpt2.FAMILY, llama.FAMILY)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (gpt2.FAMILY, llama.FAMILY, t5.FAMILY, bart.FAMILY)}
 
 
 def family(name: str) -> Family:

@@ -30,7 +30,8 @@ class Weight:
     "same": equal tensors. "transposed": theirs is [in, out]. "fused": theirs is ours stacked along the output;
     "fused_transposed": the same for [in, out] (vectors are stacked as they are). "interleaved": theirs is ours stacked
     head by head (`heads` of them). "pairs": each of theirs' `heads` turns channel pairs (c, c + 1) of its first
-    `channels`, ours (c, c + channels / 2). "zeros": we have no such parameter; `size` zeros are written and expected.
+    `channels`, ours (c, c + channels / 2). "zeros": we have no such parameter; `size` zeros are written and expected,
+    in one row of a matrix where `row` says so. `optional`: a file may leave it out.
     """
 
     theirs: str
@@ -42,12 +43,15 @@ class Weight:
     experts: int = 0
     heads: int = 0
     channels: int = 0
+    row: bool = False
+    optional: bool = False
 
 
 @dataclass(frozen=True)
 class Family:
     """A family: `build` makes a ModelConfig from a ShapeConfig, `read`/`write` translate config.json,
-    `weights(config)` is the name table; `prefix` may be missing in a file; `ignored` name endings hold no weights."""
+    `weights(config)` is the name table; `prefix` may be missing in a file; `ignored` name endings hold no weights;
+    `copies`: other names under which a file may hold a tensor once more, or instead."""
 
     name: str
     model_type: str
@@ -58,6 +62,7 @@ class Family:
     weights: Callable[[ModelConfig], list[Weight]]
     prefix: str = ""
     ignored: tuple[str, ...] = ()
+    copies: dict[str, str] = field(default_factory=dict)
     presets: dict[str, ShapeConfig] = field(default_factory=dict)
 
 

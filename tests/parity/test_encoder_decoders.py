@@ -1,0 +1,328 @@
+"""T5 and BART against transformers on tiny random models with every parameter randomised, fp32; and decoding."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from fledge.batch import Cached, OneDocument, Tokens, one_document, padded
+from fledge.errors import CheckpointError, ConfigError
+from fledge.model.config import ShapeConfig
+from fledge.model.families import family
+from fledge.model.folder import load_model, parse_config, save_model
+from fledge.model.init import initialise
+from fledge.model.show import show
+from fledge.model.show_config import ShowConfig
+from fledge.model.transformer import Transformer, build, new_cache
+from tests.parity.reference import VOCAB, limit, mask_of, randomised, some_ids
+
+T5 = {
+    "d_model": 48, "d_kv": 10, "d_ff": 80, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4,
+    "vocab_size": VOCAB, "decoder_start_token_id": 0,
+    "relative_attention_num_buckets": 8, "relative_attention_max_distance": 20,
+}  # fmt: skip
+BART = {
+    "d_model": 48, "encoder_layers": 2, "decoder_layers": 3, "encoder_ffn_dim": 80, "decoder_ffn_dim": 64,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 6, "vocab_size": VOCAB, "max_position_embeddings": 64,
+}  # fmt: skip
+CASES = {
+    "t5": lambda: transformers.T5Config(**T5),
+    "t5-v1.1": lambda: transformers.T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    "t5-gated-silu": lambda: transformers.T5Config(**T5, feed_forward_proj="gated-silu", layer_norm_epsilon=1e-2),
+    "bart": lambda: transformers.BartConfig(**BART),
+    "bart-scaled": lambda: transformers.BartConfig(**BART, scale_embedding=True, activation_function="relu"),
+    "bart-untied": lambda: transformers.BartConfig(**BART, tie_word_embeddings=False),
+}
+SOURCE, TARGET = 33, 21
+SOURCE_LENGTHS, TARGET_LENGTHS = (33, 7, 20), (5, 21, 12)
+
+
+def reference(name: str) -> transformers.PreTrainedModel:
+    config = CASES[name]()
+    model = transformers.AutoModelForSeq2SeqLM.from_config(config)
+    if name == "t5-v1.1":  # transformers 5 ties it until a file with two matrices is loaded
+        model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.shared.weight))
+    if name == "bart-untied":  # untied, transformers 5 has three embeddings
+        for stack in (model.model.encoder, model.model.decoder):
+            stack.embed_tokens.weight = model.model.shared.weight
+    model = randomised(model)
+    if name.startswith("bart"):  # each norm would shrink the states, until nothing depends on anything
+        with torch.no_grad():
+            for parameter_name, parameter in model.named_parameters():
+                if "norm" in parameter_name and parameter_name.endswith("weight"):
+                    parameter.add_(1.0)
+    return model
+
+
+def ids() -> tuple[torch.Tensor, torch.Tensor]:
+    return some_ids(3, SOURCE), some_ids(3, TARGET)
+
+
+def ours(model: Transformer, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return model(one_document(target), OneDocument(), source=(one_document(source), OneDocument()))
+
+
+def theirs(model: transformers.PreTrainedModel, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return model(input_ids=source, decoder_input_ids=target).logits
+
+
+@pytest.fixture(params=list(CASES))
+def pair(request, tmp_path: Path):
+    model = reference(request.param)
+    model.save_pretrained(tmp_path / "theirs")
+    return model, tmp_path / "theirs", tmp_path / "ours"
+
+
+def rewritten(folder: Path, change: dict[str, Any]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config.update(change)
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v != "absent"}))
+
+
+@torch.no_grad()
+def test_a_folder_of_transformers_gives_its_logits(pair):
+    model, folder, _ = pair
+    expected = theirs(model, *ids())
+    assert (expected - ours(load_model(folder), *ids())).abs().max() <= limit(expected)
+
+
+@torch.no_grad()
+def test_padded_sources_and_targets_give_the_logits_of_transformers_with_its_masks(pair):
+    model, folder, _ = pair
+    source, target = ids()
+    rows = [padded([x[b, :n].tolist() for b, n in enumerate(lengths)])
+            for x, lengths in ((source, SOURCE_LENGTHS), (target, TARGET_LENGTHS))]  # fmt: skip
+    expected = model(
+        input_ids=rows[0][0].ids,
+        attention_mask=mask_of(SOURCE_LENGTHS, SOURCE),
+        decoder_input_ids=rows[1][0].ids,
+        decoder_attention_mask=mask_of(TARGET_LENGTHS, TARGET),
+    ).logits
+    got = load_model(folder)(*rows[1], source=rows[0])
+    for b, n in enumerate(TARGET_LENGTHS):
+        assert (expected[b, :n] - got[b, :n]).abs().max() <= limit(expected[b, :n])
+    assert bool(torch.isfinite(got).all())
+
+
+@torch.no_grad()
+def test_a_folder_of_ours_opens_in_transformers_with_the_same_logits(pair):
+    model, folder, saved = pair
+    save_model(load_model(folder), saved)
+    again = transformers.AutoModelForSeq2SeqLM.from_pretrained(saved).eval()
+    assert type(again) is type(model)
+    assert torch.equal(theirs(model, *ids()), theirs(again, *ids()))
+    assert again.config.decoder_start_token_id == model.config.decoder_start_token_id
+
+
+def test_a_round_trip_through_both_folders_keeps_every_bit(pair):
+    _, folder, saved = pair
+    first = load_model(folder)
+    save_model(first, saved)
+    second = load_model(saved)
+    assert first.config == second.config
+    for (name, a), (_, b) in zip(first.named_parameters(), second.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_one_step_gradients_equal_those_of_transformers(pair):
+    model, folder, _ = pair
+    source, target = ids()
+    mine = load_model(folder).train()
+    labels = torch.roll(target, 1, 1)
+    rows = (one_document(source), OneDocument())
+    mine.loss_sum(one_document(target), OneDocument(), labels, torch.ones(labels.shape), rows).backward()
+    logits = theirs(model, source, target)
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").backward()
+    expected = model.get_input_embeddings().weight.grad
+    got = mine.embedding.weight.grad
+    assert model.config.pad_token_id not in source  # whose gradient transformers keeps at zero
+    assert torch.linalg.vector_norm(got - expected) <= 1e-4 * torch.linalg.vector_norm(expected)
+    total = sum(float(p.grad.double().square().sum()) for p in mine.parameters())
+    theirs_total = sum(float(p.grad.double().square().sum()) for p in model.parameters())
+    assert total == pytest.approx(theirs_total, rel=2e-4)  # squares: the norm agrees to half of it
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chunks", [(21,), (9, 12), (4, *[1] * 17)], ids=["at once", "two chunks", "token by token"])
+def test_cached_decoding_gives_the_logits_of_one_pass_and_of_transformers(pair, chunks):
+    model, folder, _ = pair
+    mine = load_model(folder)
+    source, target = (x[:2] for x in ids())
+    rows = padded([source[0].tolist(), source[1, :7].tolist()])
+    mask = mask_of((SOURCE, 7), SOURCE)
+    expected = model(input_ids=rows[0].ids, attention_mask=mask, decoder_input_ids=target).logits
+    encoded, cache, start, got = mine.encode(*rows), new_cache(mine, 3, TARGET), 0, []
+    for n in chunks:
+        pos = torch.arange(start, start + n).expand(2, -1)
+        tokens = Tokens(target[:, start : start + n], pos, torch.zeros_like(pos))
+        layout = Cached((2, 0), (start, start), (n, n))
+        got.append(mine(tokens, layout, cache, source=rows, encoded=encoded))
+        start += n
+    assert (torch.cat(got, 1) - expected).abs().max() <= limit(expected)
+    whole = mine(one_document(target), OneDocument(), source=rows)
+    assert (torch.cat(got, 1) - whole).abs().max() <= limit(expected)
+
+
+KNOBS = [
+    ("t5", "relative_attention_num_buckets", 8, {"relative_attention_max_distance": 40}),
+    ("t5", "feed_forward_proj", "relu", {"feed_forward_proj": "gelu", "dense_act_fn": "gelu"}),
+    ("t5", "layer_norm_epsilon", 1e-6, {"layer_norm_epsilon": 1e-1}),
+    ("t5", "scale_decoder_outputs", True, {"scale_decoder_outputs": False}),
+    ("t5-v1.1", "feed_forward_proj", "gated-gelu", {"feed_forward_proj": "gated-silu", "dense_act_fn": "silu"}),
+    ("bart", "scale_embedding", False, {"scale_embedding": True}),
+    ("bart", "activation_function", "gelu", {"activation_function": "relu"}),
+    ("bart", "decoder_attention_heads", 6, {"decoder_attention_heads": 4}),
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "key", "was", "change"), KNOBS, ids=str)
+def test_a_wrong_knob_in_the_config_changes_the_logits(name, key, was, change, tmp_path):
+    """The control: parity would fail if a knob were ignored."""
+    model = reference(name)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())[key] == was
+    rewritten(tmp_path, change)
+    expected = theirs(model, *ids())
+    assert (expected - ours(load_model(tmp_path), *ids())).abs().max() > 10 * limit(expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["t5-v1.1", "bart"])
+def test_a_sharded_folder_loads_like_a_single_file(name, tmp_path):
+    model = reference(name)
+    model.save_pretrained(tmp_path, max_shard_size="60KB")
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    expected = theirs(model, *ids())
+    assert (expected - ours(load_model(tmp_path), *ids())).abs().max() <= limit(expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["t5", "t5-v1.1"])
+def test_the_spelling_of_transformers_4_is_read(name, tmp_path):
+    model = reference(name)
+    model.save_pretrained(tmp_path)
+    tie = name == "t5"
+    rewritten(tmp_path, {"scale_decoder_outputs": "absent", "dense_act_fn": "absent", "is_gated_act": "absent",
+                         "tie_word_embeddings": tie, "n_positions": 512, "torch_dtype": "float32"})  # fmt: skip
+    expected = theirs(model, *ids())
+    mine = load_model(tmp_path)
+    assert mine.config.tie is tie
+    assert (expected - ours(mine, *ids())).abs().max() <= limit(expected)
+
+
+@torch.no_grad()
+def test_an_output_matrix_that_differs_from_the_embedding_is_not_tied_whatever_the_config_says(tmp_path):
+    model = reference("t5-v1.1")
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is True
+    assert load_model(tmp_path).config.tie is False
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "prefix"), [("t5", ""), ("bart", "model.")])
+def test_copies_of_the_embedding_are_known_and_a_copy_that_differs_is_refused(name, prefix, tmp_path):
+    model = reference(name)
+    model.save_pretrained(tmp_path)
+    expected = theirs(model, *ids())
+    state = load_file(tmp_path / "model.safetensors")
+    shared, copies = f"{prefix}shared.weight", [f"{prefix}{s}.embed_tokens.weight" for s in ("encoder", "decoder")]
+    with_copies = state | {copy: state[shared].clone() for copy in copies} | {"lm_head.weight": state[shared].clone()}
+    without_shared = {k: v for k, v in with_copies.items() if k != shared}
+    for variant in (with_copies, without_shared):
+        save_file(variant, tmp_path / "model.safetensors")
+        mine = load_model(tmp_path)
+        assert mine.config.tie
+        assert (expected - ours(mine, *ids())).abs().max() <= limit(expected)
+    save_file(with_copies | {copies[0]: state[shared] + 1}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="expected a copy of"):
+        load_model(tmp_path)
+
+
+def test_a_bias_on_the_logits_that_is_not_zero_is_refused(tmp_path):
+    reference("bart").save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    save_file(state | {"final_logits_bias": torch.ones(1, VOCAB)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="final_logits_bias: expected zeros"):
+        load_model(tmp_path)
+    save_file({k: v for k, v in state.items() if k != "final_logits_bias"}, tmp_path / "model.safetensors")
+    load_model(tmp_path)
+
+
+REFUSED = [
+    ("t5", {"feed_forward_proj": "gated-nothing"}, "feed_forward_proj"),
+    ("t5", {"feed_forward_proj": "relu", "dense_act_fn": "gelu_new"}, "dense_act_fn"),
+    ("t5", {"feed_forward_proj": "relu", "is_gated_act": True}, "is_gated_act"),
+    ("t5", {"is_decoder": True}, "is_decoder"),
+    ("t5", {"is_encoder_decoder": False}, "is_encoder_decoder"),
+    ("bart", {"is_decoder": True}, "is_decoder"),
+    ("bart", {"normalize_before": True}, "normalize_before"),
+    ("bart", {"normalize_embedding": False}, "normalize_embedding"),
+    ("bart", {"add_final_layer_norm": True}, "add_final_layer_norm"),
+    ("bart", {"decoder_attention_heads": 7}, "decoder_attention_heads"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "named"), REFUSED, ids=str)
+def test_what_a_family_cannot_do_is_refused_by_name(name, change, named):
+    raw = json.loads(CASES[name]().to_json_string(use_diff=False))
+    parse_config(raw)
+    with pytest.raises(ConfigError, match=named):
+        parse_config({**{k: v for k, v in raw.items() if k not in ("dense_act_fn", "is_gated_act")}, **change})
+
+
+HOSTILE = (10**9, -1, float("nan"), float("inf"), "many", True, [3], {"a": 1}, 2**70)
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=str)
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_hostile_numbers_are_refused_before_anything_is_built(name, value):
+    raw = json.loads(CASES[name]().to_json_string(use_diff=False))
+    numbers = ("num_layers", "num_decoder_layers", "num_heads", "d_kv", "d_ff", "d_model", "vocab_size",
+               "layer_norm_epsilon", "relative_attention_num_buckets", "relative_attention_max_distance",
+               "encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_ffn_dim",
+               "max_position_embeddings")  # fmt: skip
+    for key in set(numbers) & set(raw):
+        if key == "layer_norm_epsilon" and value in (10**9, 2**70):
+            continue  # a strange number, but one that can be computed with
+        with pytest.raises(ConfigError):
+            parse_config({**raw, key: value})
+
+
+PUBLISHED = {
+    "t5-small": 60_506_624,
+    "t5-base": 222_903_552,
+    "t5-large": 737_668_096,
+    "t5-3b": 2_851_598_336,
+    "t5-11b": 11_307_321_344,
+    "t5-v1.1-base": 247_577_856,
+    "flan-t5-base": 247_577_856,
+    "bart-base": 139_420_416,
+    "bart-large": 406_291_456,
+}
+
+
+@pytest.mark.parametrize(("preset", "expected"), PUBLISHED.items())
+def test_a_preset_has_the_published_number_of_parameters(preset, expected):
+    assert show(ShowConfig(preset), json=True)["parameters"] == expected
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [
+    ShapeConfig("t5", width=32, layers=2, heads=4, context_tokens=64, vocab_size=VOCAB),
+    ShapeConfig("t5", width=32, layers=2, heads=4, context_tokens=64, vocab_size=VOCAB, gated=True, encoder_layers=1),
+    ShapeConfig("bart", width=32, layers=1, encoder_layers=2, heads=4, context_tokens=64, vocab_size=VOCAB),
+], ids=["t5", "t5 gated", "bart"])  # fmt: skip
+def test_a_new_model_is_saved_and_opens_in_transformers(shape, tmp_path):
+    model = initialise(build(family(shape.family).build(shape), "cpu"), 3).eval()
+    save_model(model, tmp_path)
+    expected = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    logits = theirs(expected, *ids())
+    assert (logits - ours(model, *ids())).abs().max() <= limit(logits)
+    assert load_model(tmp_path).config.stacks == model.config.stacks

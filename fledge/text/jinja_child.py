@@ -105,21 +105,38 @@ class OutputTooLong(Exception):
 
 
 def render_jobs(template: Template, request: dict[str, Any]) -> dict[str, Any]:
-    """Each job is [number of messages, whether to open the assistant's answer]."""
+    """Each job is [number of messages, whether to open the assistant's answer]. The first must succeed; a later one, on
+    a beginning of the conversation that the template may not take, is None where it doesn't."""
     left = MAX_OUTPUT_CHARACTERS
-    texts, spans = [], []
+    texts: list[str | None] = []
+    spans: list[list[list[int]]] = []
     for n_messages, generation_prompt in request["jobs"]:
         values = {**request["context"], "messages": request["messages"][:n_messages]}
-        parts: list[str] = []
-        for part in template.generate(**values, add_generation_prompt=generation_prompt):
-            left -= len(part)
-            if left < 0:
-                raise OutputTooLong
-            parts.append(part)
-        text, marked = without_marks("".join(parts))
-        texts.append(text)
+        try:
+            text = rendered(template, {**values, "add_generation_prompt": generation_prompt}, left)
+        except (MemoryError, RecursionError, OutputTooLong):
+            raise
+        except Exception:
+            if not texts:
+                raise
+            texts.append(None)
+            spans.append([])
+            continue
+        left -= len(text)
+        plain, marked = without_marks(text)
+        texts.append(plain)
         spans.append(marked)
     return {"texts": texts, "spans": spans}
+
+
+def rendered(template: Template, values: dict[str, Any], most: int) -> str:
+    parts: list[str] = []
+    for part in template.generate(**values):
+        most -= len(part)
+        if most < 0:
+            raise OutputTooLong
+        parts.append(part)
+    return "".join(parts)
 
 
 def without_marks(text: str) -> tuple[str, list[list[int]]]:

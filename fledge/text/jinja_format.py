@@ -23,6 +23,7 @@ from fledge.text.chat_formats import Marks, template_digest
 from fledge.text.chat_layout import Piece
 from fledge.text.conversation import Message
 from fledge.text.jinja_process import TemplateProcess, shared_process
+from fledge.text.special_tokens import ENDS_OF_TURN
 from fledge.text.tokenizer import Tokenizer
 
 MAX_TEMPLATE_CHARACTERS = 1 << 17
@@ -44,6 +45,7 @@ class JinjaFormat:
         self.spelled = SpelledTokens(spellings)
         self.context = special_values(tokenizer)
         self.marked = MARKER.search(template) is not None
+        self.ends = {*ENDS_OF_TURN, *map(tokenizer.token_of, tokenizer.stop_ids)}
         self.process: TemplateProcess = shared_process()
         if len(template) > MAX_TEMPLATE_CHARACTERS:
             raise ConfigError(
@@ -65,15 +67,17 @@ class JinjaFormat:
         if derived:
             jobs += [job for number in answers for job in ([number, True], [number + 1, False])]
         texts, spans = self.render(turns, jobs)
+        whole = texts[0]
+        assert whole is not None
         if self.marked:
-            found = [(start, self.with_end_of_turn(texts[0], end)) for start, end in spans[0]]
+            found = [(start, self.with_end_of_turn(whole, end)) for start, end in spans[0]]
         elif derived:
-            found = self.derive(texts, marks, generation_prompt)
+            found = self.derive(whole, texts[1:], marks, serving=generation_prompt)
         else:
             found = []
-        return list(self.pieces(texts[0], found, cover))
+        return list(self.pieces(whole, found, cover))
 
-    def render(self, turns: list[dict[str, str]], jobs: list[list[Any]]) -> tuple[list[str], list[Any]]:
+    def render(self, turns: list[dict[str, str]], jobs: list[list[Any]]) -> tuple[list[str | None], list[Any]]:
         reply = self.process.render(
             {"template": self.template, "context": self.context, "messages": turns, "jobs": jobs}
         )
@@ -90,16 +94,15 @@ class JinjaFormat:
         }.get(kind, f"{message}; replace the template")
         raise RequestError(f"chat {self.name}: {what}", "messages", CODES.get(kind, "chat_template_failed"))
 
-    def derive(self, texts: list[str], marks: Marks, generation_prompt: bool) -> list[tuple[int, int]]:
-        """[start, end) of each answer in texts[0], from the renderings up to each head and each end."""
-        whole, at = texts[0], 0
+    def derive(self, whole: str, texts: list[str | None], marks: Marks, serving: bool) -> list[tuple[int, int]]:
+        """[start, end) of each answer in `whole`, from the renderings up to each head and each end."""
+        at = 0
         found: list[tuple[int, int]] = []
-        for head, full in zip(texts[1::2], texts[2::2], strict=True):
-            if marks.eos and full.endswith(marks.eos) and not whole.startswith(full):
-                full = full.removesuffix(marks.eos)  # some templates close every text with EOS
+        for head, full in zip(texts[::2], texts[1::2], strict=True):
+            head, full = head or "", self.without_closing(full or "", marks.eos)
             end = self.end_of_answer(full, len(head))
-            if not (at <= len(head) and whole.startswith(full) and full.startswith(head) and end is not None):
-                if generation_prompt:
+            if not (at <= len(head) and head and whole.startswith(full) and full.startswith(head) and end is not None):
+                if serving:
                     return []
                 raise ConfigError(
                     f"chat {self.name}: expected that a conversation begins with the text of its earlier turns and "
@@ -109,6 +112,13 @@ class JinjaFormat:
             found.append((len(head), end))
             at = end
         return found
+
+    def without_closing(self, text: str, eos: str) -> str:
+        """Some templates close every text with EOS, after the end of the last turn."""
+        bare = text.removesuffix(eos) if eos else text
+        last = next(reversed(list(self.control.finditer(bare, max(0, len(bare) - 64)))), None)
+        ends_turn = last is not None and last[0] in self.ends and not bare[last.end() :].strip()
+        return bare if ends_turn else text
 
     def end_of_answer(self, text: str, start: int) -> int | None:
         """After the last control token of text[start:], if nothing but white space follows it."""

@@ -281,8 +281,8 @@ def read_template(path: Path, inside: Any) -> str | None:
     if path.is_file() and path.stat().st_size <= 1 << 20:
         return path.read_text(encoding="utf-8", errors="replace")
     if isinstance(inside, list):
-        named = {item.get("name"): item.get("template") for item in inside if isinstance(item, dict)}
-        inside = named.get("default")
+        named = {str(item.get("name")): item.get("template") for item in inside if isinstance(item, dict)}
+        inside = named.get("default", next(iter(named.values())) if len(named) == 1 else None)
     return inside if isinstance(inside, str) else None
 
 

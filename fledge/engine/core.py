@@ -111,7 +111,8 @@ class Engine:
 
     def step_for(self, request_ids: Container[str]) -> list[Event]:
         """As `step`, but the events of these requests alone; those of others stay for whoever steps next."""
-        own, others = [], []
+        own: list[Event] = []
+        others: list[Event] = []
         for event in self.step():
             (own if event.request_id in request_ids else others).append(event)
         self.unsent = others

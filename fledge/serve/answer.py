@@ -10,12 +10,11 @@ from typing import Any
 from fledge.engine.request import Event, Request
 from fledge.serve.access import AccessLog
 from fledge.serve.errors import to_api_error
-from fledge.serve.gate import Record
 from fledge.serve.generation import Generation
 from fledge.serve.logprobs import Aligner, Placed, TokenTexts
 from fledge.serve.replies import ReplyHead, Usage, chat_choice, chat_delta, text_choice
-from fledge.serve.service import Service
-from fledge.serve.stream import DONE, frame
+from fledge.serve.service import Arrival, Service
+from fledge.serve.stream import DONE, PING, frame
 from fledge.serve.wire import Call
 
 BEGIN_SECONDS = 2.0  # how long a stream's status waits for the engine's word: a refusal before it is a proper error
@@ -46,12 +45,13 @@ class Progress:
 class Answer(ABC):
     """One HTTP request's answer. Subclasses give the shape of choices."""
 
-    def __init__(self, service: Service, call: Call, requests: list[Request], head: ReplyHead, record: Record):
+    def __init__(self, service: Service, call: Call, requests: list[Request], head: ReplyHead, arrival: Arrival):
         self.service = service
         self.call = call
         self.requests = requests
         self.head = head
-        self.record = record
+        self.arrival = arrival
+        self.record = arrival.record
         self.texts = TokenTexts(service.model.tokenizer)
         n = call.sampling.n
         self.progress = [self.new_progress(number * n + i, number) for number in range(len(requests)) for i in range(n)]
@@ -71,7 +71,7 @@ class Answer(ABC):
 
     async def whole(self) -> dict[str, Any]:
         """The reply's body."""
-        async with self.service.generation(self.requests, self.record) as generation:
+        async with self.service.generation(self.requests, self.arrival) as generation:
             async for number, event in generation.events():
                 progress = self.note(number, event)
                 self.first(progress, event)
@@ -82,7 +82,7 @@ class Answer(ABC):
         """The reply as server-sent events. What goes wrong before the first frame is raised, after it is a frame."""
         began = False
         try:
-            async with self.service.generation(self.requests, self.record) as generation:
+            async with self.service.generation(self.requests, self.arrival) as generation:
                 await generation.wait_begun(BEGIN_SECONDS)
                 async for data in self.chunks(generation):
                     began = True
@@ -100,8 +100,8 @@ class Answer(ABC):
         # The opening goes out with the first event if that is there, so a refused request is still a plain error.
         heads = [choice for progress in self.progress for choice in self.opening(progress)]
         opening = b"".join(frame(self.head.chunk([choice], with_usage)) for choice in heads)
-        if opening and not generation.begun.is_set():
-            yield opening
+        if not generation.begun.is_set():
+            yield opening or PING
             opening = b""
         async for number, event in generation.events():
             progress = self.note(number, event)

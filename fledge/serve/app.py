@@ -18,7 +18,7 @@ from fledge.serve.service import Service
 
 def new_app(service: Service, guard: Guard, log: AccessLog) -> Gate:
     """The whole application of one service."""
-    routes = Routes(service, log)
+    routes = Routes(service, guard.tenant, log)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.router.add_route("/v1/chat/completions", routes.chat_completions, methods=["POST"])
     app.router.add_route("/v1/completions", routes.completions, methods=["POST"])

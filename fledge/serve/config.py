@@ -50,5 +50,10 @@ class ServeConfig:
                 raise ConfigError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         if self.max_body_bytes < 1024:
             raise ConfigError(f"max_body_bytes: expected at least 1024, got {self.max_body_bytes}")
-        if self.api_key and (not self.api_key.isascii() or not self.api_key.isprintable() or " " in self.api_key):
-            raise ConfigError("api_key: expected printable ASCII without spaces; choose another key")
+        check_api_key(self.api_key, "api_key")
+
+
+def check_api_key(key: str, place: str) -> None:
+    """Raises ConfigError for a key that no header could carry as it is. `place`: where it was set."""
+    if not key.isascii() or not (key.isprintable() and " " not in key):
+        raise ConfigError(f"{place}: expected printable ASCII without spaces, got something else; choose another key")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from starlette.responses import Response
 
-from fledge.errors import CapacityError, FledgeError, RequestError
+from fledge.errors import CapacityError, EngineError, FledgeError, RequestError
 
 TYPE_OF_STATUS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 CODE_OF_STATUS = {
@@ -72,4 +72,7 @@ def to_api_error(error: BaseException) -> ApiError:
         return ApiError(400, str(error), error.param, error.code)
     if isinstance(error, CapacityError):
         return unavailable("The server is full; try again shortly.", "overloaded")
-    return ApiError(500, "The server failed to answer this request. Quote the x-request-id header when you report it.")
+    # A request that the engine failed on may be what broke it: OpenAI's clients would send a 500 twice more.
+    headers = [("x-should-retry", "false")] if isinstance(error, EngineError) else []
+    message = "The server failed to answer this request. Quote the x-request-id header when you report it."
+    return ApiError(500, message, headers=headers)

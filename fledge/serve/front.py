@@ -21,6 +21,7 @@ MAX_HEADER_BYTES = 32 << 10
 MAX_HEADERS = 100
 HEADER_SECONDS = 10.0
 LINGER_SECONDS = 1.0
+FLUSH_SECONDS = 30.0  # for a caller to take the rest of an answer after its connection was closed on our side
 UNREAD_BODY_SECONDS = 3.0
 MAX_LINGER_BYTES = 64 << 20
 
@@ -158,11 +159,14 @@ class LingeringTransport:
         if self.protocol.unread():
             self.protocol.linger()
         else:
-            self.inner.close()
+            self.close_now()
 
     def half_close(self) -> None:
         if self.inner.can_write_eof() and not self.inner.is_closing():
             self.inner.write_eof()
 
     def close_now(self) -> None:
+        """Close once what was written is sent, which asyncio alone would await for ever."""
         self.inner.close()
+        if self.inner.get_write_buffer_size():
+            self.protocol.loop.call_later(FLUSH_SECONDS, self.inner.abort)

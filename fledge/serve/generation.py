@@ -9,7 +9,7 @@ from typing import Protocol, cast
 
 from fledge.engine.request import Event, Request
 from fledge.errors import EngineError
-from fledge.serve.errors import ApiError, unavailable
+from fledge.serve.errors import ApiError
 
 
 class Submits(Protocol):
@@ -29,6 +29,7 @@ class Generation:
         self.n_open = sum(request.sampling.n for request in requests)
         self.generated_tokens = 0
         self.begun = asyncio.Event()
+        self.closing = False
         self.tasks = [asyncio.create_task(self.follow(number, r)) for number, r in enumerate(requests)]
 
     async def follow(self, number: int, request: Request) -> None:
@@ -39,7 +40,8 @@ class Generation:
                     item = (number, event)
                     await self.put(item)
         except Exception as error:  # carried to the reader, who is in another task
-            await self.put(error)
+            if not self.closing:  # nobody would take it, and `close` waits for this task
+                await self.put(error)
 
     async def put(self, item: tuple[int, Event] | Exception) -> None:
         await self.queue.put(item)
@@ -59,8 +61,6 @@ class Generation:
                 raise item
             event = item[1]
             self.generated_tokens += len(event.token_ids)
-            if event.finish_reason == "cancelled":
-                raise unavailable("The server cancelled this request.", "cancelled")
             if event.finish_reason == "error":
                 raise EngineError(event.error or "engine: the answer failed")
             self.n_open -= event.finish_reason is not None
@@ -77,6 +77,7 @@ class Generation:
 
     async def close(self) -> None:
         """Stop whatever still runs in the engine. Called on every way out: the end, an error, a caller who left."""
+        self.closing = True
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)

@@ -37,7 +37,6 @@ class Guard:
         elif extra:
             self.allowed_hosts = frozenset(extra)
         self.key_digest = hashlib.sha256(api_key.encode()).digest() if api_key else None
-        self.tenant = hashlib.sha256(b"tenant:" + api_key.encode()).hexdigest()[:16] if api_key else ""
 
     def check(self, scope: Scope) -> None:
         """Raise ApiError 401 or 403."""
@@ -47,6 +46,12 @@ class Guard:
             self.check_origin(headers)
         if not self.is_open(scope):
             self.check_key(values(headers, b"authorization"))
+
+    def tenant(self, scope: Scope) -> str:
+        """Whose request this is: one name for each key and address that it comes from, and neither can be read from it.
+        Callers behind one proxy are one tenant."""
+        host = (scope.get("client") or ("",))[0]
+        return hashlib.sha256(b"tenant:" + (self.key_digest or b"") + host.encode()).hexdigest()[:16]
 
     def is_open(self, scope: Scope) -> bool:
         path: str = scope["path"]

@@ -14,17 +14,18 @@ from typing import Any
 
 import uvicorn
 
-from fledge.errors import ConfigError
+from fledge.errors import ConfigError, FledgeError
 from fledge.log import say, warn
 from fledge.serve.access import AccessLog
 from fledge.serve.app import new_app
-from fledge.serve.config import ServeConfig
+from fledge.serve.config import ServeConfig, check_api_key
 from fledge.serve.front import MAX_HEADER_BYTES, FrontProtocol
 from fledge.serve.guard import Guard, is_loopback
 from fledge.serve.service import Service, open_model
 
 API_KEY_VARIABLE = "FLEDGE_API_KEY"
 KEEP_ALIVE_SECONDS = 20
+BACKLOG = 512  # connections that wait to be accepted
 ABORT_SECONDS = 0.5  # for error frames to reach callers who are cut off
 
 
@@ -34,6 +35,7 @@ def serve(config: ServeConfig, json: bool = False) -> dict[str, Any]:
     Raises ConfigError, CheckpointError or TokenizerError before anything listens, and the engine's own error when the
     model can't be loaded."""
     api_key = config.api_key or os.environ.get(API_KEY_VARIABLE, "")
+    check_api_key(api_key, API_KEY_VARIABLE)
     if not is_loopback(config.host) and not api_key:
         warn(
             f"{config.host} is reachable from other machines and NO API KEY is set: anyone who can connect can use "
@@ -42,17 +44,22 @@ def serve(config: ServeConfig, json: bool = False) -> dict[str, Any]:
     model = open_model(config)
     listener = listen(config.host, config.port)
     guard = Guard(config.host, api_key, config.allowed_hosts)
-    return asyncio.run(Site(config, Service(config, model, guard.tenant), guard, listener, (api_key,)).run(json))
+    return asyncio.run(Site(config, Service(config, model), guard, listener, (api_key,)).run(json))
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises ConfigError when the address can't be had."""
+    """A listening socket. Raises ConfigError when the address can't be had."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
         listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)
+        except OSError:
+            listener.close()
+            raise
     except OSError as error:
         problem = error.strerror or "unknown host"
         raise ConfigError(f"port: {host}:{port} can't be listened on ({problem}); choose another port=…") from None
@@ -73,6 +80,13 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+def check_serving(serving: asyncio.Task[None]) -> None:
+    """Raises what ended the listener, if it has ended: nobody could reach a server without one."""
+    if serving.done():
+        serving.result()
+        raise FledgeError("serve: expected to listen until told to stop, got the end of the listener; start it again")
 
 
 class Site:
@@ -102,7 +116,7 @@ class Site:
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=1,
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-            backlog=512,
+            backlog=BACKLOG,
         )
         self.server = Server(options)
         self.signals = 0
@@ -119,11 +133,12 @@ class Site:
         try:
             while not self.server.started and not serving.done():
                 await asyncio.sleep(0.005)
+            check_serving(serving)
             self.announce(url, json)
             await self.service.engine.start()
             loading = asyncio.create_task(self.service.engine.wait_ready())
-            await self.until_told_to_stop(loading)
-            await self.finish_answers()
+            await self.until_told_to_stop(loading, serving)
+            await self.finish_answers(serving)
         finally:
             if loading is not None:
                 loading.cancel()
@@ -145,19 +160,20 @@ class Site:
         print(f"chat page: {url}/")
         print(f"curl {url}{path}{key} -H 'Content-Type: application/json' -d '{json_text.dumps(body)}'", flush=True)
 
-    async def until_told_to_stop(self, loading: asyncio.Task[None]) -> None:
-        """Wait for a signal. Raises the engine's error when the model can't be loaded."""
+    async def until_told_to_stop(self, loading: asyncio.Task[None], serving: asyncio.Task[None]) -> None:
+        """Wait for a signal. Raises the engine's error when the model can't be loaded, and what ends the listener."""
         stopping = asyncio.create_task(self.stop.wait())
         try:
-            await asyncio.wait({stopping, loading}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({stopping, loading, serving}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
                 say(f"{self.service.model.name} is ready: context {self.service.context_tokens} tokens")
-            await stopping
+            await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
+            check_serving(serving)
         finally:
             stopping.cancel()
 
-    async def finish_answers(self) -> None:
+    async def finish_answers(self, serving: asyncio.Task[None]) -> None:
         """Refuse new work; let running answers end for `drain_seconds`, or until a second signal; cut off the rest."""
         seconds = self.config.drain_seconds
         if self.service.running:
@@ -166,7 +182,7 @@ class Site:
             )
         draining = asyncio.create_task(self.service.drain())
         hurrying = asyncio.create_task(self.hurry.wait())
-        await asyncio.wait({draining, hurrying}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({draining, hurrying, serving}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if not draining.done():
             self.service.abort()
             await asyncio.wait({draining}, timeout=ABORT_SECONDS)

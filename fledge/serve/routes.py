@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
+from starlette.types import Scope
 
 import fledge
 from fledge.engine.request import Request, Sampling
@@ -18,7 +20,7 @@ from fledge.serve.fields import count_unknown
 from fledge.serve.gate import CLIENT_GONE, RECORD, Record
 from fledge.serve.metrics import CONTENT_TYPE
 from fledge.serve.replies import ReplyHead, model_card
-from fledge.serve.service import Service
+from fledge.serve.service import Arrival, Service
 from fledge.serve.stream import CallerLeft, EventStream, while_connected
 from fledge.serve.wire import (
     CHAT_FIELDS,
@@ -32,28 +34,56 @@ from fledge.serve.wire import (
 
 SEED_HEADER = "x-fledge-seed"
 
+Prepare = Callable[[dict[str, Any], Arrival], Coroutine[Any, Any, Answer]]
+
 
 class Routes:
-    """The handlers of one service."""
+    """The handlers of one service. `tenant` says whose a request is."""
 
-    def __init__(self, service: Service, log: AccessLog):
+    def __init__(self, service: Service, tenant: Callable[[Scope], str], log: AccessLog):
         self.service = service
+        self.tenant = tenant
         self.log = log
 
     async def chat_completions(self, request: HttpRequest) -> Any:
-        service, record = self.service, record_of(request)
-        call = read_chat(await self.read(request, CHAT_FIELDS))
+        return await self.generate(request, CHAT_FIELDS, self.chat_answer)
+
+    async def completions(self, request: HttpRequest) -> Any:
+        return await self.generate(request, COMPLETION_FIELDS, self.completion_answer)
+
+    async def generate(self, request: HttpRequest, known: frozenset[str], prepare: Prepare) -> Any:
+        """Read, check, answer. A place is held from before the body is read, and whoever leaves is noticed from its end
+        on: a full server reads nothing, and nobody's prompt is encoded for nothing."""
+        service, record, tenant = self.service, record_of(request), self.tenant(request.scope)
+        if service.draining:
+            service.check_ready()
+        with service.admission.room_for(1, tenant, close=True) as place:
+            tree = await self.read(request, known)
+            try:
+                answer = await while_connected(request, prepare(tree, Arrival(record, tenant, place)))
+            except CallerLeft:
+                service.note_left(record)
+                return Response(status_code=CLIENT_GONE)  # for the log; nobody reads it
+            return await self.answer(request, answer)
+
+    async def read(self, request: HttpRequest, known: frozenset[str]) -> dict[str, Any]:
+        config = self.service.config
+        tree = await read_json(request, config.max_body_bytes, config.body_seconds)
+        self.service.metrics.unknown_fields.inc(count_unknown(tree, known, config.strict))
+        return tree
+
+    async def chat_answer(self, tree: dict[str, Any], arrival: Arrival) -> Answer:
+        service, call = self.service, read_chat(tree)
         self.check(call, 1)
         await service.wait_open()
         ids = await service.render(call.messages)
         head = ReplyHead.chat(service.model.name, service.model.fingerprint)
         sampling = service.ending_turns(self.sampling(call, len(ids), None))
-        requests = [Request(head.id, tuple(ids), sampling, service.tenant)]
-        return await self.answer(request, ChatAnswer(service, call, requests, head, record))
+        requests = [Request(head.id, tuple(ids), sampling, arrival.tenant)]
+        return ChatAnswer(service, call, requests, head, arrival)
 
-    async def completions(self, request: HttpRequest) -> Any:
-        service, record = self.service, record_of(request)
-        call = read_completion(await self.read(request, COMPLETION_FIELDS))
+    async def completion_answer(self, tree: dict[str, Any], arrival: Arrival) -> Answer:
+        service, call = self.service, read_completion(tree)
         self.check(call, len(call.prompts))
         await service.wait_open()
         head = ReplyHead.completion(service.model.name, service.model.fingerprint)
@@ -62,24 +92,16 @@ class Routes:
             ids, added = await self.prompt_ids(call, prompt)
             sampling = self.sampling(call, len(ids), DEFAULT_COMPLETION_TOKENS)
             wants_prompt = call.echo and sampling.logprobs is not None
-            requests.append(Request(f"{head.id}-{number}", ids, sampling, service.tenant, wants_prompt))
+            requests.append(Request(f"{head.id}-{number}", ids, sampling, arrival.tenant, wants_prompt))
             n_added.append(added)
         texts = [self.prompt_text(prompt) for prompt in call.prompts] if call.echo else None
-        return await self.answer(request, CompletionAnswer(texts, n_added, service, call, requests, head, record))
-
-    async def read(self, request: HttpRequest, known: frozenset[str]) -> dict[str, Any]:
-        config = self.service.config
-        if self.service.draining:
-            self.service.check_ready()
-        tree = await read_json(request, config.max_body_bytes, config.body_seconds)
-        self.service.metrics.unknown_fields.inc(count_unknown(tree, known, config.strict))
-        return tree
+        return CompletionAnswer(texts, n_added, service, call, requests, head, arrival)
 
     def check(self, call: Call, n_prompts: int) -> None:
         """What can be refused before anything is encoded or the model is there."""
         call.check_ranges(self.service.model.tokenizer.vocab_size)
         self.service.check_model(call.model)
-        most = self.service.config.max_choices
+        most = self.service.admission.share
         if n_prompts * call.sampling.n > most:
             param = "prompt" if n_prompts > 1 else "n"
             raise RequestError(f"{param}: expected at most {most} answers in one request (prompts times n)", param)
@@ -114,7 +136,7 @@ class Routes:
             try:
                 body = await while_connected(request, answer.whole())
             except CallerLeft:
-                return Response(status_code=CLIENT_GONE)  # for the log; nobody reads it
+                return Response(status_code=CLIENT_GONE)
             return json_response(body, headers=headers)
         frames = answer.frames(self.log)
         try:

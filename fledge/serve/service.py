@@ -16,13 +16,13 @@ import fledge
 from fledge.engine.client import EngineClient
 from fledge.engine.request import Request, Sampling
 from fledge.engine.stub_spec import is_stub, parse_stub
-from fledge.errors import CheckpointError, ConfigError, EngineError, RequestError, TokenizerError
+from fledge.errors import CheckpointError, ConfigError, FledgeError, RequestError, TokenizerError
 from fledge.lineage import read_card
 from fledge.serve.config import ServeConfig
 from fledge.serve.errors import ApiError, to_api_error, unavailable
 from fledge.serve.gate import Record
 from fledge.serve.generation import Generation
-from fledge.serve.limits import Admission
+from fledge.serve.limits import Admission, Place
 from fledge.serve.metrics import Metrics
 from fledge.text.chat import ChatRenderer, Message, renderer_for
 from fledge.text.tokenizer import Tokenizer
@@ -89,13 +89,21 @@ def content_digest(folder: Path) -> str:
         return hashlib.sha256((folder / "config.json").read_bytes() + repr(sizes).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Arrival:
+    """A generation request on its way: `place` is held for it until its answers have their own."""
+
+    record: Record
+    tenant: str
+    place: Place
+
+
 class Service:
     """One served model. `draining` says that no new work is taken."""
 
-    def __init__(self, config: ServeConfig, model: ServedModel, tenant: str):
+    def __init__(self, config: ServeConfig, model: ServedModel):
         self.config = config
         self.model = model
-        self.tenant = tenant
         self.engine = EngineClient(config.model, config.engine)
         self.admission = Admission(config.max_choices)
         self.metrics = Metrics(self.engine.counters, self.engine_pid)
@@ -140,7 +148,7 @@ class Service:
     async def wait_open(self) -> None:
         """As `check_ready`, but a request that comes while the model loads for the first time may wait for it."""
         if self.state() == "loading":
-            with self.admission.room_for(1), contextlib.suppress(EngineError):
+            with contextlib.suppress(FledgeError):  # whatever it was, `check_ready` has the answer
                 await self.engine.wait_ready(self.config.start_wait_seconds)
         self.check_ready()
 
@@ -207,9 +215,10 @@ class Service:
             )
 
     @contextlib.asynccontextmanager
-    async def generation(self, requests: list[Request], record: Record) -> AsyncIterator[Generation]:
+    async def generation(self, requests: list[Request], arrival: Arrival) -> AsyncIterator[Generation]:
         """Admit, run, count and stop one HTTP request's work. Raises ApiError 503 when there is no room."""
-        with self.admission.room_for(sum(request.sampling.n for request in requests)):
+        arrival.place.release()
+        with self.admission.room_for(sum(request.sampling.n for request in requests), arrival.tenant):
             prompt_tokens = sum(len(request.prompt_ids) for request in requests)
             generation = Generation(self.engine, requests)
             self.running.add(generation)
@@ -222,7 +231,7 @@ class Service:
             finally:
                 self.running.discard(generation)
                 await generation.close()
-                self.count(generation, prompt_tokens, record, failed)
+                self.count(generation, prompt_tokens, arrival.record, failed)
 
     def count(self, generation: Generation, prompt_tokens: int, record: Record, failed: BaseException | None) -> None:
         metrics = self.metrics
@@ -238,8 +247,12 @@ class Service:
             metrics.failed.labels(code).inc()
             record.values["error"] = code
         else:  # cancelled, or the generator was closed: the caller left
-            metrics.disconnected.inc()
-            record.values["left"] = True
+            self.note_left(record)
+
+    def note_left(self, record: Record) -> None:
+        """The caller of a generation request left before its end."""
+        self.metrics.disconnected.inc()
+        record.values["left"] = True
 
     def abort(self) -> None:
         """End every running answer with an error, at once."""

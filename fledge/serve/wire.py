@@ -20,6 +20,7 @@ DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 MAX_PROMPTS = 64
 MAX_RANDOM_SEED = 2**32  # short enough to be read off a screen, and exact in JavaScript
 MAX_MESSAGES = 4096
+MAX_OWN_STOP_IDS = MAX_STOP_TOKEN_IDS - 16  # the chat format's ends of a turn come on top
 
 SAMPLING_FIELDS = words(
     "max_tokens temperature top_p n stream stream_options stop presence_penalty frequency_penalty logit_bias seed "
@@ -157,7 +158,7 @@ def read_shared(fields: Fields, logprobs: int | None) -> dict[str, Any]:
         n=given(fields.integer("n"), 1),
         logit_bias=read_logit_bias(fields.mapping("logit_bias")),
         stop=read_stop(fields.tree.get("stop")),
-        stop_token_ids=read_ids("stop_token_ids", fields.array("stop_token_ids"), MAX_STOP_TOKEN_IDS),
+        stop_token_ids=read_ids("stop_token_ids", fields.array("stop_token_ids"), MAX_OWN_STOP_IDS),
         ignore_eos=fields.flag("ignore_eos"),
         logprobs=logprobs,
     )

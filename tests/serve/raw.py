@@ -29,13 +29,13 @@ def exchange(url: str, *pieces: bytes, pause: float = 0.0) -> tuple[int, dict[st
 
 
 def read_all(line: socket.socket) -> bytes:
-    data = b""
+    data = bytearray()
     try:
-        while piece := line.recv(1 << 16):
+        while piece := line.recv(1 << 20):
             data += piece
     except ConnectionResetError:
         pass
-    return data
+    return bytes(data)
 
 
 def read_to(line: socket.socket, ending: bytes) -> bytes:

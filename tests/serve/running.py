@@ -1,13 +1,15 @@
-"""A real `fledge serve` in a process of its own, and what tests do with it."""
+"""A real `fledge serve` in a process of its own, or the protocol alone in a thread, and what tests do with them."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +18,9 @@ from typing import Any
 
 import httpx
 import psutil
+import uvicorn
+
+from fledge.serve import front
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 60.0  # two busy cores import torch slowly
@@ -109,6 +114,26 @@ def running(model: str = f"stub:text={TEXT}", *words: str, ready: bool = True) -
                     process.wait()
             assert process.stdout is not None
             process.stdout.close()
+
+
+@contextmanager
+def serving(app: Any) -> Iterator[str]:
+    """The address of a server of `app` in a thread."""
+    options = {"ws": "none", "lifespan": "off", "log_config": None, "log_level": "critical", "loop": "asyncio"}
+    config = uvicorn.Config(
+        app, port=0, http=front.FrontProtocol, h11_max_incomplete_event_size=front.MAX_HEADER_BYTES,
+        timeout_graceful_shutdown=1, **options,  # type: ignore[arg-type]
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def frames_of(response: httpx.Response) -> Iterator[str]:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import uvicorn
 
 from fledge.serve import front
 from fledge.serve.access import AccessLog
 from tests.serve.raw import connect, exchange, parse, read_all, read_to, request
+from tests.serve.running import serving
 
 
 class Plain:
@@ -37,19 +35,8 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Plain]]:
     monkeypatch.setattr(front, "HEADER_SECONDS", 0.5)
     monkeypatch.setattr(front, "UNREAD_BODY_SECONDS", 0.5)
     app = Plain()
-    options = {"ws": "none", "lifespan": "off", "log_config": None, "log_level": "critical", "loop": "asyncio"}
-    config = uvicorn.Config(
-        app, port=0, http=front.FrontProtocol, h11_max_incomplete_event_size=front.MAX_HEADER_BYTES,
-        timeout_graceful_shutdown=1, **options,  # type: ignore[arg-type]
-    )  # fmt: skip
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", app
-    server.should_exit = True
-    thread.join()
+    with serving(app) as url:
+        yield url, app
 
 
 def test_headers_that_drip_are_cut_off_by_the_clock_not_by_silence(site: tuple[str, Plain]) -> None:

@@ -85,8 +85,13 @@ def test_other_sites_pages_cant_post(headers: dict[str, str], expected: int) -> 
     assert status(Guard("127.0.0.1"), scope("GET", host="127.0.0.1:8000", **headers)) == 200
 
 
-def test_tenants_differ_by_key_and_dont_tell_it() -> None:
-    one, other = Guard("127.0.0.1", KEY).tenant, Guard("127.0.0.1", KEY + "2").tenant
-    assert one and other and one != other
-    assert KEY not in one
-    assert Guard("127.0.0.1").tenant == ""
+def test_tenants_differ_by_key_and_address_and_tell_neither() -> None:
+    names = [
+        Guard("127.0.0.1", key).tenant({"type": "http", "client": client})
+        for key in ("", KEY, KEY + "2")
+        for client in (("10.0.0.1", 1000), ("10.0.0.2", 1000), None)
+    ]
+    assert len(set(names)) == 9
+    assert not any(KEY in name or "10.0.0" in name for name in names)
+    again = Guard("127.0.0.1", KEY).tenant({"type": "http", "client": ("10.0.0.1", 2000)})
+    assert again == names[3]  # another connection from there

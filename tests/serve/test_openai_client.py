@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 
 import httpx
@@ -86,17 +87,22 @@ def test_n_stop_and_logit_bias(client: openai.OpenAI) -> None:
     assert other.choices[0].message.content == "ZZZ"
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_logprobs(free_client: openai.OpenAI, seed: int) -> None:
+CUT = {"226": 100}  # the first byte of a character of three, again and again
+
+
+@pytest.mark.parametrize(("seed", "bias"), [*((seed, {}) for seed in range(6)), (0, CUT)], ids=str)
+def test_logprobs(free_client: openai.OpenAI, seed: int, bias: dict[str, int]) -> None:
     reply = free_client.chat.completions.create(
-        model="stub", messages=HELLO, logprobs=True, top_logprobs=2, max_tokens=5, seed=seed  # type: ignore[arg-type]
+        model="stub", messages=HELLO, logprobs=True, top_logprobs=2, max_tokens=5, seed=seed, logit_bias=bias  # type: ignore[arg-type]
     )  # fmt: skip
     logprobs = reply.choices[0].logprobs
     assert logprobs is not None and logprobs.content is not None
     # A token that ends inside a character has no text of its own: its bytes are what adds up.
     spelt = b"".join(bytes(one.bytes or ()) for one in logprobs.content)
-    assert spelt.decode("utf-8", errors="replace") == reply.choices[0].message.content
+    whole, n_bytes = codecs.utf_8_decode(spelt, "replace", False)  # what is unfinished at the end has no text
+    assert whole == reply.choices[0].message.content
     assert all(len(one.top_logprobs) == 2 and one.logprob <= 0 for one in logprobs.content)
+    assert not bias or (whole, n_bytes, len(spelt)) == ("\ufffd" * 4, 4, 5)
 
 
 def test_the_same_seed_gives_the_same_answer(free_client: openai.OpenAI) -> None:
@@ -148,6 +154,14 @@ def test_typed_errors(client: openai.OpenAI, scripted: RunningServer) -> None:
     with pytest.raises(openai.InternalServerError) as broken:
         client.chat.completions.create(model="stub", messages=[{"role": "user", "content": "\x07"}])
     assert broken.value.status_code == 500
+
+
+def test_a_request_that_the_engine_failed_on_is_not_sent_again(scripted: RunningServer) -> None:
+    """It may be what broke the engine. The client would try a 500 twice more, half a second apart."""
+    failed = scripted.metric("fledge_request_failure_total")
+    with client_of(scripted).with_options(max_retries=2) as eager, pytest.raises(openai.InternalServerError):
+        eager.chat.completions.create(model="stub", messages=[{"role": "user", "content": "\x07"}])
+    assert scripted.metric("fledge_request_failure_total") == failed + 1
 
 
 def test_an_error_in_mid_stream_is_raised(scripted: RunningServer) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import mmap
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +17,15 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from fledge.cli.main import main
+from fledge.serve.config import ServeConfig
+from fledge.serve.guard import Guard
+from fledge.serve.main import Server, Site, listen
+from fledge.serve.service import Service, open_model
+from tests.serve.raw import connect, request
 from tests.serve.running import ROOT, TEXT, RunningServer, running, wait_until
+
+ENDLESS = {"ignore_eos": True, "logprobs": 20}
 
 
 @pytest.fixture(scope="module")
@@ -125,27 +135,67 @@ def test_listening_to_other_machines_without_a_key_warns_loudly() -> None:
     assert "curl http://127.0.0.1:" in out
 
 
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line that a server gives up with before it listens."""
+    assert main(["serve", "stub:", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and len(error.splitlines()) == 1
+    return error
+
+
 @pytest.mark.parametrize("words", [["port=70000"], ["api_key=a b"], ["max_choices=0"], ["hots=1"]])
-def test_a_wrong_config_is_one_line(words: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "fledge", "serve", "stub:", *words], cwd=ROOT, capture_output=True, text=True, timeout=30
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+def test_a_wrong_config_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    refusal(capsys, *words)
 
 
-def test_a_port_in_use_is_an_error_that_says_so(server: RunningServer) -> None:
+@pytest.mark.parametrize("key", ["a b", "schlüssel", "line\n"])
+def test_a_key_of_the_environment_that_no_header_can_carry_is_refused(
+    key: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FLEDGE_API_KEY", key)
+    error = refusal(capsys, "port=0")
+    assert "FLEDGE_API_KEY: expected printable ASCII" in error and key not in error
+
+
+def test_a_port_in_use_is_an_error_that_says_so(server: RunningServer, capsys: pytest.CaptureFixture[str]) -> None:
     port = server.url.rsplit(":", 1)[1]
-    done = subprocess.run(
-        [sys.executable, "-m", "fledge", "serve", "stub:", f"port={port}"], cwd=ROOT, capture_output=True, text=True,
-        timeout=30,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert port in done.stderr and "in use" in done.stderr
+    error = refusal(capsys, f"port={port}")
+    assert port in error and "in use" in error
 
 
-def test_many_connections_are_served_while_one_is_slow(server: RunningServer) -> None:
-    began = time.perf_counter()
-    for _ in range(50):
-        assert server.client.get("/health").status_code == 200
-    assert time.perf_counter() - began < 2
+def test_the_address_is_taken_before_anything_else_is_started() -> None:
+    """Two servers that start at once: binding alone lets both go on, and one of them would answer nobody."""
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname(), 2):
+        pass
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3])
+def test_a_server_whose_listener_ends_does_not_go_on(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def serve(self: Server, sockets: object) -> None:
+        await asyncio.sleep(seconds)
+        self.started = seconds > 0
+        await asyncio.sleep(seconds)
+        raise OSError("the listener broke")
+
+    monkeypatch.setattr(Server, "serve", serve)
+    config = ServeConfig("stub:load_ms=60000", port=0, access_log="off")
+    with listen("127.0.0.1", 0) as listener:
+        site = Site(config, Service(config, open_model(config)), Guard("127.0.0.1"), listener, ())
+        with pytest.raises(OSError, match="broke"):
+            asyncio.run(asyncio.wait_for(site.run(True), 10))
+
+
+def test_callers_are_served_while_others_dawdle(server: RunningServer) -> None:
+    """Half a body, and a stream that nobody reads, with slots to spare."""
+    body = request("/v1/completions", "POST", {"prompt": "Hi", "n": 4, "stream": True, "max_tokens": 500, **ENDLESS})
+    with connect(server.url) as half, connect(server.url) as deaf:
+        half.sendall(body[:-10])
+        deaf.sendall(body)
+        wait_until(lambda: server.metric("fledge_num_requests_running") > 0, 2)
+        began = time.perf_counter()
+        for _ in range(50):
+            assert server.client.get("/health").status_code == 200
+        assert server.chat(max_tokens=2).status_code == 200
+        assert time.perf_counter() - began < 2
+        half.sendall(body[-10:])  # it was only slow
+        assert half.recv(12) == b"HTTP/1.1 200"

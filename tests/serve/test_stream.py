@@ -151,7 +151,6 @@ def test_a_generation_ends_with_its_last_choice_and_leaves_the_engine() -> None:
     [
         (CapacityError("full"), CapacityError),
         ([Event("0", 0, (), "a"), Event("0", 0, finish_reason="error", error="broken")], EngineError),
-        ([Event("0", 0, finish_reason="cancelled")], ApiError),
     ],
 )
 def test_what_goes_wrong_in_the_engine_is_raised(script: Any, raised: type[Exception]) -> None:
@@ -164,15 +163,63 @@ def test_abort_ends_a_generation_that_waits() -> None:
         gather(FakeEngine([]), 2, lambda generation: generation.abort(unavailable("going down", "draining")))
 
 
+class Breaking(FakeEngine):
+    """Its iterators can't be left: the process is gone."""
+
+    async def submit(self, request: Request) -> AsyncIterator[Event]:
+        try:
+            while True:
+                yield Event(request.id, 0, (1,), "x")
+        finally:
+            self.left += 1
+            raise CapacityError("the process is not there")
+
+
+def test_leaving_an_engine_that_is_gone_ends() -> None:
+    """What is raised on the way out has no reader: waiting to hand it over would be for ever."""
+
+    async def run() -> None:
+        generation = Generation(Breaking([]), [Request(str(i), (1,), Sampling()) for i in range(3)])
+        async with asyncio.timeout(2):
+            await anext(generation.events())
+            await generation.close()
+
+    asyncio.run(run())
+
+
+def refusal(admission: Admission, n_choices: int, tenant: str) -> str:
+    with pytest.raises(ApiError) as refused, admission.room_for(n_choices, tenant, close=True):
+        pass
+    assert (refused.value.status, refused.value.code) == (503, "overloaded")
+    assert refused.value.headers["connection"] == "close"
+    return str(refused.value)
+
+
 def test_admission_counts_what_is_in_work() -> None:
+    admission = Admission(8)
+    with admission.room_for(4, "a"), admission.room_for(3, "b"):
+        assert "full" in refusal(admission, 2, "b")
+        with admission.room_for(1, "b"):
+            assert admission.in_work == 8
+    assert admission.in_work == 0 and not admission.of_tenant
+
+
+def test_one_tenant_gets_half_and_a_released_place_is_free_once() -> None:
+    admission = Admission(8)
+    with admission.room_for(1, "a") as place, admission.room_for(3, "a"):
+        assert "One caller may have 4" in refusal(admission, 1, "a")
+        with admission.room_for(4, "b"):
+            place.release()
+            place.release()
+            with admission.room_for(1, "a"):
+                assert admission.in_work == 8
+    assert admission.in_work == 0 and not admission.of_tenant
+    with Admission(1).room_for(1, "a"):  # the smallest server still serves
+        pass
+
+
+def test_the_guess_when_to_come_back_follows_how_long_requests_take() -> None:
     admission = Admission(4)
-    with admission.room_for(3):
-        with pytest.raises(ApiError) as refused:
-            admission.room_for(2).__enter__()
-        assert refused.value.status == 503
-        with admission.room_for(1):
-            assert admission.in_work == 4
-    assert admission.in_work == 0
     for seconds, expected in ((0.1, 1), (1000.0, 30)):
         for _ in range(50):
             admission.note(seconds)

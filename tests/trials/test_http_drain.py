@@ -17,28 +17,29 @@ from tests.serve.running import CHAT, RunningServer, finish_reasons, frames_of, 
 
 CHAT_PATH = "/v1/chat/completions"
 SLOW = "stub:delay_ms=40"
-TOKENS = 35  # a second and a half
+BRIEF, LONG = 35, 200  # a second and a half; longer than any of these tests waits
 
 
 class Streaming(threading.Thread):
     """One stream in the background: its frames as they came."""
 
-    def __init__(self, server: RunningServer):
+    def __init__(self, server: RunningServer, tokens: int):
         super().__init__()
         self.url = server.url
+        self.tokens = tokens
         self.frames: list[str] = []
 
     def run(self) -> None:
-        body = {**CHAT, "stream": True, "ignore_eos": True, "max_tokens": TOKENS}
+        body = {**CHAT, "stream": True, "ignore_eos": True, "max_tokens": self.tokens}
         with httpx.stream("POST", self.url + CHAT_PATH, json=body, trust_env=False, timeout=20) as response:
             for frame in frames_of(response):
                 self.frames.append(frame)
 
 
 @contextmanager
-def under_load(*words: str) -> Iterator[tuple[RunningServer, Streaming, list[psutil.Process]]]:
+def under_load(tokens: int, *words: str) -> Iterator[tuple[RunningServer, Streaming, list[psutil.Process]]]:
     with running(SLOW, *words) as server:
-        stream = Streaming(server)
+        stream = Streaming(server, tokens)
         stream.start()
         wait_until(lambda: len(stream.frames) > 3, 5)
         children = psutil.Process(server.process.pid).children(recursive=True)
@@ -65,7 +66,7 @@ def new_work(server: RunningServer) -> int:
 
 
 def test_68_running_answers_end_and_new_work_is_refused() -> None:
-    with under_load("drain_seconds=30") as (server, stream, _):
+    with under_load(BRIEF, "drain_seconds=30") as (server, stream, _):
         assert new_work(server) == 200  # the control
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: new_work(server) in (0, 503), 0.5)
@@ -78,7 +79,7 @@ def test_68_running_answers_end_and_new_work_is_refused() -> None:
 
 @pytest.mark.parametrize("seconds", ["0", "0.5"])
 def test_68_what_takes_too_long_is_cut_off(seconds: str) -> None:
-    with under_load(f"drain_seconds={seconds}") as (server, stream, _):
+    with under_load(LONG, f"drain_seconds={seconds}") as (server, stream, _):
         began = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(10) == 0
@@ -88,7 +89,7 @@ def test_68_what_takes_too_long_is_cut_off(seconds: str) -> None:
 
 
 def test_68_a_second_signal_ends_the_wait() -> None:
-    with under_load("drain_seconds=30") as (server, stream, _):
+    with under_load(LONG, "drain_seconds=30") as (server, stream, _):
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: new_work(server) in (0, 503), 1)
         began = time.monotonic()

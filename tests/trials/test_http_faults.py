@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import httpx
 import psutil
@@ -22,8 +23,8 @@ LONG = {**CHAT, "stream": True, "ignore_eos": True, "seed": 1}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    """20 ms a token, two slots, room for six answers."""
-    words = ("engine.n_slots=2", "max_choices=6", "engine.max_waiting=4")
+    """20 ms a token, two slots, room for twelve answers, six of one caller."""
+    words = ("engine.n_slots=2", "max_choices=12", "engine.max_waiting=10")
     with running("stub:delay_ms=20&poison=%07&crash=%08&context_tokens=400", *words) as started:
         yield started
 
@@ -75,22 +76,53 @@ def test_58_a_caller_who_leaves_the_line_is_taken_out_of_it(server: RunningServe
     wait_until(lambda: idle(server), 1)
 
 
+BIG = json.dumps({"messages": [{"role": "user", "content": "x " * (3 << 20)}]}).encode()  # seconds to encode
+
+
+@contextmanager
+def elsewhere(server: RunningServer) -> Iterator[RunningServer]:
+    """The same server, asked from another address."""
+    other = RunningServer(server.process, server.url, server.error_file)
+    transport = httpx.HTTPTransport(local_address="127.0.0.2")
+    with httpx.Client(base_url=server.url, timeout=30, trust_env=False, transport=transport) as other.client:
+        yield other
+
+
+def refused_at_once(server: RunningServer) -> str:
+    """The message of a refusal, whose cost does not depend on what was sent."""
+    times = []
+    for body in (json.dumps(CHAT).encode(), BIG, json.dumps(LONG).encode(), BIG):
+        began = time.perf_counter()
+        response = server.client.post(CHAT_PATH, content=body, headers={"content-type": "application/json"})
+        times.append(time.perf_counter() - began)
+        assert response.status_code == 503
+        assert error_of(response)["code"] == "overloaded"
+        assert int(response.headers["retry-after"]) >= 1
+        assert response.headers["connection"] == "close"
+    assert min(times[0], times[2]) < 0.1 and min(times[1], times[3]) < 0.1
+    return str(error_of(response)["message"])
+
+
 def test_61_a_full_server_answers_503_at_once_and_says_when_to_come_back(server: RunningServer) -> None:
-    with ThreadPoolExecutor(8) as pool:
-        busy = [pool.submit(server.chat, max_tokens=30, ignore_eos=True, n=3) for _ in range(2)]
-        wait_until(lambda: server.metric("fledge_num_requests_running") == 2, 2)
-        wait_until(lambda: server.metric("fledge_num_requests_waiting") == 4, 2)
-        times = []
-        for stream in (False, True, False, True):
-            began = time.perf_counter()
-            response = server.chat(stream=stream)
-            times.append(time.perf_counter() - began)
-            assert response.status_code == 503
-            assert error_of(response)["code"] == "overloaded"
-            assert int(response.headers["retry-after"]) >= 1
-        assert min(times) < 0.1
-        assert [answer.result().status_code for answer in busy] == [200, 200]
+    with ThreadPoolExecutor(8) as pool, elsewhere(server) as other:
+        busy = [pool.submit(server.chat, max_tokens=100, ignore_eos=True, n=3, seed=1) for _ in range(2)]
+        wait_until(lambda: server.metric("fledge_num_requests_waiting") == 4, 5)
+        assert "One caller may have 6 answers" in refused_at_once(server)
+        assert other.chat(n=7).status_code == 400  # nobody will ever have room for it
+        busy += [pool.submit(other.chat, max_tokens=2, n=3, seed=1) for _ in range(2)]
+        wait_until(lambda: server.metric("fledge_num_requests_waiting") >= 8, 5)
+        assert "The server is full" in refused_at_once(server) and "full" in refused_at_once(other)
+        assert [answer.result().status_code for answer in busy] == [200] * 4
     assert server.chat(max_tokens=1).status_code == 200
+
+
+def test_61_one_callers_flood_does_not_hold_up_anothers_request(server: RunningServer) -> None:
+    with ThreadPoolExecutor(8) as pool, elsewhere(server) as other:
+        flood = [pool.submit(server.chat, max_tokens=50, ignore_eos=True, seed=1) for _ in range(6)]
+        wait_until(lambda: server.metric("fledge_num_requests_waiting") == 4, 5)
+        assert other.chat(max_tokens=2, seed=1).status_code == 200  # the next slot is this caller's
+        assert sum(answer.done() for answer in flood) <= 3
+        assert [answer.result().status_code for answer in flood] == [200] * 6
 
 
 def test_61_requests_at_once_are_all_served(server: RunningServer) -> None:
@@ -138,7 +170,17 @@ def test_64_health_and_readiness_are_two_things() -> None:
                         return True
 
                 wait_until(refused, 1)
-    assert server.process.returncode == 0
+        assert server.process.wait(10) == 0
+
+
+def test_64_a_caller_who_leaves_while_the_model_loads_is_noticed() -> None:
+    with running("stub:load_ms=60000", "max_choices=2", ready=False) as server:
+        for number in (1, 2):  # the second has a place because the first one's was given back
+            with connect(server.url) as line:
+                line.sendall(request(CHAT_PATH, "POST", CHAT))
+                time.sleep(0.3)
+                assert server.chat().status_code == 503  # the control: a place is held for it
+            wait_until(lambda number=number: server.metric("fledge_request_disconnects_total") == number, 1)
 
 
 def test_64_a_model_that_cant_be_loaded_ends_the_server_with_an_error(tmp_path: object) -> None:

@@ -25,6 +25,7 @@ class InitConfig:
 
 
 Take = Literal["first", "last", "each", "mean", "eos"]
+PROBLEMS = ("", "regression", "single_label_classification", "multi_label_classification")
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,9 @@ class HeadConfig:
     """A task's map from hidden states to `labels` numbers.
 
     `take`: whose states: the first token's, the last's, the last end-of-document's, the mean, or each token's own.
-    `hidden`: a product and `activation` come first. `labels` 0: nothing follows it (BERT's pooler). `bias`: the last
-    product's.
+    `hidden`: a product and `activation` come first, and with `norm` the stack's norm after them. `labels` 0: nothing
+    follows it (BERT's pooler). `bias`: the last product's, `hidden_bias`: the first's. `label_names` and `problem`
+    (one of PROBLEMS) are kept for whoever trains or reads the head; one label is a regression, or a reward.
     """
 
     name: str
@@ -51,6 +53,10 @@ class HeadConfig:
     hidden: bool = False
     activation: Activation = "tanh"
     bias: bool = True
+    hidden_bias: bool = True
+    norm: bool = False
+    label_names: tuple[str, ...] = ()
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,8 @@ class ModelConfig:
             raise ConfigError("model: expected encoder and decoder of one embedding width, got two")
         for head in self.heads:
             bounded(f"heads.{head.name}.labels", head.labels, 0, MAX_WIDTH)
+            if head.label_names and len(head.label_names) != head.labels:
+                raise ConfigError(f"heads.{head.name}: expected {head.labels} label names, got {len(head.label_names)}")
 
     @property
     def stacks(self) -> dict[str, StackConfig]:
@@ -153,6 +161,10 @@ class ShapeConfig:
     """Base of the rotary angles; 0: the family's custom."""
     norm_eps: float = 0.0
     """Epsilon of the norms; 0: the family's custom."""
+    task: str = ""
+    """What the model is for, in the family's words (base, lm, sequence, token, span…); empty: its first."""
+    labels: int = 0
+    """Labels of a sequence or token head; 0: two."""
     dropout: float = 0.0
     """Share of activations dropped in training."""
     init: InitConfig = InitConfig()

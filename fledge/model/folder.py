@@ -19,9 +19,17 @@ from fledge.lineage import write_card
 from fledge.model.config import ModelConfig
 from fledge.model.copies import as_stored, check_copy
 from fledge.model.families import FAMILIES, family
-from fledge.model.families.family import Family
+from fledge.model.families.family import Family, Weight
+from fledge.model.families.task import label_keys, task_of_config
 from fledge.model.names import expanded, their_shape, to_ours, to_theirs
 from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
+from fledge.model.spelling import (
+    as_spelled,
+    canonical_name,
+    names_of_other_tasks,
+    prefix_in_files,
+    without_absent_pooler,
+)
 from fledge.model.transformer import Transformer, build
 from fledge.text.chat import ChatRenderer, renderer_for
 from fledge.text.tokenizer import Tokenizer
@@ -57,7 +65,7 @@ def parse_config(raw: dict[str, Any]) -> tuple[Family, ModelConfig]:
     model_type = raw.get("model_type")
     for candidate in FAMILIES.values():
         if candidate.model_type == model_type:
-            return candidate, candidate.read(raw)
+            return candidate, candidate.config_of(raw)
     known = ", ".join(f.model_type for f in FAMILIES.values())
     raise ConfigError(f"config.json: model_type: expected one of {known}, got {str(model_type)[:40]!r}")
 
@@ -130,9 +138,10 @@ def read_weights(
     own_family: Family, config: ModelConfig, files: list[SafetensorsFile], device: torch.device, dtype: torch.dtype
 ) -> Transformer:
     where = {name: file for file in files for name in file.entries}
-    config = as_stored(own_family, config, where)
+    own_family = as_spelled(own_family, config, set(where))
+    config = without_absent_pooler(own_family, as_stored(own_family, config, where), where)
     table = {weight.theirs: weight for weight in expanded(own_family, config)}
-    found = their_names(own_family, where, set(table), config)
+    found = their_names(own_family, where, table, config)
     table = {name: weight for name, weight in table.items() if name in found or not weight.optional}
     missing = [name for name in table if name not in found]
     if missing:
@@ -150,25 +159,34 @@ def read_weights(
         for ours, value in to_ours(weight, tensor, shapes).items():
             put_parameter(model, ours, value)
         del tensor
+    unread = [name for name, parameter in model.named_parameters() if parameter.is_meta and device.type != "meta"]
+    if unread:
+        raise CheckpointError(f"weights: expected values for {unread[0]!r}, found none; download the folder again")
     return model.eval()
 
 
 def their_names(
-    own_family: Family, where: dict[str, SafetensorsFile], wanted: set[str], config: ModelConfig
+    own_family: Family, where: dict[str, SafetensorsFile], table: dict[str, Weight], config: ModelConfig
 ) -> dict[str, str]:
     """Canonical name -> name in the files (its prefix may be missing). Raises CheckpointError for strangers."""
+    wanted, required = set(table), {name for name, weight in table.items() if not weight.optional}
     found: dict[str, str] = {}
     copies: list[str] = []
+    others: set[str] | None = None
     for name in where:
-        if name.endswith(own_family.ignored):
-            continue
-        canonical = name if name in wanted else own_family.prefix + name
-        if {name, canonical} & own_family.copies.keys():
+        canonical = canonical_name(own_family, config, name, wanted)
+        if name in required:
+            found[name] = name
+        elif {name, canonical} & own_family.copies.keys():
             copies.append(name)
         elif canonical in wanted:
             found[canonical] = name
+        elif name.endswith(own_family.ignored):
+            continue
         elif not (config.tie and name == "lm_head.weight"):
-            raise CheckpointError(f"weights: unexpected tensor {name[:80]!r}; config.json describes another model")
+            others = names_of_other_tasks(own_family, config) if others is None else others
+            if canonical not in others and name not in others:
+                raise CheckpointError(f"weights: unexpected tensor {name[:80]!r}; config.json describes another model")
     for name in copies:
         whose = own_family.copies[name if name in own_family.copies else own_family.prefix + name]
         check_copy(where, name, found.setdefault(whose, name))
@@ -187,21 +205,27 @@ def state_in_their_names(model: Transformer, dtype: torch.dtype | None = None) -
     own_family = family(model.config.family)
     ours = {name: p.detach() for name, p in model.named_parameters()}
     state = {weight.theirs: to_theirs(weight, ours) for weight in expanded(own_family, model.config)}
-    return {name: t.to("cpu", dtype or t.dtype) for name, t in state.items()}
+    prefix, written = own_family.prefix, prefix_in_files(own_family, model.config)
+    return {
+        (written + name.removeprefix(prefix) if name.startswith(prefix) else name): t.to("cpu", dtype or t.dtype)
+        for name, t in state.items()
+    }
 
 
 def config_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     """What stands in config.json."""
     own_family = family(config.family)
     ids: dict[str, Any] = {f"{role}_token_id": config.special_ids.get(role) for role in ("bos", "eos", "pad")}
+    tasks = own_family.all_tasks
     return {
-        "architectures": [own_family.architecture],
+        "architectures": [task_of_config(tasks, config).architecture if tasks else own_family.architecture],
         "model_type": own_family.model_type,
         "dtype": str(dtype).removeprefix("torch."),
         "vocab_size": config.vocab_size,
         "tie_word_embeddings": config.tie,
         "initializer_range": config.init.std,
         **own_family.write(config),
+        **label_keys(config),
         **ids,
     }
 

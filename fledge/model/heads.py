@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fledge.batch import Layout, Packed, Padded, Tokens
 from fledge.errors import ConfigError
 from fledge.model.config import HeadConfig, Transform
+from fledge.nn.config import Norm
 from fledge.nn.feedforward import activate
 from fledge.nn.linear import Linear
 from fledge.nn.norm import make_norm
@@ -29,16 +30,18 @@ class OutputTransform(nn.Module):
 class TaskHead(nn.Module):
     """Hidden states [B, T, D] -> [B, labels], or [B, T, labels] where each token has its own answer."""
 
-    def __init__(self, width: int, config: HeadConfig):
+    def __init__(self, width: int, config: HeadConfig, norm: Norm):
         super().__init__()
         self.config = config
-        self.dense = Linear(width, width, True) if config.hidden else None
+        self.dense = Linear(width, width, config.hidden_bias) if config.hidden else None
+        self.norm = make_norm(norm, width) if config.norm else None
         self.out = Linear(width, config.labels, config.bias) if config.labels else None
 
     def forward(self, hidden: Tensor, tokens: Tokens, layout: Layout, eos_id: int | None = None) -> Tensor:
         x = taken(hidden, tokens, layout, self.config.take, eos_id)
         if self.dense is not None:
             x = activate(self.dense(x), self.config.activation)
+        x = x if self.norm is None else self.norm(x)
         return x if self.out is None else self.out(x)
 
 

@@ -11,11 +11,12 @@ from torch import Tensor
 from fledge.errors import CheckpointError
 from fledge.model.config import ModelConfig
 from fledge.model.families.family import Family, Weight
+from fledge.model.families.task import task_of_config
 
 
 def expanded(family: Family, config: ModelConfig) -> Iterator[Weight]:
-    """The name table with `{i}` and `{e}` filled in for every block and expert."""
-    for weight in family.weights(config):
+    """The name table with `{i}` and `{e}` filled in for every block and expert, and the rows of the heads."""
+    for weight in rows_of(family, config):
         if "{i}" not in weight.theirs:
             yield weight
             continue
@@ -23,6 +24,24 @@ def expanded(family: Family, config: ModelConfig) -> Iterator[Weight]:
         for index in range(stack.n_blocks) if weight.blocks is None else weight.blocks:
             for expert in range(max(1, weight.experts)):
                 yield filled(weight, index, expert)
+
+
+def rows_of(family: Family, config: ModelConfig) -> list[Weight]:
+    """The family's rows, those of the output left out of a model without one, and a row for each weight of a head."""
+    table = [row for row in family.weights(config) if config.lm or not reads_output(row)]
+    if not config.heads:
+        return table
+    heads = {head.name: head for head in task_of_config(family.all_tasks, config).heads}
+    for head in config.heads:
+        biased = {"dense": head.hidden_bias, "norm": config.stack.norm.bias, "out": head.bias}
+        for ours, theirs in heads[head.name].modules().items():
+            for end in ("weight", "bias") if biased[ours] else ("weight",):
+                table.append(Weight(f"{theirs}.{end}", (f"heads.{head.name}.{ours}.{end}",)))
+    return table
+
+
+def reads_output(row: Weight) -> bool:
+    return any(name.startswith(("output.", "output_bias", "transform.")) for name in row.ours)
 
 
 def filled(weight: Weight, index: int, expert: int) -> Weight:

@@ -56,7 +56,7 @@ def resolve(config: ShowConfig) -> ModelConfig:
     elif not given:
         raise ConfigError("show: expected a model folder, a preset, a YAML file or model.width=… and so on; see --help")
     shape = over_preset(shape)
-    return family(shape.family).build(replace(shape, vocab_size=shape.vocab_size or DEFAULT_VOCAB))
+    return family(shape.family).new_config(replace(shape, vocab_size=shape.vocab_size or DEFAULT_VOCAB))
 
 
 def print_counts(result: dict[str, Any], cache_bits: int) -> None:

@@ -45,12 +45,12 @@ class Transformer(nn.Module):
         reads = config.stack.width
         self.transform: OutputTransform | None = None
         if config.transform is not None:
-            self.transform = OutputTransform(reads, width if config.tie else reads, config.transform)
+            self.transform = OutputTransform(reads, width, config.transform)
         self.output: Linear | PackedLinear | None = None
         if config.lm and not config.tie:
-            self.output = Linear(width if config.transform and config.embedding_width != reads else reads, vocab)
+            self.output = Linear(width if config.transform else reads, vocab)
         self.output_bias = nn.Parameter(torch.empty(vocab)) if config.output_bias else None
-        self.heads = nn.ModuleDict({head.name: TaskHead(reads, head) for head in config.heads})
+        self.heads = nn.ModuleDict({head.name: TaskHead(reads, head, config.stack.norm) for head in config.heads})
         self._angles: dict[object, Angles] = {}
 
     def forward(

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 from fledge.errors import ConfigError
 from fledge.model.config import ShapeConfig
-from fledge.model.families import bart, gpt2, llama, t5
+from fledge.model.families import albert, bart, bert, distilbert, gpt2, llama, roberta, t5
 from fledge.model.families.family import Family
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (gpt2.FAMILY, llama.FAMILY, t5.FAMILY, bart.FAMILY)}
+MODULES = (gpt2, llama, t5, bart, bert, roberta, distilbert, albert)
+FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in MODULES}
 
 
 def family(name: str) -> Family:

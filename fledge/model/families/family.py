@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
+from fledge.model.families.task import AdjustHead, Task, own_tasks, posed, task_named, task_of
 from fledge.nn.config import Activation
 
 How = Literal["same", "transposed", "fused_transposed", "fused", "zeros", "interleaved", "pairs"]
@@ -51,7 +52,9 @@ class Weight:
 class Family:
     """A family: `build` makes a ModelConfig from a ShapeConfig, `read`/`write` translate config.json,
     `weights(config)` is the name table; `prefix` may be missing in a file; `ignored` name endings hold no weights;
-    `copies`: other names under which a file may hold a tensor once more, or instead."""
+    `copies`: other names under which a file may hold a tensor once more, or instead. `tasks`: its classes in
+    transformers, the first of a config without one (empty: those of every decoder); `adjust_head` changes a head by
+    config.json."""
 
     name: str
     model_type: str
@@ -64,6 +67,27 @@ class Family:
     ignored: tuple[str, ...] = ()
     copies: dict[str, str] = field(default_factory=dict)
     presets: dict[str, ShapeConfig] = field(default_factory=dict)
+    tasks: tuple[Task, ...] = ()
+    adjust_head: AdjustHead | None = None
+
+    @property
+    def all_tasks(self) -> tuple[Task, ...]:
+        return own_tasks(self.architecture, self.tasks)
+
+    def config_of(self, raw: dict[str, Any]) -> ModelConfig:
+        """The model that config.json describes, with the heads of the class it names. Raises ConfigError."""
+        if not self.all_tasks:
+            return self.read(raw)
+        task = task_of(self.all_tasks, raw)
+        return posed(self.read(raw), task, raw, self.adjust_head)
+
+    def new_config(self, shape: ShapeConfig) -> ModelConfig:
+        """A new model of `shape`, with the heads of its task. Raises ConfigError."""
+        config = self.build(shape)
+        if not self.all_tasks and not shape.task:
+            return config
+        raw = {"num_labels": shape.labels} if shape.labels else {}
+        return posed(config, task_named(self.all_tasks, shape.task), raw, self.adjust_head)
 
 
 def integer(raw: dict[str, Any], key: str, default: int | None = None) -> int:

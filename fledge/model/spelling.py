@@ -1,0 +1,65 @@
+"""How files spell the names of tensors: with a prefix or without, in old words, for another class of a family."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fledge.errors import ConfigError
+from fledge.model.config import ModelConfig
+from fledge.model.families.family import Family
+from fledge.model.families.task import posed, task_of_config
+from fledge.model.names import expanded
+from fledge.model.safetensors_file import SafetensorsFile
+
+
+def canonical_name(own_family: Family, config: ModelConfig, name: str, wanted: set[str]) -> str:
+    """A file's name with the family's prefix where it is missing, LayerNorms named as today."""
+    for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
+        if name.endswith(old):
+            name = name.removesuffix(old) + new
+    task = task_of_config(own_family.all_tasks, config) if own_family.all_tasks else None
+    if task is not None and task.prefix and name.startswith(task.prefix):
+        name = own_family.prefix + name.removeprefix(task.prefix)
+    return name if name in wanted else own_family.prefix + name
+
+
+def names_of_other_tasks(own_family: Family, config: ModelConfig) -> set[str]:
+    """Tensors that a file of this body may hold for another of the family's classes: not read. (Published BERTs hold
+    those of pre-training whatever their config.json says.)"""
+    names: set[str] = set()
+    for task in own_family.all_tasks:
+        whole = replace(config, lm=True, heads=()) if task.lm else config
+        try:
+            names |= {weight.theirs for weight in expanded(own_family, posed(whole, task, {}))}
+        except ConfigError:
+            continue
+    return names
+
+
+def without_absent_pooler(own_family: Family, config: ModelConfig, where: dict[str, SafetensorsFile]) -> ModelConfig:
+    """A bare model may come without the head that nothing of it reads."""
+    if not own_family.all_tasks or not config.heads or not task_of_config(own_family.all_tasks, config).base:
+        return config
+    table = expanded(own_family, config)
+    heads = {weight.theirs for weight in table if any(name.startswith("heads.") for name in weight.ours)}
+    present = {canonical_name(own_family, config, name, heads) for name in where}
+    return config if heads & present else replace(config, heads=())
+
+
+def prefix_in_files(own_family: Family, config: ModelConfig) -> str:
+    """What stands before the body's names in the files of a config's class."""
+    if not own_family.all_tasks:
+        return own_family.prefix
+    task = task_of_config(own_family.all_tasks, config)
+    return "" if task.base else task.prefix or own_family.prefix
+
+
+def as_spelled(own_family: Family, config: ModelConfig, names: set[str]) -> Family:
+    """The family with the name table that a file's `names` follow, where it has several."""
+    usual = {weight.theirs for weight in expanded(own_family, config)} if own_family.spellings else set()
+    for other in own_family.spellings:
+        variant = replace(own_family, weights=other)
+        own = {weight.theirs for weight in expanded(variant, config)} - usual
+        if any(name in own or own_family.prefix + name in own for name in names):
+            return variant
+    return own_family

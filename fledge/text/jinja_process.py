@@ -21,7 +21,7 @@ from typing import Any
 import fledge
 from fledge.errors import FledgeError
 
-WALL_SECONDS = 1.8
+WALL_SECONDS = 1.5
 START_SECONDS = 20.0
 MAX_REQUEST_BYTES = 1 << 20
 MAX_REPLY_BYTES = 16 << 20

@@ -113,6 +113,10 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
     def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
         raise SecurityError(f"{type(obj).__name__}.{attribute:.40} is not open to templates")
 
+    def wrap_str_format(self, value: Any) -> None:
+        """Jinja would hand out a `format` of its own; then the rule for attributes wouldn't be asked."""
+        return None
+
     def handle_exception(self, source: str | None = None) -> NoReturn:
         """As it is: Jinja would load a module to make the traceback pretty, and nobody sees the traceback."""
         error = sys.exc_info()[1]
@@ -138,8 +142,8 @@ def compile_template(environment: Environment, source: str) -> Template:
             raise SecurityError(f"{line}{type(node).__name__.lower()} is not open to templates")
         if isinstance(node, nodes.Name) and node.name in ("self", "super"):
             raise SecurityError(f"{line}{node.name} is not open to templates")
-        for name in (getattr(node, "attr", None), getattr(node, "name", None)):
-            if isinstance(name, str) and name.startswith("_"):
+        for name, start in ((getattr(node, "attr", None), "_"), (getattr(node, "name", None), "__")):
+            if isinstance(name, str) and name.startswith(start):
                 raise SecurityError(f"{line}{name:.40} is not open to templates")
     return environment.from_string(tree)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from fledge.data.batches import ChatBatches
-from fledge.text.chat import Message, renderer_for
+from fledge.text.chat import FORMATS, Message, renderer_for
 from fledge.text.train import train_bpe
+from tests.text.chats import every_token
 
 CHAT = (
     Message("system", "Be brief."),
@@ -17,11 +19,36 @@ CHAT = (
 )
 
 
+# fledge's own format, every other one, and one as a foreign template that runs in the bounded process.
+RENDERERS = [*FORMATS, "foreign"]
+
+
 def renderer():
     return renderer_for(train_bpe(["What does textwrap dedent do? It removes common leading whitespace."] * 3, 300))
 
 
-def test_the_ids_served_for_a_conversation_begin_the_ids_trained_on():
+def renderer_of(name):
+    template = FORMATS["chatml"].template + "{# foreign #}" if name == "foreign" else name
+    return renderer_for(every_token(), template)
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+def test_the_ids_served_for_a_conversation_begin_the_ids_trained_on(name):
+    one = renderer_of(name)
+    chat = CHAT[1:] if name in ("gemma", "mistral-v0.1", "mistral-v0.2") else CHAT
+    whole = one.render(chat)
+    for turns in range(1, len(chat)):
+        if chat[turns].role == "assistant":
+            served = one.render(chat[:turns], generation_prompt=True).ids
+            assert whole.ids[: len(served)] == served
+            assert whole.trained[len(served)] and not whole.trained[len(served) - 1]
+    spans = "".join("T" if flag else " " for flag in whole.trained).split()
+    assert len(spans) == 2
+    last = [number for number, flag in zip(whole.ids, whole.trained, strict=True) if flag][-1]
+    assert last in one.stop_ids  # the end of turn is inside the mask, and the server stops there
+
+
+def test_the_ids_served_for_our_own_format_begin_the_ids_trained_on():
     one = renderer()
     whole = one.render(CHAT)
     for turns in (2, 4):

@@ -152,7 +152,7 @@ def test_a_batch_with_such_a_gradient_can_be_skipped(tmp_path):
 
 def test_a_validation_without_a_number_is_never_the_best(tmp_path):
     recipe = toy()
-    recipe.val_losses = (math.nan, 2.0, math.nan, 1.5, math.inf, 3.0)
+    recipe.val_losses = (math.nan, 2.0, math.nan, 1.5, math.inf, math.nan, 3.0)
     go(tmp_path, recipe, settings(steps=7, eval_every_steps=1, keep_last=9))
     best = json.loads((tmp_path / "checkpoints" / "best.json").read_text())
     assert best == {"checkpoint": "step-00000004", "step": 4, "val_loss": 1.5}

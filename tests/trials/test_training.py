@@ -125,7 +125,7 @@ def test_trial_4_a_killed_run_resumes_by_itself_to_the_same_bits(straight, tmp_p
 
 @pytest.mark.slow
 def test_trial_4_twenty_kills_at_random_moments_end_with_the_digest_of_the_uninterrupted_run(tmp_path):
-    settings = {"steps": 400, "save_every_steps": 5, "eval_every_steps": 50}
+    settings = {"steps": 600, "save_every_steps": 5, "eval_every_steps": 50}
     whole = write_config(tmp_path, "whole", **settings)
     assert pretrain(whole).returncode == 0
     config, chance = write_config(tmp_path, **settings), random.Random(4)

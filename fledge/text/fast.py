@@ -1,12 +1,13 @@
 """Quick ways from text to arrays of ids, equal to the plain ones: tiktoken for byte-level BPE, a table for characters.
 
 tiktoken (extra `fast-tok`) joins any neighbours whose bytes together are a token, lowest id first; Hugging Face's BPE
-joins listed pairs, first one first. The two agree when each token has one merge, ids rise with the merges, and every
-token encodes to itself: `ranks_of` checks just that, and a tokenizer that fails is encoded the plain way.
+joins listed pairs, first one first. The two agree when ids rise with the merges and every token encodes to itself, or
+words that are tokens are taken whole: `ranks_of` checks just that, and a tokenizer that fails is encoded the plain way.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -16,7 +17,8 @@ import tokenizers
 from fledge.errors import TokenizerError
 from fledge.text import pattern
 from fledge.text.byte_alphabet import to_bytes
-from fledge.text.tokenizer_file import TokenizerFile, split_merge
+from fledge.text.model_check import split_merge
+from fledge.text.tokenizer_file import TokenizerFile
 
 PIECE_CHARACTERS = 100_000  # of a long text: enough to fill the cores, little enough to hold in memory
 LONG_SPACE = re.compile(r"\s{5000}")  # tiktoken's regex engine overflows its stack on some hundred thousand
@@ -37,7 +39,7 @@ class QuickEncoder:
 
 def quick_encoder(file: TokenizerFile, control: frozenset[int], plain: tokenizers.Tokenizer) -> QuickEncoder | None:
     """A QuickEncoder whose ids equal `plain`'s, or None if tiktoken is not installed or can't give them."""
-    if not is_plain(file, control) or file.tree["model"].get("ignore_merges"):
+    if not is_plain(file, control):
         return None
     try:
         import tiktoken
@@ -67,14 +69,24 @@ def ranks_of(file: TokenizerFile, plain: tokenizers.Tokenizer) -> dict[bytes, in
         if left not in vocab or right not in vocab or left + right not in vocab:
             return None
         number = vocab[left + right]
-        if number <= max(last, vocab[left], vocab[right]):
+        if number < last:
             return None
         last = number
-    if len(merges) != len(vocab) - 256:
+    if not same_joins(file, plain, list(vocab)):
         return None
+    return {data: number for data, number in ranks.items() if data is not None}
+
+
+def same_joins(file: TokenizerFile, plain: tokenizers.Tokenizer, tokens: list[str]) -> bool:
+    """Whether tiktoken's joins are those listed, which then decide the same: shown token by token, the shorter first,
+    by each encoding to itself. Where words that are tokens are taken whole, one may also stay in three parts or more,
+    of which none has a join in either library; of two, tiktoken would make the token."""
     model = plain.model
-    whole = all(len(model.tokenize(token)) == 1 for token in vocab)
-    return {data: number for data, number in ranks.items() if data is not None} if whole else None
+    if not file.tree["model"].get("ignore_merges"):
+        return all(len(model.tokenize(token)) == 1 for token in tokens)
+    tree = {"version": "1.0", "added_tokens": [], "model": {**file.tree["model"], "ignore_merges": False}}
+    model = tokenizers.Tokenizer.from_str(json.dumps(tree)).model
+    return all(len(model.tokenize(token)) != 2 for token in tokens)
 
 
 class Alphabet:

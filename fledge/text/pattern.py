@@ -1,6 +1,6 @@
 """The split patterns of byte-level BPE, as their authors published them, and where a text may be cut beforehand.
 
-A pattern decides which characters may share a token. Ours are three that other software knows by name, unchanged.
+A pattern decides which characters may share a token. Ours are those that other software knows by name, unchanged.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from fledge.errors import TokenizerError
 
-PatternName = Literal["gpt2", "llama3", "qwen2"]
+PatternName = Literal["gpt2", "llama3", "qwen2", "o200k"]
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = (
@@ -20,7 +20,13 @@ LLAMA3 = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-PATTERNS: dict[str, str] = {"gpt2": GPT2, "llama3": LLAMA3, "qwen2": QWEN2}
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+O200K = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PATTERNS: dict[str, str] = {"gpt2": GPT2, "llama3": LLAMA3, "qwen2": QWEN2, "o200k": O200K}
 EVERY_CHARACTER = r"[\s\S]"  # how our character tokenizers split
 KNOWN = frozenset((*PATTERNS.values(), EVERY_CHARACTER))  # linear, so loading needn't try them out
 
@@ -30,6 +36,7 @@ SAFE_CUT = {
     "gpt2": re.compile(r"(?<=\S)\n"),
     "llama3": re.compile(r"(?<=[A-Za-z0-9])\n"),
     "qwen2": re.compile(r"(?<=[A-Za-z0-9])\n"),
+    "o200k": re.compile(r"(?<=[A-Za-z0-9])\n"),
 }
 
 

@@ -18,6 +18,9 @@ SPELLINGS = {
     "eos": (EOS, "</s>", "<|end_of_text|>", "<|endoftext|>", "<eos>"),
     "pad": (PAD, "<pad>", "[PAD]"),
     "unk": (UNKNOWN, "<unk>", "[UNK]"),
+    "cls": ("[CLS]",),
+    "sep": ("[SEP]",),
+    "mask": ("[MASK]", "<mask>"),
 }
 ROLE_SPELLINGS = {"system": (SYSTEM,), "user": (USER,), "assistant": (ASSISTANT,)}
 ENDS_OF_TURN = (END, "<|im_end|>", "<|eot_id|>", "<end_of_turn>")

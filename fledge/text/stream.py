@@ -33,9 +33,8 @@ class TextStream:
         if self.stopped:
             return ""
         data = self.tokenizer.token_bytes(token_id)
-        if self.at_start and data:
-            self.at_start = False
-            data = data.removeprefix(b" ")
+        if self.at_start:
+            data, self.at_start = self.tokenizer.pieces.at_start(token_id, data)
         return self.release(self.decoder.decode(data))
 
     def finish(self) -> str:

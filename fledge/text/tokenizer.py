@@ -1,4 +1,5 @@
-"""`Tokenizer`: text to ids and back; one face over byte-level BPE, SentencePiece-like BPE and characters.
+"""`Tokenizer`: text to ids and back; one face over byte-level BPE, SentencePiece's BPE and Unigram, WordPiece, words
+and characters.
 
 Two rules hold for every kind. `encode` never adds BOS or EOS: who lays a sequence out (the chat renderer, the shard
 writer, a prompt) puts BOS there, once; so `add_bos_token` is false in what we save. And text is never control: the
@@ -10,32 +11,31 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import tokenizers
 
-from fledge.errors import FledgeError, TokenizerError
+from fledge.errors import TokenizerError
 from fledge.lineage import make_folder, sha256_json, write_text_durably
-from fledge.text import fast, pattern, special_tokens, tokenizer_file
-from fledge.text.byte_alphabet import CHARACTER_OF, to_bytes
+from fledge.text import fast, formats, pattern, special_tokens, tokenizer_file
+from fledge.text.byte_alphabet import CHARACTER_OF
+from fledge.text.encoder import Encoder, build, guarded, refuse_slow_pieces
+from fledge.text.framing import Framed, Framing
+from fledge.text.model_check import split_merge
 from fledge.text.special_tokens import SPECIAL_TOKENS, UNKNOWN
-
-Result = TypeVar("Result")
-
-REPLACEMENT = "\ufffd".encode()
-BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
-SPACE_MARK = "\u2581"  # SentencePiece writes a space so
+from fledge.text.token_bytes import TokenBytes, clean_up
 
 
 class Tokenizer:
     """`encode`, `decode` and what is known of each id. Ids are 0..vocab_size-1; some foreign files leave gaps.
 
-    `kind` is "bpe" (byte-level), "sentencepiece-bpe" or "characters"; `special` maps roles (bos eos pad unk system user
-    assistant end) to ids; `template` is the chat template that came with the folder, if any.
+    `kind` is "bpe" (byte-level), "sentencepiece-bpe", "unigram", "wordpiece", "word" or "characters"; `special` maps
+    roles (bos eos pad unk cls sep mask system user assistant end) to ids; `template` is the chat template that came
+    with it.
     """
 
     def __init__(
@@ -47,27 +47,20 @@ class Tokenizer:
         self.ids_by_token = {token: number for number, token in enumerate(file.tokens) if token is not None}
         self.special = special_tokens.roles(file, self.config, self.ids_by_token)
         self.control = special_tokens.control_ids(file, self.config, self.ids_by_token)
-        # An unknown character may become `unk` without anybody having typed its name.
-        self.forbidden = self.control if self.kind == "bpe" else self.control - {self.special.get("unk", -1)}
-        self.plain = build(file, self.control)
+        # What is unknown may become `unk` without anybody having typed its name.
+        unknown = self.special.get("unk")
+        self.forbidden = self.control if self.kind == "bpe" else self.control - {-1 if unknown is None else unknown}
+        self.encoder = Encoder(file, self.config, self.control, unknown)
+        self.plain = self.encoder.library
         pattern.refuse_slow(tokenizer_file.regexes(file.tree), self.probe)
+        refuse_slow_pieces(file, self.probe)
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """From a tokenizer.json, or a folder with one: a tokenizer, model, dataset or run folder, ours or Hugging
-        Face's. Code named by the folder is not run. Raises TokenizerError."""
-        path = Path(path)
-        if path.is_dir():
-            places = [path / part / "tokenizer.json" for part in ("", "tokenizer", "model")]
-            path = next((place for place in places if place.is_file()), places[0])
-        config = tokenizer_file.read_object(path.parent / tokenizer_file.CONFIG)
-        for key, value in tokenizer_file.read_object(path.parent / "special_tokens_map.json").items():
-            config.setdefault(key, value)
-        template = tokenizer_file.read_template(
-            path.parent / tokenizer_file.TEMPLATE, config.pop("chat_template", None)
-        )
-        config.pop("auto_map", None)  # names code of the folder's author
-        return cls(tokenizer_file.read(path), config, template)
+        """From a file or folder of any form that `formats.read` knows: tokenizer.json, SentencePiece, tiktoken, GPT-2's
+        and BERT's files, GGUF; a tokenizer, model, dataset or run folder, ours or Hugging Face's. Raises
+        TokenizerError."""
+        return cls(*formats.read(path))
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json (to the byte as it was read), tokenizer_config.json and the chat template, if any.
@@ -83,7 +76,7 @@ class Tokenizer:
         """Hex SHA-256 of what decides ids: normalizer, pre-tokenizer, model, added tokens and the special roles."""
         tree = self.file.tree
         model = {key: value for key, value in tree["model"].items() if key != "merges"}
-        merges = [tokenizer_file.split_merge(merge) for merge in tree["model"].get("merges", [])]
+        merges = [split_merge(merge) for merge in tree["model"].get("merges", [])]
         parts = {key: tree.get(key) for key in ("normalizer", "pre_tokenizer", "added_tokens")}
         return sha256_json({**parts, "model": model, "merges": merges, "special": self.special})
 
@@ -108,8 +101,7 @@ class Tokenizer:
             check_unicode(text)
         if self.alphabet is not None:
             return [self.alphabet.encode(text).tolist() for text in texts]
-        encodings = guarded(lambda: self.plain.encode_batch_fast(list(texts), add_special_tokens=False))
-        found = [encoding.ids for encoding in encodings]
+        found = self.encoder.encode_batch(texts)
         for place, ids in enumerate(found):
             if not self.forbidden.isdisjoint(ids):
                 found[place] = self.encode_apart(texts[place])
@@ -133,8 +125,7 @@ class Tokenizer:
         after its first character. Raises TokenizerError if even that leads to a control token."""
         spellings = sorted((re.escape(self.file.tokens[i] or "\0") for i in self.forbidden), key=len, reverse=True)
         parts = re.split(f"(?<=(?=(?:{'|'.join(spellings)})).)", text, flags=re.DOTALL)
-        encodings = guarded(lambda: self.plain.encode_batch_fast(parts, add_special_tokens=False))
-        ids = [number for encoding in encodings for number in encoding.ids]
+        ids = [number for found in self.encoder.encode_batch(parts) for number in found]
         if not self.forbidden.isdisjoint(ids):
             token = self.token_of(min(self.forbidden.intersection(ids)))
             raise TokenizerError(
@@ -146,6 +137,15 @@ class Tokenizer:
     def trusted(self) -> tokenizers.Tokenizer:
         """The tokenizer as its file says: special tokens in the text become special ids."""
         return build(self.file, frozenset())
+
+    def frame(self, ids: Sequence[int], more: Sequence[int] | None = None) -> Framed:
+        """`ids` of one text, or of two, with the special tokens that the model wants around them (`[CLS]` and `[SEP]`
+        of BERT, `</s>` of T5), as the file's post-processor says; nothing is added where it says nothing."""
+        return self.framing.frame(ids, more)
+
+    @cached_property
+    def framing(self) -> Framing:
+        return Framing(self.file.tree.get("post_processor"), self.vocab_size)
 
     @cached_property
     def quick(self) -> fast.QuickEncoder | None:
@@ -162,68 +162,36 @@ class Tokenizer:
 
     # Ids to text
 
-    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+    def decode(self, ids: Iterable[int], skip_special: bool = True, cleaned: bool = False) -> str:
         """Text of `ids`. Bytes that are not UTF-8 become U+FFFD; an unfinished character at the very end is left out,
-        as a stream would leave it. Ids without a token decode to nothing."""
-        data = self.decode_bytes(ids) if skip_special else self.join(self.spelled(i) for i in ids)
-        return codecs.utf_8_decode(data, "replace", False)[0]
+        as a stream would leave it. Ids without a token decode to nothing. `cleaned`: without spaces before marks and
+        English endings, as `transformers` can show it (`clean_up_tokenization_spaces`)."""
+        data = self.pieces.join(ids, self.token_bytes if skip_special else self.spelled)
+        text = codecs.utf_8_decode(data, "replace", False)[0]
+        return clean_up(text) if cleaned else text
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """Bytes of `ids`, special tokens left out. SentencePiece's dummy space at the beginning is dropped."""
-        return self.join(self.token_bytes(i) for i in ids)
-
-    def join(self, parts: Iterable[bytes]) -> bytes:
-        data = b"".join(parts)
-        return data[1:] if self.drops_first_space and data.startswith(b" ") else data
+        """Bytes of `ids`, special tokens left out. A space that encoding put at the beginning is dropped."""
+        return self.pieces.join(ids, self.token_bytes)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The raw bytes of one token; b"" for a special token or an id without one. `unk` of characters is U+FFFD."""
-        return self.bytes_by_id[token_id] if 0 <= token_id < self.vocab_size else b""
+        return self.pieces.table[token_id] if 0 <= token_id < self.vocab_size else b""
 
     def spelled(self, token_id: int) -> bytes:
-        return self.token_of(token_id).encode() if self.is_special(token_id) else self.token_bytes(token_id)
+        """The bytes of one token, a special one by its name, between words with a space before it."""
+        if not self.is_special(token_id):
+            return self.token_bytes(token_id)
+        return (" " if self.kind in ("wordpiece", "word") else "").encode() + self.token_of(token_id).encode()
 
     @cached_property
-    def bytes_by_id(self) -> tuple[bytes, ...]:
-        return tuple(self.read_token(number) for number in range(self.vocab_size))
+    def pieces(self) -> TokenBytes:
+        return TokenBytes(self.file, self.config, self.control, self.special)
 
-    def read_token(self, number: int) -> bytes:
-        token = self.file.tokens[number]
-        if self.kind == "characters" and number == self.special.get("unk"):
-            return REPLACEMENT
-        if token is None or number in self.control:
-            return b""
-        if number in self.file.added:
-            return token.encode()
-        if self.kind == "bpe":
-            data = to_bytes(token)
-            return token.encode() if data is None else data
-        byte = BYTE_TOKEN.fullmatch(token) if self.kind == "sentencepiece-bpe" else None
-        if byte is not None:
-            return bytes([int(byte[1], 16)])
-        return (token.replace(SPACE_MARK, " ") if self.marks_spaces else token).encode()
-
-    @cached_property
-    def decoder_steps(self) -> list[dict[str, Any]]:
-        return tokenizer_file.walk(self.file.tree.get("decoder"))
-
-    @cached_property
-    def marks_spaces(self) -> bool:
-        """Whether a space is written as U+2581 in the vocabulary."""
-        replaced = any(step.get("pattern") == {"String": SPACE_MARK} for step in self.decoder_steps)
-        return replaced or any(step.get("type") == "Metaspace" for step in self.decoder_steps)
-
-    @cached_property
+    @property
     def drops_first_space(self) -> bool:
-        """Whether encoding puts a dummy space before a text, so that decoding takes one away."""
-        if self.kind != "sentencepiece-bpe":
-            return False
-        for step in self.decoder_steps:
-            if step.get("type") == "Strip" and step.get("content") == " " and step.get("start") == 1:
-                return True
-            if step.get("type") == "Metaspace":
-                return step.get("prepend_scheme", "always") != "never" and step.get("add_prefix_space") is not False
-        return False
+        """Whether encoding puts a space before a text, so that decoding takes one away."""
+        return self.pieces.drops_first_space
 
     # What is known of an id
 
@@ -272,26 +240,6 @@ class Tokenizer:
 def from_text(text: str, config: dict[str, Any] | None = None, template: str | None = None) -> Tokenizer:
     """A Tokenizer from the text of a tokenizer.json."""
     return Tokenizer(tokenizer_file.parse(text), config, template)
-
-
-def build(file: tokenizer_file.TokenizerFile, control: frozenset[int]) -> tokenizers.Tokenizer:
-    """The Rust tokenizer of a checked file. Tokens of `control` are not recognised in a text. Truncation, padding and
-    post-processing of the file are left out: they would cut, pad or add BOS."""
-    tree = {**file.tree, "truncation": None, "padding": None, "post_processor": None}
-    added = [{**entry, "special": entry.get("special") is True or i in control} for i, entry in file.added.items()]
-    built = guarded(lambda: tokenizers.Tokenizer.from_str(json.dumps({**tree, "added_tokens": added})))
-    built.encode_special_tokens = bool(control)
-    return built
-
-
-def guarded(call: Callable[[], Result]) -> Result:
-    """`call()`, with whatever the Rust side raises, panics included, as TokenizerError."""
-    try:
-        return call()
-    except (KeyboardInterrupt, SystemExit, MemoryError, FledgeError):
-        raise
-    except BaseException as error:  # a Rust panic arrives as a BaseException of its own
-        raise TokenizerError(f"tokenizer: {str(error)[:160] or type(error).__name__}") from None
 
 
 def check_unicode(text: str) -> None:

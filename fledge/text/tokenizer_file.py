@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fledge.errors import TokenizerError
-from fledge.text import pattern
+from fledge.text import charsmap, pattern
+from fledge.text.model_check import check_model, describe, name_of, vocab_of
+from fledge.text.sentencepiece_text import charsmap_of
 
 CONFIG = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
@@ -25,13 +27,15 @@ MAX_GROWTH = 64  # times longer a normalizer may make a text
 
 NORMALIZERS = frozenset(
     ("NFC", "NFD", "NFKC", "NFKD", "Prepend", "Replace", "Sequence", "Lowercase", "Strip", "StripAccents", "Nmt")
+    + ("BertNormalizer", "Precompiled")
 )
 
 
 @dataclass(frozen=True)
 class TokenizerFile:
     """A checked tokenizer.json. `tokens[id]` is the token's text, None where an id has none; `added` maps the ids of
-    added tokens to their entries; `kind` is "bpe", "sentencepiece-bpe" or "characters"."""
+    added tokens to their entries; `kind` is "bpe", "sentencepiece-bpe", "unigram", "wordpiece", "word" or
+    "characters"."""
 
     text: str
     tree: dict[str, Any]
@@ -64,15 +68,13 @@ def parse(text: str, at: str = "tokenizer.json") -> TokenizerFile:
     """A checked TokenizerFile from its text. Raises TokenizerError."""
     tree = parse_json(text, at)
     model = tree.get("model")
-    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
-        raise TokenizerError(f"{at}: model.vocab: expected a mapping of tokens to ids, got {describe(model)}")
+    vocab = vocab_of(model, at)
+    assert isinstance(model, dict), "vocab_of refuses anything else"
     kind = kind_of(tree, model, at)
     added = read_added(tree.get("added_tokens"), at)
-    tokens = place_tokens(model["vocab"], added, at)
-    if kind == "characters" and not any(len(token) == 1 and i not in added for token, i in model["vocab"].items()):
-        raise TokenizerError(
-            f"{at}: model.vocab: expected tokens of one character, found none"
-        )
+    tokens = place_tokens(vocab, added, at)
+    if kind == "characters" and not any(len(token) == 1 and i not in added for token, i in vocab):
+        raise TokenizerError(f"{at}: model.vocab: expected tokens of one character, found none")
     check_model(model, at)
     check_normalizer(tree.get("normalizer"), at)
     check_steps(tree.get("pre_tokenizer"), "pretokenizers", at)
@@ -105,19 +107,21 @@ def parse_json(text: str, at: str) -> dict[str, Any]:
 
 
 def kind_of(tree: dict[str, Any], model: dict[str, Any], at: str) -> str:
-    """Which of our kinds the file is. Raises TokenizerError for the kinds this package can't encode with yet."""
-    name = model.get("type") or ("BPE" if "merges" in model else "none")  # GPT-2's own file has no type
+    """Which of our kinds the file is. Raises TokenizerError for a model that this package can't encode with."""
+    name = name_of(model)
     steps = {step.get("type") for step in walk(tree.get("pre_tokenizer"))}
     decoders = {step.get("type") for step in walk(tree.get("decoder"))}
     if name == "BPE" and ("ByteLevel" in steps or (not steps and "ByteLevel" in decoders)):
         return "bpe"
     if name == "BPE" and (model.get("byte_fallback") or "Metaspace" in steps | decoders or "ByteFallback" in decoders):
         return "sentencepiece-bpe"
-    if name == "WordLevel" and is_every_character(tree.get("pre_tokenizer")):
-        return "characters"
+    if name == "WordLevel":
+        return "characters" if is_every_character(tree.get("pre_tokenizer")) else "word"
+    if name in ("Unigram", "WordPiece"):
+        return str(name).lower()
     raise TokenizerError(
-        f"{at}: model: expected byte-level BPE, SentencePiece-like BPE or characters, got {name!r:.40}; "
-        "convert the tokenizer, or use a model with one of these"
+        f"{at}: model: expected byte-level BPE, SentencePiece-like BPE, WordPiece, Unigram or WordLevel, "
+        f"got {name!r:.40}; convert the tokenizer, or use a model with one of these"
     )
 
 
@@ -148,15 +152,13 @@ def read_added(entries: Any, at: str) -> dict[int, dict[str, Any]]:
     return found
 
 
-def place_tokens(vocab: dict[str, Any], added: dict[int, dict[str, Any]], at: str) -> tuple[str | None, ...]:
+def place_tokens(vocab: list[tuple[str, Any]], added: dict[int, dict[str, Any]], at: str) -> tuple[str | None, ...]:
     """Tokens by id. Raises TokenizerError for an id that is no number, negative, given twice or far out of range."""
     n_entries = len(vocab) + len(added)
     limit = 2 * n_entries + 1024  # gaps exist in good files; an id beyond this would only cost memory
     tokens: list[str | None] = [None] * (limit if n_entries else 0)
     highest = -1
-    contents = [(token, number) for token, number in vocab.items()]
-    contents += [(entry["content"], number) for number, entry in added.items()]
-    for token, number in contents:
+    for token, number in [*vocab, *((entry["content"], number) for number, entry in added.items())]:
         number = read_id(number, f"{at}: token {token!r:.40}")
         if number >= limit:
             raise TokenizerError(f"{at}: token {token!r:.40}: expected an id below {limit}, got {number}")
@@ -168,9 +170,10 @@ def place_tokens(vocab: dict[str, Any], added: dict[int, dict[str, Any]], at: st
         highest = max(highest, number)
     if highest < 0:
         raise TokenizerError(f"{at}: expected at least one token, found none")
+    known = dict(vocab)
     for number, entry in added.items():
-        if vocab.get(entry["content"], number) != number:
-            raise TokenizerError(f"{at}: {entry['content']!r:.40} has id {number} and {vocab[entry['content']]!r:.20}")
+        if known.get(entry["content"], number) != number:
+            raise TokenizerError(f"{at}: {entry['content']!r:.40} has id {number} and {known[entry['content']]!r:.20}")
     return tuple(tokens[: highest + 1])
 
 
@@ -178,38 +181,6 @@ def read_id(value: Any, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise TokenizerError(f"{where}: expected an id of 0 or more, got {describe(value)}")
     return value
-
-
-def check_model(model: dict[str, Any], at: str) -> None:
-    """Raises TokenizerError unless the merges join known tokens to known tokens and encoding is deterministic."""
-    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(key):
-            raise TokenizerError(f"{at}: model.{key}: expected none, got {describe(model[key])}; not supported")
-    if model.get("dropout"):
-        raise TokenizerError(
-            f"{at}: model.dropout: expected none, got {describe(model['dropout'])}; ids would be random"
-        )
-    merges = model.get("merges", [])
-    if not isinstance(merges, list):
-        raise TokenizerError(f"{at}: model.merges: expected a list, got {describe(merges)}")
-    vocab = model["vocab"]
-    for place, merge in enumerate(merges):
-        pair = split_merge(merge)
-        if pair is None:
-            raise TokenizerError(f"{at}: model.merges[{place}]: expected two tokens, got {describe(merge)}")
-        left, right = pair
-        if left not in vocab or right not in vocab or left + right not in vocab:
-            raise TokenizerError(
-                f"{at}: model.merges[{place}]: {left!r:.30} + {right!r:.30}: not all in the vocabulary"
-            )
-
-
-def split_merge(merge: Any) -> tuple[str, str] | None:
-    """Left and right of a merge in either of its two spellings, or None if it is neither."""
-    parts = merge.split(" ") if isinstance(merge, str) else merge
-    if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) and p for p in parts):
-        return None
-    return parts[0], parts[1]
 
 
 def check_normalizer(normalizer: Any, at: str) -> None:
@@ -224,6 +195,8 @@ def check_normalizer(normalizer: Any, at: str) -> None:
             raise TokenizerError(f"{at}: normalizer: expected at most {MAX_GROWTH} characters to prepend")
         if name == "Replace":
             growth *= growth_of(step.get("pattern"), len(str(step.get("content"))))
+        if name == "Precompiled":
+            charsmap.parts_of(charsmap_of([step]), f"{at}: normalizer")
     if growth > MAX_GROWTH:
         raise TokenizerError(f"{at}: normalizer: could make a text more than {MAX_GROWTH} times longer; refused")
 
@@ -284,10 +257,3 @@ def read_template(path: Path, inside: Any) -> str | None:
         named = {str(item.get("name")): item.get("template") for item in inside if isinstance(item, dict)}
         inside = named.get("default", next(iter(named.values())) if len(named) == 1 else None)
     return inside if isinstance(inside, str) else None
-
-
-def describe(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 64:
-        return f"an integer of {value.bit_length()} bits"
-    text = repr(value) if isinstance(value, str | int | float | bool | type(None)) else type(value).__name__
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -17,11 +17,13 @@ from fledge import config as fields
 from fledge.errors import CheckpointError, ConfigError, DataError
 from fledge.lineage import CARD, make_folder, sha256_file, sha256_json, verify, write_card
 from fledge.log import Progress, say, warn
-from fledge.text import pattern, tokenizer_file
+from fledge.text import pattern
 from fledge.text.config import TokenizerTrainConfig
 from fledge.text.documents import CORPUS, read_documents, refuse_inside, total_bytes
+from fledge.text.encoder import guarded
+from fledge.text.model_check import split_merge
 from fledge.text.special_tokens import SPECIAL_TOKENS
-from fledge.text.tokenizer import Tokenizer, byte_bpe, byte_level, characters, check_unicode, guarded
+from fledge.text.tokenizer import Tokenizer, byte_bpe, byte_level, characters, check_unicode
 
 RECIPE = 1  # raised when the same config and text would give another tokenizer
 KIND = "tokenizer"
@@ -61,7 +63,7 @@ def train_bpe(
     learner.pre_tokenizer = pre_tokenizer(pattern_name)
     guarded(lambda: learner.train_from_iterator(in_short_runs(counted(texts, n_bytes)), trainer))
     model = json.loads(learner.to_str())["model"]
-    merges = [list(tokenizer_file.split_merge(merge) or ()) for merge in model["merges"]]
+    merges = [list(split_merge(merge) or ()) for merge in model["merges"]]
     return byte_bpe(model["vocab"], merges, pattern_name, special)
 
 

@@ -267,13 +267,13 @@ def test_the_chat_template_of_a_folder_is_kept(tmp_path):
 
 def test_kinds_that_cannot_be_encoded_with_are_refused_by_name():
     tree = json.loads(byte_level().file.text)
-    tree["model"] = {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "a"}
-    with pytest.raises(TokenizerError, match="WordPiece"):
+    tree["model"] = {"type": "Morfessor", "vocab": {"a": 0}, "unk_token": "a"}
+    with pytest.raises(TokenizerError, match="Morfessor"):
         from_text(json.dumps(tree))
 
 
 def test_a_missing_file_says_where(tmp_path):
-    with pytest.raises(TokenizerError, match=r"tokenizer\.json: expected a tokenizer\.json, found none"):
+    with pytest.raises(TokenizerError, match="expected a tokenizer.json or another form of tokenizer, found none"):
         Tokenizer.load(tmp_path)
 
 

@@ -1,0 +1,84 @@
+"""SentencePiece's way from a text to what its model sees, and the settings of it that a tokenizer's folder keeps.
+
+Characters are rewritten by the model's charsmap; spaces at both ends go and runs of them become one, if the model says
+so; a dummy space is put first; a space is written U+2581. The `tokenizers` library does this nearly so: its charsmap
+goes by grapheme clusters, which gives other ids where marks pile up. So this package does it itself.
+Source: google/sentencepiece, src/normalizer.cc, `Normalizer::Normalize`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from fledge.errors import TokenizerError
+from fledge.text.charsmap import read_charsmap, rewriter
+from fledge.text.sentencepiece_model import SPACE_MARK, PieceModel
+
+KEY = "sentencepiece"  # in tokenizer_config.json
+SPACES = re.compile(" {2,}")
+
+
+@dataclass(frozen=True)
+class TextRules:
+    """What a model does to a text before its pieces are found."""
+
+    add_dummy_prefix: bool = True
+    remove_extra_whitespaces: bool = True
+    escape_whitespaces: bool = True
+
+
+def rules_of(config: dict[str, Any]) -> TextRules | None:
+    """The rules that tokenizer_config.json keeps, or None if the tokenizer does not come from SentencePiece.
+    Raises TokenizerError for rules of a wrong type."""
+    entry = config.get(KEY)
+    if entry is None:
+        return None
+    names = [field.name for field in fields(TextRules)]
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(name), bool) for name in names):
+        raise TokenizerError(f"tokenizer_config.json: {KEY}: expected {', '.join(names)}, each true or false")
+    return TextRules(**{name: entry[name] for name in names})
+
+
+def rules_of_model(model: PieceModel) -> TextRules:
+    return TextRules(model.add_dummy_prefix, model.remove_extra_whitespaces, model.escape_whitespaces)
+
+
+def charsmap_of(steps: Iterable[dict[str, Any]]) -> bytes:
+    """The charsmap among a tokenizer.json's normalizers; b"" if there is none. Raises TokenizerError."""
+    for step in steps:
+        if step.get("type") == "Precompiled":
+            try:
+                return base64.b64decode(str(step.get("precompiled_charsmap")), validate=True)
+            except (binascii.Error, ValueError):
+                raise TokenizerError("tokenizer.json: normalizer: expected a charsmap in base64; damaged") from None
+    return b""
+
+
+def preparer(rules: TextRules, charsmap: bytes, kept: Iterable[str] = ()) -> Callable[[str], str]:
+    """A function from a text to what the model sees. A text of `kept` (user-defined pieces) is never rewritten."""
+    rewrite = rewriter(read_charsmap(charsmap))
+    spellings = sorted(kept, key=len, reverse=True)
+    apart = re.compile(f"({'|'.join(map(re.escape, spellings))})") if spellings and charsmap else None
+    space = SPACE_MARK if rules.escape_whitespaces else " "
+
+    def prepare(text: str) -> str:
+        if apart is None:
+            text = rewrite(text)
+        else:
+            parts = apart.split(text)
+            text = "".join(part if place % 2 else rewrite(part) for place, part in enumerate(parts))
+        if rules.remove_extra_whitespaces:
+            text = SPACES.sub(" ", text).strip(" ")
+        if not text:
+            return ""
+        text = text.replace(" ", space)
+        text = space + text if rules.add_dummy_prefix else text
+        # The original takes spaces from the end once they are marked, typed marks and the dummy among them.
+        return text.rstrip(space) if rules.remove_extra_whitespaces else text
+
+    return prepare

@@ -51,7 +51,9 @@ bench: setup-test
 docs: setup
 	@$(PY) -m fledge.cli.page > $(VENV)/cli.md
 	@mv $(VENV)/cli.md docs/cli.md
-	@echo "docs/cli.md is current"
+	@$(PY) -m fledge.model.positions_page > $(VENV)/positions.md
+	@mv $(VENV)/positions.md docs/positions.md
+	@echo "docs/cli.md and docs/positions.md are current"
 
 $(VENV)/.created-$(VERSION):
 	@test -n "$(PYTHON)" || { echo "fledge: expected Python >= 3.11, found none; install it or set PYTHON=/path/to/python3.11" >&2; exit 1; }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -99,6 +100,11 @@ class ModelConfig:
                 )
         if len({stack.inputs.width or stack.width for stack in self.stacks.values()}) > 1:
             raise ConfigError("model: expected encoder and decoder of one embedding width, got two")
+        cap = self.logit_softcap
+        if not math.isfinite(self.logit_scale) or cap is not None and not (math.isfinite(cap) and cap > 0):
+            raise ConfigError(
+                f"model: expected a finite logit_scale and a logit_softcap above 0, got {self.logit_scale}, {cap}"
+            )
         for head in self.heads:
             bounded(f"heads.{head.name}.labels", head.labels, 0, MAX_WIDTH)
             if head.label_names and len(head.label_names) != head.labels:
@@ -159,12 +165,32 @@ class ShapeConfig:
     """The feed-forward's activation; empty: the family's custom."""
     rope_theta: float = 0.0
     """Base of the rotary angles; 0: the family's custom."""
+    window: int = 0
+    """Positions that a token sees in layers with a sliding window, itself included; 0: the family's custom."""
     norm_eps: float = 0.0
     """Epsilon of the norms; 0: the family's custom."""
     task: str = ""
     """What the model is for, in the family's words (base, lm, sequence, token, span…); empty: its first."""
     labels: int = 0
     """Labels of a sequence or token head; 0: two."""
+    position: Literal["", "none", "sinusoidal", "learned", "rope", "alibi", "buckets", "disentangled"] = ""
+    """How tokens know their place, in any family; empty: the family's custom."""
+    attention: Literal["", "full", "window", "longformer", "bigbird", "strided", "fixed", "linformer", "linear"] = ""
+    """How tokens see each other, in any family; empty: the family's custom."""
+    stride: int = 0
+    """Block of strided and fixed attention in tokens; 0: 128."""
+    summary: int = 0
+    """Last tokens of each block that fixed attention shows to all; 0: 1."""
+    block: int = 0
+    """Tokens of a block of bigbird; 0: 64."""
+    random_blocks: int = 0
+    """Random blocks that each block of bigbird sees; 0: 3."""
+    rank: int = 0
+    """Rows that linformer mixes keys and values down to; 0: 64."""
+    norm: Literal["", "layer", "rms", "batch"] = ""
+    """Kind of norm, in any family; empty: the family's custom."""
+    norm_at: Literal["", "before", "after", "sandwich", "residual"] = ""
+    """Where norms stand: on a sublayer's input, its output, both, or the sum; empty: the family's custom."""
     dropout: float = 0.0
     """Share of activations dropped in training."""
     init: InitConfig = InitConfig()

@@ -12,10 +12,15 @@ from fledge.errors import CheckpointError
 from fledge.model.config import ModelConfig
 from fledge.model.families.family import Family, Weight
 from fledge.model.families.task import task_of_config
+from fledge.model.transformer import build
 
 
 def expanded(family: Family, config: ModelConfig) -> Iterator[Weight]:
     """The name table with `{i}` and `{e}` filled in for every block and expert, and the rows of the heads."""
+    if family.own_names:
+        for name, _ in build(config).named_parameters():
+            yield Weight(name, (name,))
+        return
     for weight in rows_of(family, config):
         if "{i}" not in weight.theirs:
             yield weight

@@ -40,6 +40,8 @@ def check_stack(stack: StackConfig, at: str) -> None:
     bounded(f"{at}.layers", len(stack.layers), 1, MAX_LAYERS)
     if not 0.0 <= stack.dropout < 1.0:
         raise ConfigError(f"{at}.dropout: expected 0 <= dropout < 1, got {stack.dropout}")
+    if not (math.isfinite(stack.norm.eps) and stack.norm.eps >= 0):
+        raise ConfigError(f"{at}.norm.eps: expected a number of at least 0, got {stack.norm.eps}")
     inputs = stack.inputs
     for name, value in (("rows", inputs.rows), ("offset", inputs.offset), ("kinds", inputs.kinds)):
         bounded(f"{at}.inputs.{name}", value, 0, MAX_CONTEXT)

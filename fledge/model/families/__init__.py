@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from fledge.errors import ConfigError
 from fledge.model.config import ShapeConfig
-from fledge.model.families import albert, bart, bert, distilbert, gpt2, llama, roberta, t5
+from fledge.model.families import albert, bart, bert, distilbert, gpt2, llama, native, roberta, t5
 from fledge.model.families.family import Family
 
-MODULES = (gpt2, llama, t5, bart, bert, roberta, distilbert, albert)
+MODULES = (gpt2, llama, t5, bart, bert, roberta, distilbert, albert, native)
 FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in MODULES}
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families.task import AdjustHead, Task, own_tasks, posed, task_named, task_of
+from fledge.model.variants import OWN_FORMAT, base_shape, expressible, varied
 from fledge.nn.config import Activation
 
 How = Literal["same", "transposed", "fused_transposed", "fused", "zeros", "interleaved", "pairs"]
@@ -54,7 +55,7 @@ class Family:
     `weights(config)` is the name table; `prefix` may be missing in a file; `ignored` name endings hold no weights;
     `copies`: other names under which a file may hold a tensor once more, or instead. `tasks`: its classes in
     transformers, the first of a config without one (empty: those of every decoder); `adjust_head` changes a head by
-    config.json."""
+    config.json. `own_names`: weights stand under our names, and the table is empty."""
 
     name: str
     model_type: str
@@ -69,6 +70,7 @@ class Family:
     presets: dict[str, ShapeConfig] = field(default_factory=dict)
     tasks: tuple[Task, ...] = ()
     adjust_head: AdjustHead | None = None
+    own_names: bool = False
 
     @property
     def all_tasks(self) -> tuple[Task, ...]:
@@ -82,12 +84,15 @@ class Family:
         return posed(self.read(raw), task, raw, self.adjust_head)
 
     def new_config(self, shape: ShapeConfig) -> ModelConfig:
-        """A new model of `shape`, with the heads of its task. Raises ConfigError."""
-        config = self.build(shape)
-        if not self.all_tasks and not shape.task:
-            return config
-        raw = {"num_labels": shape.labels} if shape.labels else {}
-        return posed(config, task_named(self.all_tasks, shape.task), raw, self.adjust_head)
+        """A new model of `shape`, varied as it says, with the heads of its task. Raises ConfigError."""
+        config = self.build(base_shape(shape))
+        if self.all_tasks or shape.task:
+            raw = {"num_labels": shape.labels} if shape.labels else {}
+            config = posed(config, task_named(self.all_tasks, shape.task), raw, self.adjust_head)
+        changed = varied(config, shape)
+        if changed == config or expressible(changed, self.read, self.write):
+            return changed
+        return replace(changed, family=OWN_FORMAT)
 
 
 def integer(raw: dict[str, Any], key: str, default: int | None = None) -> int:

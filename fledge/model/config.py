@@ -8,7 +8,7 @@ from typing import Literal
 
 from fledge.errors import ConfigError
 from fledge.nn.check import check_stack
-from fledge.nn.config import MAX_CONTEXT, MAX_WIDTH, Activation, Norm, StackConfig, bounded
+from fledge.nn.config import MAX_CONTEXT, MAX_WIDTH, Activation, Norm, RopeScaling, StackConfig, bounded
 
 MAX_VOCAB = 1 << 24
 
@@ -165,10 +165,26 @@ class ShapeConfig:
     """The feed-forward's activation; empty: the family's custom."""
     rope_theta: float = 0.0
     """Base of the rotary angles; 0: the family's custom."""
+    rope_scaling: RopeScaling | None = None
+    """How rotary frequencies are changed for documents longer than the original ones; unset: not at all."""
+    rope_share: float = 0.0
+    """Share of each head's channels that turn; 0: the family's custom."""
     window: int = 0
     """Positions that a token sees in layers with a sliding window, itself included; 0: the family's custom."""
+    window_every: int = 0
+    """Every so many layers one sees everything, the others the window; 0: the family's custom."""
+    score_channels: int = 0
+    """Scores are divided by the root of this number; 0: head_channels, or the family's custom."""
+    experts: int = 0
+    """Feed-forwards of a mixture; 0: the family's custom."""
+    experts_per_token: int = 0
+    """How many of them each token uses; 0: the family's custom."""
     norm_eps: float = 0.0
     """Epsilon of the norms; 0: the family's custom."""
+    embedding_width: int = 0
+    """Channels of the embedding in families that widen it (albert, electra); 0: the family's custom."""
+    conv_kernel: int = 0
+    """Tokens that a convolution beside the first block sees (deberta-v2); 0: there is none."""
     task: str = ""
     """What the model is for, in the family's words (base, lm, sequence, token, span…); empty: its first."""
     labels: int = 0

@@ -63,6 +63,8 @@ def their_shape(weight: Weight, shapes: dict[str, tuple[int, ...]]) -> tuple[int
     parts = [shapes[name] for name in weight.ours]
     rows = sum(part[0] for part in parts)
     stacked = (rows, *parts[0][1:])
+    if weight.how == "stacked":
+        return (weight.size, rows // weight.size, *parts[0][1:])
     return stacked[::-1] if weight.how in ("transposed", "fused_transposed") else stacked
 
 
@@ -79,6 +81,8 @@ def to_ours(weight: Weight, tensor: Tensor, shapes: dict[str, tuple[int, ...]]) 
     if weight.how == "interleaved":
         by_head = tensor.unflatten(0, (weight.heads, len(weight.ours), -1)).unbind(1)
         return {name: piece.flatten(0, 1) for name, piece in zip(weight.ours, by_head, strict=True)}
+    if weight.how == "stacked":
+        tensor = tensor.flatten(0, 1)
     pieces = tensor.split([shapes[name][0] for name in weight.ours])
     whole = len(weight.ours) == 1
     return {
@@ -95,6 +99,8 @@ def to_theirs(weight: Weight, parameters: dict[str, Tensor]) -> Tensor:
     if weight.how == "interleaved":
         return torch.stack([part.unflatten(0, (weight.heads, -1)) for part in parts], 1).flatten(0, 2)
     tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+    if weight.how == "stacked":
+        tensor = tensor.unflatten(0, (weight.size, -1))
     if weight.how == "pairs":
         tensor = rotary_pairs(tensor, weight, split=False)
     if weight.how in ("transposed", "fused_transposed") and tensor.dim() == 2:

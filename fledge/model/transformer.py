@@ -26,6 +26,7 @@ from fledge.nn.losses import cross_entropy_sum, fused_cross_entropy_sum
 from fledge.nn.position import rope_table
 
 Source: TypeAlias = tuple[Tokens, Layout]
+MAX_TABLES = 16
 
 
 class Transformer(nn.Module):
@@ -101,7 +102,9 @@ class Transformer(nn.Module):
             raise ConfigError(
                 f"tokens: expected documents of at most {self.config.context_tokens} tokens, got {length}"
             )
-        tables = self.angle_tables(stack, tokens.ids.device, length)
+        # a cache's keys stay turned as they were written, so frequencies that depend on the document's length go by the
+        # cache's, whatever the document has grown to and whatever its company is
+        tables = self.angle_tables(stack, tokens.ids.device, length, length if cache is None else cache.positions)
         return Context(
             tokens, layout, angles_for(tables, tokens, isinstance(layout, OneDocument | Padded)), cache=cache
         )
@@ -150,17 +153,20 @@ class Transformer(nn.Module):
         hidden = self.hidden(tokens, layout, source=source)
         return self.heads[name](hidden, tokens, layout, self.config.special_ids.get("eos"))
 
-    def angle_tables(self, stack: StackConfig, device: torch.device, length: int) -> dict[object, Angles]:
-        """Rotary tables by position config, float32 [>= length, R/2], grown by doubling as longer documents come."""
+    def angle_tables(self, stack: StackConfig, device: torch.device, length: int, whole: int) -> dict[object, Angles]:
+        """Rotary tables by position config, float32 [>= length, R/2], grown by doubling as longer documents come.
+        `whole`: tokens of the document for frequencies that depend on it."""
         tables: dict[object, Angles] = {}
         for position, channels in rotary(stack):
-            variant = (position, regime(position, length))
+            variant = (position, channels, regime(position, whole))
             known = self._angles.get(variant)
             if known is None or known[0].device != device or known[0].shape[0] < length:
                 rows = min(self.config.context_tokens, max(256, 2 ** (length - 1).bit_length()))
                 # a table born in a validation outlives it, and autograd saves no tensor of inference mode
                 with torch.inference_mode(False):
-                    known = rope_table(position, channels, rows, length, device)
+                    known = rope_table(position, channels, rows, whole, device)
+                if len(self._angles) > MAX_TABLES:  # dynamic scaling has a table for each length
+                    self._angles.clear()
                 self._angles[variant] = known
             tables[position] = known
         return tables

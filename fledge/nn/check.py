@@ -9,6 +9,7 @@ import math
 
 from fledge.errors import ConfigError
 from fledge.nn.config import (
+    MAX_ALL_EXPERTS,
     MAX_CONTEXT,
     MAX_EXPERTS,
     MAX_HEADS,
@@ -27,6 +28,7 @@ from fledge.nn.config import (
     Moe,
     Prefix,
     Rope,
+    RopeScaling,
     StackConfig,
     Strided,
     bounded,
@@ -59,11 +61,27 @@ def check_stack(stack: StackConfig, at: str) -> None:
         raise ConfigError(f"{at}.shared: expected one block index a layer, 0.. without gaps, got {stack.shared}")
     if stack.cross is not None:
         check_heads(stack.cross, f"{at}.cross")
+    check_conv(stack, at)
+    if len({layer.position for layer in stack.layers if isinstance(layer.position, Disentangled)}) > 1:
+        raise ConfigError(f"{at}: expected one disentangled position for all layers, as they share its table")
     seen: set[LayerConfig] = set()
     for index, layer in enumerate(stack.layers):
         if layer not in seen:
             seen.add(layer)
             check_layer(layer, stack, f"{at}.layers[{index}]")
+
+
+def check_conv(stack: StackConfig, at: str) -> None:
+    conv = stack.conv
+    if conv is None:
+        return
+    bounded(f"{at}.conv.kernel", conv.kernel, 1, 1023)
+    bounded(f"{at}.conv.groups", conv.groups, 1, stack.width)
+    if stack.causal or not conv.kernel % 2 or stack.width % conv.groups:
+        raise ConfigError(
+            f"{at}.conv: expected an encoder, an odd kernel and groups that divide the width {stack.width}, "
+            f"got kernel {conv.kernel} and {conv.groups} groups"
+        )
 
 
 def check_layer(layer: LayerConfig, stack: StackConfig, at: str) -> None:
@@ -73,6 +91,7 @@ def check_layer(layer: LayerConfig, stack: StackConfig, at: str) -> None:
     ffn = layer.ffn
     if isinstance(ffn, Moe):
         bounded(f"{at}.ffn.n_experts", ffn.n_experts, 1, MAX_EXPERTS)
+        bounded(f"{at}: experts of all layers", ffn.n_experts * len(stack.layers), 1, MAX_ALL_EXPERTS)
         bounded(f"{at}.ffn.top_k", ffn.top_k, 1, ffn.n_experts)
     bounded(f"{at}.ffn.hidden", layer.dense.hidden, 1, 64 * MAX_WIDTH)
     check_position(layer, at)
@@ -108,12 +127,46 @@ def check_position(layer: LayerConfig, at: str) -> None:
             )
         if not (math.isfinite(position.theta) and position.theta > 0):
             raise ConfigError(f"{at}: rotary theta: expected a number above 0, got {position.theta}")
+        if position.scaling is not None:
+            check_scaling(position.scaling, position.theta, turned, at)
     if isinstance(position, Buckets):
         bounded(f"{at}.n_buckets", position.n_buckets, 2, MAX_WIDTH)
         bounded(f"{at}.max_distance", position.max_distance, position.n_buckets // 4 + 1, MAX_CONTEXT)
     if isinstance(position, Disentangled):
         bounded(f"{at}.span", position.span, 1, MAX_CONTEXT)
         bounded(f"{at}.buckets", position.buckets, 0, MAX_CONTEXT)
+        if position.buckets and not 4 <= position.buckets < 2 * (position.span - 1):
+            raise ConfigError(
+                f"{at}.buckets: expected 0 or 4..{2 * (position.span - 1) - 1} for a span of {position.span}, "
+                f"got {position.buckets}"
+            )
+        if heads.n_kv_heads != heads.n_heads:
+            raise ConfigError(f"{at}: disentangled positions need as many key/value heads as heads")
+
+
+def check_scaling(scaling: RopeScaling, theta: float, turned: int, at: str) -> None:
+    at = f"{at}: rope scaling {scaling.kind}"
+    bounded(f"{at}: original_tokens", scaling.original_tokens, 1, MAX_CONTEXT)
+    factors = (*scaling.short_factors, *scaling.long_factors)
+    positive = (scaling.factor, scaling.low_frequency, scaling.beta_fast, scaling.beta_slow, *factors)
+    for value in positive:
+        if not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"{at}: expected factors and frequencies above 0, got {value}")
+    if scaling.attention_factor is not None and not (0 < scaling.attention_factor < math.inf):
+        raise ConfigError(f"{at}: attention_factor: expected a number above 0, got {scaling.attention_factor}")
+    if scaling.kind == "llama3" and not scaling.low_frequency < scaling.high_frequency < math.inf:
+        low, high = scaling.low_frequency, scaling.high_frequency
+        raise ConfigError(f"{at}: expected low_frequency below high_frequency, got {low} and {high}")
+    if scaling.kind == "dynamic" and turned < 4:
+        raise ConfigError(f"{at}: expected at least 4 channels that turn, got {turned}")
+    if scaling.kind == "yarn" and not (theta > 1 and min(scaling.mscale, scaling.mscale_all) >= 0):
+        raise ConfigError(f"{at}: expected a theta above 1 and an mscale of at least 0, got {theta}, {scaling.mscale}")
+    if scaling.kind == "longrope":
+        if {len(scaling.short_factors), len(scaling.long_factors)} != {turned // 2}:
+            got = f"{len(scaling.short_factors)} short and {len(scaling.long_factors)} long"
+            raise ConfigError(f"{at}: expected {turned // 2} factors of each, one a pair of channels, got {got}")
+        if scaling.original_tokens < 2:
+            raise ConfigError(f"{at}: original_tokens: expected at least 2, got {scaling.original_tokens}")
 
 
 def no_definition(layer: LayerConfig, causal: bool) -> str:
@@ -138,6 +191,8 @@ def no_definition(layer: LayerConfig, causal: bool) -> str:
             return "kernelised attention forms no scores, so a softcap has no meaning"
     if isinstance(position, Disentangled) and causal:
         return "DeBERTa's disentangled positions are defined for encoders; use rope, alibi or buckets in a decoder"
+    if isinstance(position, Disentangled) and layer.window is not None:
+        return "disentangled positions read the content of all keys, so they have no window; use rope or buckets"
     if pattern is not None and layer.window is not None:
         return "a window and a pattern at once have no definition; the pattern has its own window"
     if isinstance(pattern, Longformer | BigBird) and causal:

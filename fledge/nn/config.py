@@ -19,6 +19,7 @@ MAX_LAYERS = 4096
 MAX_HEADS = 1 << 16
 MAX_CONTEXT = 1 << 26
 MAX_EXPERTS = 1 << 12
+MAX_ALL_EXPERTS = 1 << 16  # of all layers together
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ class Heads:
 
     `scale` multiplies the scores (None: 1/sqrt(head_channels)); `softcap` bounds them to ± softcap by tanh; `qk_norm`
     normalises queries and keys before they turn, per head or over all heads at once; `global_maps`: tokens of kind
-    GLOBAL have query, key and value maps of their own (Longformer).
+    GLOBAL have query, key and value maps of their own (Longformer). `key_bias` False: only queries and values have the
+    bias of `qkv_bias` (DeBERTa v1).
     """
 
     n_heads: int
@@ -157,6 +159,7 @@ class Heads:
     softcap: float | None = None
     qk_norm: Literal["", "head", "whole"] = ""
     global_maps: bool = False
+    key_bias: bool = True
 
 
 @dataclass(frozen=True)
@@ -225,6 +228,15 @@ class LayerConfig:
 
 
 @dataclass(frozen=True)
+class Conv:
+    """A convolution over neighbouring tokens of the inputs, added after the first block (DeBERTa v2)."""
+
+    kernel: int
+    groups: int = 1
+    activation: Activation = "tanh"
+
+
+@dataclass(frozen=True)
 class Inputs:
     """What a stack makes of the token embedding before its first block.
 
@@ -250,8 +262,8 @@ class StackConfig:
     `norm_at`: which slots around a sublayer hold a norm ("before": pre-norm; "after": on its output; "residual": on the
     sum, post-norm). `final_norm`: a norm after the last block (None: if blocks normalise before). `parallel`: attention
     and feed-forward read the same residual, through one norm or two. `cross`: each block also attends to the encoder's
-    output. `shared`: which block each layer uses, when fewer blocks than layers exist (ALBERT). `ffn_norm`: the
-    feed-forward's norm where it differs.
+    output. `shared`: which block each layer uses, when fewer blocks than layers exist (ALBERT). `conv`: a
+    convolution beside the first block.
     """
 
     width: int
@@ -265,6 +277,7 @@ class StackConfig:
     parallel: Parallel = ""
     cross: Heads | None = None
     shared: tuple[int, ...] = ()
+    conv: Conv | None = None
 
     @property
     def has_final_norm(self) -> bool:

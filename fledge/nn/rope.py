@@ -66,9 +66,10 @@ def yarn(theta: float, turned: int, scaling: RopeScaling) -> tuple[Tensor, float
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, turned - 1)
     high = high + 0.001 if low == high else high
-    ramp = ((torch.arange(turned // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
-    plain = powers(theta, turned)
-    return plain / scaling.factor * ramp + plain * (1 - ramp), yarn_factor(scaling)
+    kept = 1 - ((torch.arange(turned // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    # the order of operations is the reference's: at position 100,000 one rounding more turns a channel by 0.01
+    waves = theta ** (torch.arange(0, turned, 2).float() / turned)
+    return 1.0 / (scaling.factor * waves) * (1 - kept) + 1.0 / waves * kept, yarn_factor(scaling)
 
 
 def yarn_factor(scaling: RopeScaling) -> float:
@@ -86,7 +87,8 @@ def yarn_factor(scaling: RopeScaling) -> float:
 def longrope(theta: float, turned: int, scaling: RopeScaling, length: int) -> tuple[Tensor, float]:
     """A factor for each channel, one set for short documents and one for long."""
     factors = scaling.long_factors if length > scaling.original_tokens else scaling.short_factors
-    per_token = powers(theta, turned) / torch.tensor(factors, dtype=torch.float32)
+    waves = theta ** (torch.arange(0, turned, 2, dtype=torch.int64).float() / turned)
+    per_token = 1.0 / (torch.tensor(factors, dtype=torch.float32) * waves)
     if scaling.attention_factor is not None:
         return per_token, scaling.attention_factor
     if scaling.factor <= 1:

@@ -6,10 +6,36 @@ from dataclasses import replace
 
 from fledge.errors import ConfigError
 from fledge.model.config import ShapeConfig
-from fledge.model.families import albert, bart, bert, distilbert, gpt2, llama, native, roberta, t5
+from fledge.model.families import (
+    albert,
+    bart,
+    bert,
+    bloom,
+    distilbert,
+    gemma,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neox,
+    llama,
+    mistral,
+    mixtral,
+    native,
+    olmo2,
+    openai_gpt,
+    palm,
+    phi3,
+    qwen2,
+    qwen3,
+    roberta,
+    t5,
+)
 from fledge.model.families.family import Family
 
-MODULES = (gpt2, llama, t5, bart, bert, roberta, distilbert, albert, native)
+DECODERS = (
+    llama, gpt2, mistral, qwen2, qwen3, gemma, gemma2, gemma3, openai_gpt, gpt_neox, mixtral, phi3, bloom, olmo2, palm,
+)  # fmt: skip
+MODULES = (*DECODERS, t5, bart, bert, roberta, distilbert, albert, native)
 FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in MODULES}
 
 

@@ -12,7 +12,7 @@ from fledge.model.families.task import AdjustHead, Task, own_tasks, posed, task_
 from fledge.model.variants import OWN_FORMAT, base_shape, expressible, varied
 from fledge.nn.config import Activation
 
-How = Literal["same", "transposed", "fused_transposed", "fused", "zeros", "interleaved", "pairs"]
+How = Literal["same", "transposed", "fused_transposed", "fused", "zeros", "interleaved", "pairs", "stacked"]
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -33,7 +33,8 @@ class Weight:
     "fused_transposed": the same for [in, out] (vectors are stacked as they are). "interleaved": theirs is ours stacked
     head by head (`heads` of them). "pairs": each of theirs' `heads` turns channel pairs (c, c + 1) of its first
     `channels`, ours (c, c + channels / 2). "zeros": we have no such parameter; `size` zeros are written and expected,
-    in one row of a matrix where `row` says so. `optional`: a file may leave it out.
+    in one row of a matrix where `row` says so. "stacked": theirs is [size, rows, in], ours in `size` equal groups.
+    `optional`: a file may leave it out.
     """
 
     theirs: str
@@ -55,7 +56,8 @@ class Family:
     `weights(config)` is the name table; `prefix` may be missing in a file; `ignored` name endings hold no weights;
     `copies`: other names under which a file may hold a tensor once more, or instead. `tasks`: its classes in
     transformers, the first of a config without one (empty: those of every decoder); `adjust_head` changes a head by
-    config.json. `own_names`: weights stand under our names, and the table is empty."""
+    config.json. `spellings`: other name tables that files may follow; `weights` is the one that is written.
+    `own_names`: weights stand under our names, and the table is empty."""
 
     name: str
     model_type: str
@@ -70,6 +72,7 @@ class Family:
     presets: dict[str, ShapeConfig] = field(default_factory=dict)
     tasks: tuple[Task, ...] = ()
     adjust_head: AdjustHead | None = None
+    spellings: tuple[Callable[[ModelConfig], list[Weight]], ...] = ()
     own_names: bool = False
 
     @property

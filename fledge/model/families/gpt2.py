@@ -6,6 +6,7 @@ from typing import Any
 
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
+from fledge.model.families.common import only_fields
 from fledge.model.families.family import (
     ACTIVATIONS,
     Family,
@@ -27,6 +28,7 @@ BIAS_KEY = "fledge_bias"  # transformers' GPT-2 always has biases; without ours 
 
 def build(shape: ShapeConfig) -> ModelConfig:
     needed(shape, "width", "layers", "heads", "context_tokens", "vocab_size")
+    only_fields(shape, "gpt2", ())
     bias = True if shape.bias is None else shape.bias
     heads = Heads(shape.heads, shape.kv_heads or shape.heads, head_channels(shape), bias, bias)
     layer = LayerConfig(heads, Dense(shape.hidden or 4 * shape.width, shape.activation or "gelu_tanh", bias=bias))
@@ -120,8 +122,8 @@ def weights(config: ModelConfig) -> list[Weight]:
     return table
 
 
-def preset(width: int, layers: int, heads: int) -> ShapeConfig:
-    return ShapeConfig("gpt2", width=width, layers=layers, heads=heads, context_tokens=1024, vocab_size=50257)
+def preset(width: int, layers: int, heads: int, context_tokens: int = 1024) -> ShapeConfig:
+    return ShapeConfig("gpt2", width=width, layers=layers, heads=heads, context_tokens=context_tokens, vocab_size=50257)
 
 
 FAMILY = Family(
@@ -139,5 +141,15 @@ FAMILY = Family(
         "gpt2-medium": preset(1024, 24, 16),
         "gpt2-large": preset(1280, 36, 20),
         "gpt2-xl": preset(1600, 48, 25),
+        # Brown et al. 2020 (arXiv 2005.14165), table 2.1, all layers dense; widths and heads of 1.3B and 13B are those
+        # that multiply out (the table has 24 heads of 128 for a width of 2048, and 5140)
+        "gpt-3-125m": preset(768, 12, 12, 2048),
+        "gpt-3-350m": preset(1024, 24, 16, 2048),
+        "gpt-3-760m": preset(1536, 24, 16, 2048),
+        "gpt-3-1.3b": preset(2048, 24, 16, 2048),
+        "gpt-3-2.7b": preset(2560, 32, 32, 2048),
+        "gpt-3-6.7b": preset(4096, 32, 32, 2048),
+        "gpt-3-13b": preset(5120, 40, 40, 2048),
+        "gpt-3-175b": preset(12288, 96, 96, 2048),
     },
 )

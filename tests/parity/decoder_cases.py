@@ -1,0 +1,245 @@
+"""The decoder families' tiny models: a config class of transformers, its arguments, and the knobs that must show."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from tests.parity.reference import VOCAB, randomised
+
+IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+SIZES = {
+    "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": VOCAB, "max_position_embeddings": 64, **IDS,
+}  # fmt: skip
+OLD_SIZES = {"n_embd": 48, "n_head": 4, "n_layer": 3, "n_positions": 64, "vocab_size": VOCAB, **IDS}
+NEOX = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
+GEMMA = {**SIZES, "head_dim": 16}
+LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
+FULL = ["full_attention"] * 3
+LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16, "rope_theta": 500.0,
+}  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+LONG = {
+    "rope_type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 2.0], "rope_theta": 10000.0,
+    "long_factor": [1.0, 2.0, 3.0, 5.0, 8.0, 9.0], "original_max_position_embeddings": 16,
+}  # fmt: skip
+
+
+def rope(**entries: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": "default", **entries}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`config`: the class; `sizes` and `more`: its arguments; `knobs`: changes of config.json that logits must show."""
+
+    config: type
+    sizes: dict[str, Any]
+    more: dict[str, Any] = field(default_factory=dict)
+    knobs: tuple[dict[str, Any], ...] = ()
+
+    def model(self) -> transformers.PreTrainedModel:
+        torch.manual_seed(7)
+        config = self.config(**{**self.sizes, **self.more})
+        config._attn_implementation = "eager"
+        return randomised(transformers.AutoModelForCausalLM.from_config(config))
+
+
+RMS = ({"rms_norm_eps": 0.1}, rope(rope_theta=100.0))
+CASES: dict[str, Case] = {
+    "llama": Case(transformers.LlamaConfig, SIZES, {}, (*RMS, {"hidden_act": "gelu"})),
+    "llama-linear": Case(
+        transformers.LlamaConfig, SIZES, {"rope_parameters": LINEAR}, ({"rope_parameters": {**LINEAR, "factor": 2.0}},)
+    ),
+    "llama-dynamic": Case(transformers.LlamaConfig, SIZES, {"rope_parameters": {**LINEAR, "rope_type": "dynamic"}}),
+    "llama-yarn": Case(
+        transformers.LlamaConfig,
+        SIZES,
+        {"rope_parameters": YARN},
+        tuple(
+            {"rope_parameters": {**YARN, **change}}
+            for change in (
+                {"factor": 2.0},
+                {"original_max_position_embeddings": 16},
+                {"attention_factor": 1.5},
+                {"beta_fast": 2.0},
+                {"beta_slow": 0.1},
+                {"truncate": False},
+                {"mscale": 0.5, "mscale_all_dim": 1.0},
+            )
+        ),
+    ),  # fmt: skip
+    "llama-llama3": Case(
+        transformers.LlamaConfig,
+        SIZES,
+        {"rope_parameters": LLAMA3},
+        tuple(
+            {"rope_parameters": {**LLAMA3, **change}}
+            for change in (
+                {"factor": 2.0},
+                {"original_max_position_embeddings": 32},
+                {"low_freq_factor": 2.0},
+                {"high_freq_factor": 8.0},
+            )
+        ),
+    ),  # fmt: skip
+    "llama-wide": Case(
+        transformers.LlamaConfig,
+        SIZES,
+        {"head_dim": 20, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ),
+    "mistral": Case(
+        transformers.MistralConfig,
+        SIZES,
+        {"sliding_window": 6},
+        (*RMS, {"sliding_window": 5}, {"sliding_window": None}),
+    ),
+    "mistral-whole": Case(transformers.MistralConfig, SIZES, {"sliding_window": None}, ({"sliding_window": 20},)),
+    "qwen2": Case(transformers.Qwen2Config, SIZES, {}, RMS),
+    "qwen2-window": Case(
+        transformers.Qwen2Config,
+        SIZES,
+        {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2, "tie_word_embeddings": True},
+        ({"use_sliding_window": False, "layer_types": FULL}, {"sliding_window": 3}, {"layer_types": LAYERS}),
+    ),
+    "qwen3": Case(transformers.Qwen3Config, SIZES, {"head_dim": 20}, RMS),
+    "qwen3-biased": Case(
+        transformers.Qwen3Config,
+        SIZES,
+        {
+            "attention_bias": True,
+            "head_dim": 8,
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "max_window_layers": 1,
+        },
+        ({"sliding_window": 3}, {"max_window_layers": 2, "layer_types": None}),
+    ),  # fmt: skip
+    "gemma": Case(transformers.GemmaConfig, GEMMA, {}, (*RMS, {"hidden_act": "silu", "hidden_activation": "silu"})),
+    "gemma-multi-query": Case(
+        transformers.GemmaConfig, {**GEMMA, "num_key_value_heads": 1}, {"tie_word_embeddings": False}
+    ),
+    "gemma2": Case(
+        transformers.Gemma2Config,
+        GEMMA,
+        {"sliding_window": 6, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 5.0},
+        (
+            *RMS,
+            {"sliding_window": 5},
+            {"query_pre_attn_scalar": 16},
+            {"attn_logit_softcapping": 6.0},
+            {"attn_logit_softcapping": None},
+            {"final_logit_softcapping": 20.0},
+            {"final_logit_softcapping": None},
+            {"layer_types": FULL},
+            {"hidden_activation": "silu"},
+        ),
+    ),
+    "gemma3": Case(
+        transformers.Gemma3TextConfig,
+        GEMMA,
+        {
+            "sliding_window": 6,
+            "query_pre_attn_scalar": 24,
+            "layer_types": LAYERS,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+        (
+            {"rms_norm_eps": 0.1},
+            {"sliding_window": 5},
+            {"query_pre_attn_scalar": 16},
+            {"layer_types": FULL},
+            {"final_logit_softcapping": 20.0},
+            {"hidden_activation": "silu"},
+            {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1000000.0}}},
+            {
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+                }
+            },
+        ),
+    ),  # fmt: skip
+    "gpt1": Case(transformers.OpenAIGPTConfig, OLD_SIZES, {}, ({"afn": "relu"}, {"layer_norm_epsilon": 0.1})),
+    "gpt-neox": Case(
+        transformers.GPTNeoXConfig,
+        NEOX,
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+        (
+            {"rotary_pct": 1.0, "rope_parameters": {"rope_type": "default"}},
+            {"use_parallel_residual": False},
+            {"layer_norm_eps": 0.1},
+            {"hidden_act": "gelu_new"},
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}},
+        ),
+    ),  # fmt: skip
+    "gpt-neox-serial": Case(
+        transformers.GPTNeoXConfig,
+        NEOX,
+        {
+            "use_parallel_residual": False,
+            "attention_bias": False,
+            "hidden_act": "gelu_new",
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4, "partial_rotary_factor": 1.0},
+        },
+    ),  # fmt: skip
+    "mixtral": Case(
+        transformers.MixtralConfig,
+        SIZES,
+        {"num_local_experts": 5, "num_experts_per_tok": 2},
+        (*RMS, {"num_experts_per_tok": 1}, {"sliding_window": 5}),
+    ),
+    "mixtral-window": Case(
+        transformers.MixtralConfig, SIZES, {"num_local_experts": 3, "num_experts_per_tok": 3, "sliding_window": 6}
+    ),
+    "phi3": Case(
+        transformers.Phi3Config,
+        SIZES,
+        {"sliding_window": 6},
+        (*RMS, {"sliding_window": 5}, {"hidden_act": "gelu"}),
+    ),
+    "phi3-long": Case(
+        transformers.Phi3Config,
+        SIZES,
+        {"rope_parameters": LONG, "original_max_position_embeddings": 16, "tie_word_embeddings": True},
+        (
+            {"rope_parameters": {**LONG, "long_factor": [2.0] * 6}},
+            {"max_position_embeddings": 128},
+            {"original_max_position_embeddings": 64},
+        ),
+    ),
+    "phi3-part": Case(
+        transformers.Phi3Config,
+        SIZES,
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0}},),
+    ),
+    "bloom": Case(
+        transformers.BloomConfig,
+        {"hidden_size": 48, "n_head": 6, "n_layer": 3, "vocab_size": VOCAB, **IDS},
+        {},
+        ({"layer_norm_epsilon": 0.1},),
+    ),
+    "olmo2": Case(transformers.Olmo2Config, SIZES, {}, RMS),
+    "olmo2-biased": Case(transformers.Olmo2Config, SIZES, {"attention_bias": True, "tie_word_embeddings": True}),
+    "gpt2": Case(transformers.GPT2Config, OLD_SIZES, {}, ({"layer_norm_epsilon": 0.1},)),
+}
+
+
+def changed(folder: Path, change: dict[str, Any]) -> None:
+    """Change keys of a folder's config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))

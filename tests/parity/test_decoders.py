@@ -1,0 +1,125 @@
+"""Decoder families against transformers on tiny random models with every parameter randomised, fp32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+from fledge.batch import Cached, OneDocument, Tokens, one_document, padded
+from fledge.model.folder import load_model, save_model
+from fledge.model.transformer import new_cache
+from tests.parity.decoder_cases import CASES, changed
+from tests.parity.reference import limit, mask_of, some_ids
+
+LENGTHS = (40, 7, 23)
+ALWAYS = ("llama-llama3", "mistral", "gemma2", "gpt-neox", "mixtral", "phi3-long", "bloom")
+NAMES = [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow) for name in CASES]
+
+
+@pytest.fixture(params=NAMES)
+def pair(request, tmp_path):
+    model = CASES[request.param].model()
+    model.save_pretrained(tmp_path / "theirs")
+    return model, tmp_path / "theirs", tmp_path / "ours"
+
+
+def test_logits_gradients_padding_and_decoding_are_those_of_transformers(pair):
+    model, theirs, _ = pair
+    ids, mine = some_ids(), load_model(theirs)
+    logits_are_equal(model, mine, ids)
+    padded_logits_are_equal(model, mine, ids)
+    gradients_are_equal(model, mine, ids)
+    decoding_is_one_pass(mine.eval(), ids)
+
+
+@torch.no_grad()
+def logits_are_equal(model, mine, ids):
+    expected, got = model(ids).logits, mine(one_document(ids), OneDocument())
+    assert (expected - got).abs().max() <= limit(expected)
+
+
+@torch.no_grad()
+def padded_logits_are_equal(model, mine, ids):
+    tokens, layout = padded([ids[b, :n].tolist() for b, n in enumerate(LENGTHS)])
+    expected = model(tokens.ids, attention_mask=mask_of(LENGTHS, 40)).logits
+    got = mine(tokens, layout)
+    for b, n in enumerate(LENGTHS):
+        assert (expected[b, :n] - got[b, :n]).abs().max() <= limit(expected[b, :n])
+    assert bool(torch.isfinite(got).all())
+
+
+def gradients_are_equal(model, mine, ids):
+    targets, weight = torch.roll(ids, -1, 1), torch.ones(ids.shape)
+    weight[:, -1] = 0
+    mine.train().loss_sum(one_document(ids), OneDocument(), targets, weight).backward()
+    logits = model(ids).logits[:, :-1]
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
+    expected = model.get_input_embeddings().weight.grad
+    assert torch.linalg.vector_norm(mine.embedding.weight.grad - expected) <= 1e-4 * torch.linalg.vector_norm(expected)
+    total = sum(float(p.grad.double().square().sum()) for p in mine.parameters())
+    theirs = sum(float(p.grad.double().square().sum()) for p in model.parameters())
+    assert total**0.5 == pytest.approx(theirs**0.5, rel=1e-4)
+
+
+@torch.no_grad()
+def decoding_is_one_pass(mine, ids):
+    """Two rows at different places of their documents; a chunk, then token by token, beyond the windows."""
+    whole = mine(one_document(ids), OneDocument())
+    cache, length = new_cache(mine, 2, ids.shape[1]), ids.shape[1]
+    got = torch.zeros_like(whole[:2])
+    place = [0, 0]
+    while min(place) < length:
+        counts = [min(9 if p < 9 * (row + 1) else 1, length - p) for row, p in enumerate(place)]
+        tokens = Tokens(
+            *(torch.zeros(2, max(counts), dtype=torch.long) for _ in range(2)), -torch.ones(2, max(counts)).long()
+        )
+        for row, (p, n) in enumerate(zip(place, counts, strict=True)):
+            tokens.ids[row, :n], tokens.pos[row, :n], tokens.doc[row, :n] = (
+                ids[row, p : p + n],
+                torch.arange(p, p + n),
+                0,
+            )
+        logits = mine(tokens, Cached((0, 1), tuple(place), tuple(counts)), cache)
+        for row, (p, n) in enumerate(zip(place, counts, strict=True)):
+            got[row, p : p + n] = logits[row, :n]
+            place[row] += n
+    assert (whole[:2] - got).abs().max() <= 2 * limit(whole)
+
+
+def test_a_folder_of_ours_opens_in_transformers_and_here_with_the_same_bits(pair):
+    model, theirs, ours = pair
+    first = load_model(theirs)
+    save_model(first, ours)
+    again, info = transformers.AutoModelForCausalLM.from_pretrained(
+        ours, attn_implementation="eager", output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    ids, state = some_ids(), again.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    with torch.no_grad():  # not to the bit: where a file's tensor begins in memory decides the order of sums
+        assert torch.allclose(model(ids).logits, again.eval()(ids).logits, rtol=0, atol=limit(model(ids).logits))
+    second = load_model(ours)
+    assert first.config == second.config
+    for (name, a), (_, b) in zip(first.named_parameters(), second.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+KNOBS = [(name, change) for name, case in CASES.items() for change in case.knobs]
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [pytest.param(*knob, marks=() if i % 9 == 0 else pytest.mark.slow) for i, knob in enumerate(KNOBS)],
+)
+def test_a_wrong_knob_changes_the_logits_as_it_does_in_transformers(name, change, tmp_path):
+    """The control: parity would fail if a knob were ignored."""
+    model, ids = CASES[name].model(), some_ids()
+    model.save_pretrained(tmp_path)
+    changed(tmp_path, change)
+    other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    with torch.no_grad():
+        before, got = model(ids).logits, load_model(tmp_path)(one_document(ids), OneDocument())
+        expected = other(ids).logits
+    assert (before - got).abs().max() > limit(before)
+    assert (expected - got).abs().max() <= limit(expected)

@@ -11,6 +11,7 @@ from fledge.model.transformer import build
 from fledge.nn.config import Heads, Kernelised, LayerConfig, LowRank, Moe
 
 BITS = {"FP32": 32, "BF16": 16, "INT8": 8, "INT4": 4}
+STACK_POSITIONS = (".bias.weight", ".distances.weight")
 COMPONENTS = ("embedding", "positions", "kinds", "attention", "cross", "ffn", "norm", "output", "heads")
 
 
@@ -51,7 +52,7 @@ def component(name: str) -> str:
         return "norm"
     if name.startswith("embedding.") or ".inputs.widen." in name:
         return "embedding"
-    if ".inputs.positions." in name or ".bias.weight" in name and ".layers." not in name:
+    if ".inputs.positions." in name or name.endswith(STACK_POSITIONS) and ".layers." not in name:
         return "positions"
     for part in ("kinds", "cross", "attention"):
         if f".{part}." in name:
@@ -101,7 +102,7 @@ def uses(name: str, config: ModelConfig) -> float:
 
 
 def multiplies(name: str, config: ModelConfig) -> bool:
-    if ".inputs.positions." in name or ".inputs.kinds." in name:
+    if ".inputs.positions." in name or ".inputs.kinds." in name or name.endswith("coder.distances.weight"):
         return False
     return config.tie or not name.startswith("embedding.")
 

@@ -15,7 +15,19 @@ from fledge.batch import GLOBAL, Cached, Layout, Tokens
 from fledge.errors import ConfigError
 from fledge.nn.bias import Bias
 from fledge.nn.cache import KeyValueCache
-from fledge.nn.config import Alibi, Buckets, Heads, Kernelised, LayerConfig, LowRank, Norm, Rope, StackConfig
+from fledge.nn.config import (
+    Alibi,
+    Buckets,
+    Disentangled,
+    Heads,
+    Kernelised,
+    LayerConfig,
+    LowRank,
+    Norm,
+    Rope,
+    StackConfig,
+)
+from fledge.nn.disentangled import DistanceBias, DistanceMaps
 from fledge.nn.kernels import attend, attend_cached, attend_cross
 from fledge.nn.linear import Joined, Linear
 from fledge.nn.linear_attention import kernelised
@@ -29,8 +41,9 @@ Angles = tuple[Tensor, Tensor]
 
 @dataclass
 class Context:
-    """What every block of one forward pass shares: tokens, layout, rotary angles by position config, the stack's bias,
-    the cache, and for a decoder with an encoder the source's output with its tokens and layout."""
+    """What every block of one forward pass shares: tokens, layout, rotary angles by position config, the stack's bias
+    or its vectors of distances [R, D], the cache, and for a decoder with an encoder the source's output with its tokens
+    and layout."""
 
     tokens: Tokens
     layout: Layout
@@ -39,6 +52,7 @@ class Context:
     cache: KeyValueCache | None = None
     source: Tensor | None = None
     source_tokens: tuple[Tokens, Layout] | None = None
+    distances: Tensor | None = None
 
 
 def sight_of(mixer: Heads, causal: bool, layer: LayerConfig | None = None) -> Sight:
@@ -58,8 +72,12 @@ class Attention(nn.Module):
         self.sight = sight_of(config, stack.causal, layer)
         inner, kv = config.n_heads * config.head_channels, config.n_kv_heads * config.head_channels
         sizes = {"q": inner, "k": kv, "v": kv}
-        self.qkv = Joined(stack.width, sizes, config.qkv_bias)
-        self.global_qkv = Joined(stack.width, sizes, config.qkv_bias) if config.global_maps else None
+        unbiased = () if config.key_bias else ("k",)
+        self.qkv = Joined(stack.width, sizes, config.qkv_bias, unbiased)
+        self.global_qkv = Joined(stack.width, sizes, config.qkv_bias, unbiased) if config.global_maps else None
+        self.distances: DistanceMaps | None = None
+        if isinstance(layer.position, Disentangled) and not layer.position.shared_maps:
+            self.distances = DistanceMaps(layer.position, stack.width, config)
         self.q_norm, self.k_norm = qk_norms(config, stack.norm)
         self.projection: nn.Parameter | None = None
         if isinstance(config, LowRank):
@@ -89,7 +107,7 @@ class Attention(nn.Module):
             return kernelised(q, k, v, tokens, layout, self.sight.causal, context.cache, index)
         if self.projection is not None:
             return low_rank(q, k, v, layout, self.projection, self.sight)
-        bias = context.bias if isinstance(self.position, Alibi | Buckets) else None
+        bias = self.bias(context)
         if isinstance(layout, Cached):
             assert context.cache is not None
             return attend_cached(q, k, v, tokens, layout, context.cache, index, self.sight, bias)
@@ -97,6 +115,14 @@ class Attention(nn.Module):
         if self.global_qkv is None or tokens.kind is None:
             return mixed
         return self.with_globals(mixed, x, context)
+
+    def bias(self, context: Context) -> Bias | None:
+        """What is added to the scores: the stack's bias, or this layer's reading of the stack's distances."""
+        if isinstance(self.position, Disentangled):
+            assert context.distances is not None and isinstance(self.qkv, Joined)
+            maps = self.distances if self.distances is not None else self.qkv
+            return DistanceBias(self.position, self.config, self.sight.scale, context.distances, maps)
+        return context.bias if isinstance(self.position, Alibi | Buckets) else None
 
     def with_globals(self, mixed: Tensor, x: Tensor, context: Context) -> Tensor:
         """Tokens of kind GLOBAL attend to everything through maps of their own (Longformer)."""

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from fledge.batch import OneDocument, Padded, Tokens
 from fledge.nn.attention import Angles, Attention, Context, CrossAttention
 from fledge.nn.bias import Once, make_bias
-from fledge.nn.config import LayerConfig, StackConfig
+from fledge.nn.config import Disentangled, LayerConfig, StackConfig
+from fledge.nn.disentangled import Convolution, DistanceTable
 from fledge.nn.feedforward import make_ffn
 from fledge.nn.linear import Linear
 from fledge.nn.norm import make_norm
@@ -125,16 +126,22 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList(Block(config, config.layers[layer_of_block[b]]) for b in range(config.n_blocks))
         biases = (make_bias(layer.position, layer.mixer.n_heads, config.causal) for layer in config.layers[:1])
         self.bias = next(biases, None)
+        tables = (layer.position for layer in config.layers if isinstance(layer.position, Disentangled))
+        self.distances = next((DistanceTable(one, config.width, config.norm) for one in tables), None)
+        self.conv = Convolution(config.conv, config.width, config.norm) if config.conv is not None else None
         self.norm = make_norm(config.norm, config.width) if config.has_final_norm else None
 
     def blocks(self) -> list[Block]:
         return [layer for layer in self.layers if isinstance(layer, Block)]
 
     def forward(self, embedded: Tensor, context: Context) -> Tensor:
-        x = self.inputs(embedded, context)
+        inputs = x = self.inputs(embedded, context)
         context.bias = None if self.bias is None else Once(self.bias)
+        context.distances = None if self.distances is None else self.distances()
         for index, block in enumerate(self.config.block_of_layer):
             x = self.layers[block](x, context, index)
+            if index == 0 and self.conv is not None:
+                x = self.conv(inputs, x, context.tokens.doc)
         return x if self.norm is None else self.norm(x)
 
 

@@ -25,13 +25,14 @@ class Linear(nn.Module):
 
 
 class Joined(nn.Module):
-    """Named linears of one input; the outputs stand side by side: [..., Σ O]. `sizes` are the O's in order."""
+    """Named linears of one input; the outputs stand side by side: [..., Σ O]. `sizes` are the O's in order. Those in
+    `unbiased` have no bias even where the others do."""
 
-    def __init__(self, inputs: int, outputs: dict[str, int], bias: bool = False):
+    def __init__(self, inputs: int, outputs: dict[str, int], bias: bool = False, unbiased: tuple[str, ...] = ()):
         super().__init__()
         self.sizes = tuple(outputs.values())
         for name, size in outputs.items():
-            self.add_module(name, Linear(inputs, size, bias))
+            self.add_module(name, Linear(inputs, size, bias and name not in unbiased))
 
     def maps(self) -> list[Linear]:
         return [child for child in self.children() if isinstance(child, Linear)]
@@ -41,9 +42,14 @@ class Joined(nn.Module):
         if len(maps) == 1:
             return maps[0](x)
         # one product of the stacked weights reads x once; copying the weights costs less than reading x again
-        weight = torch.cat([m.weight for m in maps])
-        bias = None if maps[0].bias is None else torch.cat([m.bias for m in maps if m.bias is not None])
-        return F.linear(x, weight, bias)
+        return F.linear(x, torch.cat([m.weight for m in maps]), joined_bias(maps))
+
+
+def joined_bias(maps: list[Linear]) -> Tensor | None:
+    """The biases side by side, zeros for a linear without one; None if none has one."""
+    if all(m.bias is None for m in maps):
+        return None
+    return torch.cat([m.weight.new_zeros(m.weight.shape[0]) if m.bias is None else m.bias for m in maps])
 
 
 class PackedLinear(nn.Module):
@@ -69,5 +75,5 @@ def pack(module: Linear | Joined) -> PackedLinear:
     maps = module.maps() if isinstance(module, Joined) else [module]
     with torch.no_grad():
         weight = torch.cat([m.weight for m in maps]).t().contiguous()
-        bias = None if maps[0].bias is None else torch.cat([m.bias for m in maps if m.bias is not None])
+        bias = joined_bias(maps)
     return PackedLinear(weight, bias)

@@ -11,7 +11,10 @@ from fledge.model.families import (
     bart,
     bert,
     bloom,
+    deberta,
+    deberta_v2,
     distilbert,
+    electra,
     gemma,
     gemma2,
     gemma3,
@@ -20,6 +23,7 @@ from fledge.model.families import (
     llama,
     mistral,
     mixtral,
+    mpnet,
     native,
     olmo2,
     openai_gpt,
@@ -35,7 +39,7 @@ from fledge.model.families.family import Family
 DECODERS = (
     llama, gpt2, mistral, qwen2, qwen3, gemma, gemma2, gemma3, openai_gpt, gpt_neox, mixtral, phi3, bloom, olmo2, palm,
 )  # fmt: skip
-MODULES = (*DECODERS, t5, bart, bert, roberta, distilbert, albert, native)
+MODULES = (*DECODERS, t5, bart, bert, roberta, distilbert, albert, electra, mpnet, deberta, deberta_v2, native)
 FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in MODULES}
 
 

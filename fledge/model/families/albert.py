@@ -55,7 +55,8 @@ BLOCK = {
 
 
 def build(shape: ShapeConfig) -> ModelConfig:
-    size = replace(size_of_shape(shape, "gelu_tanh", 1e-12, kinds=2), embedding_width=EMBEDDING_WIDTH)
+    size = size_of_shape(shape, "gelu_tanh", 1e-12, kinds=2, widened=True)
+    size = replace(size, embedding_width=size.embedding_width or EMBEDDING_WIDTH)
     return with_groups(size, 1, tie=shape.tie is not False, init=shape.init, dropout=shape.dropout)
 
 

@@ -10,12 +10,23 @@ from typing import Any
 
 from fledge.errors import ConfigError
 from fledge.model.config import InitConfig, ModelConfig, ShapeConfig, Transform
-from fledge.model.families.family import ACTIVATIONS, Weight, activation_name, choice, flag, integer, needed, number
+from fledge.model.families.family import (
+    ACTIVATIONS,
+    Weight,
+    activation_name,
+    choice,
+    flag,
+    integer,
+    needed,
+    number,
+    refuse,
+)
 from fledge.nn.config import MAX_LAYERS, Activation, Dense, Heads, Inputs, LayerConfig, Norm, Position, StackConfig
 
 NORMAL = InitConfig("normal", 0.02)
 ROLES = ("bos", "eos", "pad", "cls", "sep", "mask")
 ENDS = ("weight", "bias")
+POOLED_ACTIVATIONS: dict[str, Activation] = {**ACTIVATIONS, "tanh": "tanh"}
 
 
 @dataclass(frozen=True)
@@ -71,16 +82,16 @@ def body(
     """The model with its masked-LM output: product, activation, norm, then the embedding as output matrix.
 
     `layers` empty: all alike. `transform`: the activation before the output, the blocks' by default. Further words are
-    fields of ModelConfig, and `shared` and `dropout` of its stack.
+    fields of ModelConfig, and `shared`, `conv` and `dropout` of its stack.
     """
     norm = Norm("layer", size.eps, bias=True)
     inputs = Inputs(
         "learned" if size.rows else "", size.rows, size.offset, size.kinds, norm=True, width=size.embedding_width
     )
-    shared, dropout = more.pop("shared", ()), more.pop("dropout", 0.0)
+    of_stack = {name: more.pop(name) for name in ("shared", "dropout", "conv") if name in more}
     stack = StackConfig(
-        size.width, layers or (layer_of(size),) * size.layers, norm, ("residual",), causal=False, dropout=dropout,
-        inputs=inputs, shared=shared,
+        size.width, layers or (layer_of(size),) * size.layers, norm, ("residual",), causal=False, inputs=inputs,
+        **of_stack,
     )  # fmt: skip
     return ModelConfig(
         family=family,
@@ -95,18 +106,20 @@ def body(
     )
 
 
-def size_of_shape(shape: ShapeConfig, activation: Activation, eps: float, kinds: int, offset: int = 0) -> Size:
+def size_of_shape(
+    shape: ShapeConfig, activation: Activation, eps: float, kinds: int, offset: int = 0, widened: bool = False
+) -> Size:
     """The Size of a new model. Raises ConfigError for what such a model hasn't."""
     needed(shape, "width", "layers", "heads", "context_tokens", "vocab_size")
-    for name in ("kv_heads", "head_channels", "rope_theta", "gated"):
-        if getattr(shape, name, None):
+    for name in ("kv_heads", "head_channels", "rope_theta", "gated", "embedding_width"):
+        if getattr(shape, name, None) and (name, widened) != ("embedding_width", True):
             raise ConfigError(f"model.{name}: a {shape.family} model has no such choice; leave it out")
     if shape.bias is False:
         raise ConfigError(f"model.bias: a {shape.family} model has biases; leave it out")
     check_heads(shape.width, shape.heads, "model")
     return Size(
         shape.width, shape.layers, shape.heads, shape.hidden or 4 * shape.width, shape.activation or activation,
-        shape.norm_eps or eps, shape.context_tokens + offset, kinds, shape.vocab_size, offset,
+        shape.norm_eps or eps, shape.context_tokens + offset, kinds, shape.vocab_size, offset, shape.embedding_width,
     )  # fmt: skip
 
 
@@ -176,6 +189,24 @@ def role_ids(raw: dict[str, Any], vocab_size: int, defaults: dict[str, int | Non
 def more_ids(config: ModelConfig) -> dict[str, int]:
     """The ids beyond bos, eos and pad, for config.json."""
     return {f"{role}_token_id": i for role, i in config.special_ids.items() if role in ROLES[3:]}
+
+
+def pooled_activation(raw: dict[str, Any], key: str, default: str) -> Activation:
+    """The activation of a pooler, which may be tanh too. Raises ConfigError."""
+    return choice(raw, key, POOLED_ACTIVATIONS, default)
+
+
+def pooled_name(config: ModelConfig, default: str) -> str:
+    """transformers' name of the activation in a model's pooled head; `default` without such a head."""
+    for head in config.heads:
+        if head.hidden:
+            return next(name for name, own in POOLED_ACTIVATIONS.items() if own == head.activation)
+    return default
+
+
+def only(raw: dict[str, Any], key: str, value: Any, why: str) -> None:
+    """Raise ConfigError unless config.json leaves `key` out, unset, or at `value`."""
+    refuse(raw, key, (value, None), why)
 
 
 def no_decoder(raw: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ class RMSNorm(nn.Module):
     def __init__(self, width: int, config: Norm):
         super().__init__()
         self.width, self.eps, self.offset = width, config.eps, config.offset
-        self.weight = nn.Parameter(torch.ones(width) - config.offset) if config.weight else None
+        self.weight = nn.Parameter(torch.full((width,), 1.0 - config.offset)) if config.weight else None
 
     def forward(self, x: Tensor) -> Tensor:
         weight = scale_of(self.weight, self.offset)

@@ -71,6 +71,11 @@ class Cached:
     counts: tuple[int, ...]
 
 
+def document_lengths(layout: Packed) -> list[int]:
+    """Tokens of each document, in order."""
+    return [end - start for start, end in zip(layout.cu_seqlens, layout.cu_seqlens[1:], strict=False)]
+
+
 Layout: TypeAlias = OneDocument | Padded | Packed | Cached
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fledge.batch import Cached, Layout, OneDocument, Packed, Padded, Tokens, vars_in_order
+from fledge.batch import Cached, Layout, OneDocument, Packed, Padded, Tokens, document_lengths, vars_in_order
 from fledge.nn.bias import Bias
 from fledge.nn.cache import KeyValueCache
 from fledge.nn.config import BigBird, Longformer, Prefix
@@ -60,14 +60,14 @@ def by_tokens(
     """Patterns that depend on the tokens themselves, document by document where rows hold several. [B, T, H, C]."""
     if not isinstance(layout, Packed):
         return dense(q_BTHC, k_BTKC, v_BTKC, visible(tokens, tokens, sight), sight, bias)
-    flat = [t.flatten(0, 1)[None] for t in (q_BTHC, k_BTKC, v_BTKC)]
+    flat = [t.flatten(0, 1).split(document_lengths(layout)) for t in (q_BTHC, k_BTKC, v_BTKC)]
     ids, pos, doc, kind = (None if t is None else t.flatten()[None] for t in vars_in_order(tokens)[:4])
     assert ids is not None and pos is not None and doc is not None
     outputs = []
-    for start, end in zip(layout.cu_seqlens, layout.cu_seqlens[1:], strict=False):
+    for start, end, *document in zip(layout.cu_seqlens, layout.cu_seqlens[1:], *flat, strict=False):
         cut = slice(start, end)
         part = Tokens(ids[:, cut], pos[:, cut], doc[:, cut], None if kind is None else kind[:, cut])
-        q, k, v = (t[:, cut] for t in flat)
+        q, k, v = (t[None] for t in document)
         outputs.append(dense(q, k, v, visible(part, part, sight), sight, bias)[0])
     return torch.cat(outputs).view(q_BTHC.shape)
 
@@ -248,10 +248,6 @@ def by_document(
         whole_rows = q.unflatten(0, (n, n_queries)), k.unflatten(0, (n, n_keys)), v.unflatten(0, (n, n_keys))
         outputs.append(rows(*whole_rows, sight, bias).flatten(0, 1))
     return torch.cat(outputs).view(q_BTHC.shape)
-
-
-def document_lengths(layout: Packed) -> list[int]:
-    return [end - start for start, end in zip(layout.cu_seqlens, layout.cu_seqlens[1:], strict=False)]
 
 
 def attend_cached(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fledge.batch import Cached, Layout, Packed, Padded, Tokens
+from fledge.batch import Cached, Layout, Packed, Padded, Tokens, document_lengths
 from fledge.errors import ConfigError
 from fledge.nn.cache import KeyValueCache
 
@@ -35,10 +35,11 @@ def kernelised(
         assert cache is not None
         return decoded(q, k, v, layout, cache, layer).transpose(1, 2)
     if isinstance(layout, Packed):
-        flat = [t.transpose(1, 2).flatten(0, 1) for t in (q, k, v)]  # [B·T, H, C]
+        sizes = document_lengths(layout)
+        flat = [t.transpose(1, 2).flatten(0, 1).split(sizes) for t in (q, k, v)]  # [B·T, H, C] by document
         outputs = []
-        for start, end in zip(layout.cu_seqlens, layout.cu_seqlens[1:], strict=False):
-            q, k, v = (t[start:end].transpose(0, 1)[None] for t in flat)
+        for document in zip(*flat, strict=True):
+            q, k, v = (t.transpose(0, 1)[None] for t in document)
             outputs.append(over(q, k, v, causal)[0].transpose(0, 1))
         return torch.cat(outputs).view(q_BTHC.shape)
     if isinstance(layout, Padded):
@@ -67,9 +68,8 @@ def empty_state(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def scan(q: Tensor, k: Tensor, v: Tensor, outer: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Chunk by chunk: inside a chunk by scores, before it by the state (Σ k vᵀ [B, H, C, C], Σ k [B, H, C])."""
     outputs = []
-    for start in range(0, q.shape[-2], CHUNK):
-        part = slice(start, start + CHUNK)
-        q_part, k_part, v_part = q[..., part, :], k[..., part, :], v[..., part, :]
+    # split, not slices: the gradient of a slice is a whole tensor of zeros, which makes many of them quadratic
+    for q_part, k_part, v_part in zip(*(t.split(CHUNK, -2) for t in (q, k, v)), strict=True):
         scores = (q_part @ k_part.transpose(-1, -2)).tril()
         numerator = scores @ v_part + q_part @ outer
         denominator = scores.sum(-1, keepdim=True) + q_part @ total[..., None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fledge.batch import Layout, OneDocument, Packed, Padded
+from fledge.batch import Layout, OneDocument, Packed, Padded, document_lengths
 from fledge.errors import ConfigError
 from fledge.nn.kernels import fast
 from fledge.nn.visibility import Sight
@@ -29,10 +29,10 @@ def low_rank(
         mixed = whole_rows(q_BTHC, k_BTKC * there, v_BTKC * there, projection_RT, sight)
         return mixed.masked_fill(~there, 0.0)
     if isinstance(layout, Packed):
-        flat_q, flat_k, flat_v = (t.flatten(0, 1)[None] for t in (q_BTHC, k_BTKC, v_BTKC))
+        flat = [t.flatten(0, 1).split(document_lengths(layout)) for t in (q_BTHC, k_BTKC, v_BTKC)]
         outputs = []
-        for start, end in zip(layout.cu_seqlens, layout.cu_seqlens[1:], strict=False):
-            q, k, v = (t[:, start:end] for t in (flat_q, flat_k, flat_v))
+        for document in zip(*flat, strict=True):
+            q, k, v = (t[None] for t in document)
             outputs.append(whole_rows(q, k, v, projection_RT, sight)[0])
         return torch.cat(outputs).view(q_BTHC.shape)
     raise ConfigError("Linformer mixes all positions and can't decode token by token; it is for encoders")

@@ -48,6 +48,14 @@ VERBS = (
         aliases=(("out", "out"),),
     ),
     Verb(
+        "tokenizer convert",
+        "write a tokenizer in the form that other software reads",
+        "fledge.text.config:TokenizerConvertConfig",
+        "fledge.text.export:convert_tokenizer",
+        ("[tokenizer]",),
+        aliases=(("out", "out"),),
+    ),
+    Verb(
         "tokenizer report",
         "compare tokenizers on texts: bytes per token, fertility, unused entries",
         "fledge.text.config:TokenizerReportConfig",

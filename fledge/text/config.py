@@ -18,22 +18,41 @@ class TokenizerTrainConfig:
     with a `text` key."""
     out: Path
     """Folder to write: tokenizer.json, tokenizer_config.json and card.json."""
-    kind: Literal["bpe", "characters", "bytes"] = "bpe"
-    """bpe: byte-level BPE; characters: one id per character of the text; bytes: the 256 bytes, nothing learned."""
+    kind: Literal["bpe", "wordpiece", "unigram", "word", "characters", "bytes"] = "bpe"
+    """bpe: byte-level BPE; wordpiece: BERT's, with ## pieces; unigram: SentencePiece's, for scripts without spaces
+    too; word: the most frequent words; characters: one id per character; bytes: the 256 bytes, nothing learned."""
     vocab_size: int = 8192
-    """Number of ids in all, the special tokens included; for bpe only."""
-    pattern: Literal["gpt2", "llama3", "qwen2"] = "gpt2"
+    """Number of ids in all, the special tokens included; not for characters and bytes."""
+    pattern: Literal["gpt2", "llama3", "qwen2", "o200k"] = "gpt2"
     """Which characters may share a token: the published split pattern of that model; for bpe only."""
+    lowercase: bool = False
+    """Drop case and accents, as BERT's uncased models do; for wordpiece only."""
+    lossless: bool = True
+    """Decoding gives every text back; else text is normalised (NFKC, single spaces); for unigram only."""
     limit_bytes: int = 0
     """Read whole documents up to about this many UTF-8 bytes; 0 reads all."""
     special_tokens: bool | None = None
-    """Add <|bos|>, <|eos|>, <|pad|> and the chat roles; without a value: yes, but for characters."""
+    """Add <|bos|>, <|eos|>, <|pad|> and the chat roles; without a value: yes, but for characters
+    and wordpiece, which has [PAD] [UNK] [CLS] [SEP] [MASK]."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.vocab_size <= 1 << 20:
             raise ConfigError(f"vocab_size: expected 1..{1 << 20}, got {self.vocab_size}")
         if self.limit_bytes < 0:
             raise ConfigError(f"limit_bytes: expected 0 or more, got {self.limit_bytes}")
+
+
+@dataclass(frozen=True)
+class TokenizerConvertConfig:
+    """Write a tokenizer of any form in another that gives the same ids."""
+
+    tokenizer: Path
+    """What to read: a folder or file of tokenizer.json, SentencePiece, tiktoken, GPT-2, BERT or GGUF."""
+    out: Path
+    """Folder to write."""
+    form: Literal["tokenizer.json", "gpt2", "bert", "sentencepiece", "tiktoken", "gguf"] = "tokenizer.json"
+    """gpt2: vocab.json and merges.txt; bert: vocab.txt; sentencepiece: tokenizer.model; tiktoken: tokenizer.tiktoken;
+    gguf: the vocabulary without a model."""
 
 
 @dataclass(frozen=True)

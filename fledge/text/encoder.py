@@ -60,14 +60,12 @@ class Encoder:
 
     def by_library(self, texts: list[str]) -> list[list[int]]:
         encodings = guarded(lambda: self.library.encode_batch_fast(texts, add_special_tokens=False))
-        if not self.bytes:
-            return [encoding.ids for encoding in encodings]
-        return [
-            self.spelled(zip(encoding.ids, encoding.tokens, strict=True))
-            if self.unknown in encoding.ids
-            else encoding.ids
-            for encoding in encodings
-        ]
+        found = [encoding.ids for encoding in encodings]
+        for place, ids in enumerate(found):
+            if self.bytes and self.unknown in ids:
+                whole = self.library.encode(texts[place], add_special_tokens=False)  # the fast way leaves out surfaces
+                found[place] = self.spelled(zip(whole.ids, whole.tokens, strict=True))
+        return found
 
     def exactly(self, text: str) -> list[int]:
         assert self.exact is not None
@@ -166,3 +164,15 @@ def refuse_slow_pieces(file: TokenizerFile, encode: Callable[[str], Any]) -> Non
     encode((longest * PROBE_CHARACTERS)[:PROBE_CHARACTERS])
     if time.thread_time() - began > PROBE_SECONDS:
         raise TokenizerError(f"tokenizer: a piece of {len(longest)} characters makes encoding too slow; refused")
+
+
+def check_unicode(text: str) -> None:
+    """Raises TokenizerError for a text that is not Unicode: one with half of a surrogate pair."""
+    if text.isascii():
+        return
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise TokenizerError(
+            f"text: expected Unicode, got a lone surrogate at character {error.start}; replace it with U+FFFD"
+        ) from None

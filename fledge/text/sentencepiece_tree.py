@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -28,6 +29,7 @@ from fledge.text.sentencepiece_model import (
 from fledge.text.sentencepiece_text import KEY, TextRules, rules_of_model
 
 TEXT_TYPES = (NORMAL, USER_DEFINED, UNUSED)  # pieces that a text can be cut in
+BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 ROLES = (("unk", "unk_id"), ("bos", "bos_id"), ("eos", "eos_id"), ("pad", "pad_id"))
 
 
@@ -140,7 +142,9 @@ def normalizers(model: PieceModel) -> list[dict[str, Any]]:
 
 
 def decoders(model: PieceModel) -> list[dict[str, Any]]:
-    steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "}]
+    steps: list[dict[str, Any]] = []
+    if model.escape_whitespaces:
+        steps.append({"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "})
     steps += [{"type": "ByteFallback"}, {"type": "Fuse"}]
     if model.add_dummy_prefix:
         steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
@@ -148,26 +152,34 @@ def decoders(model: PieceModel) -> list[dict[str, Any]]:
 
 
 def model_of(
-    tree: dict[str, Any], config: dict[str, Any], rules: TextRules, charsmap: bytes, roles: dict[str, int]
+    tree: dict[str, Any],
+    config: dict[str, Any],
+    rules: TextRules,
+    charsmap: bytes,
+    roles: dict[str, int],
+    tokens: tuple[str | None, ...],
 ) -> PieceModel:
-    """The PieceModel that gives the same ids as a tokenizer.json of kind unigram or sentencepiece-bpe under `rules`;
-    `roles` gives the ids of unk, bos, eos and pad. BPE pieces get scores in the order of their first merge."""
+    """The PieceModel that gives the same ids as a tokenizer.json of kind unigram or sentencepiece-bpe under `rules`.
+    `roles` gives the ids of unk, bos, eos and pad, `tokens` what each id is. BPE pieces get scores in the order of
+    their first merge. Raises TokenizerError for ids with gaps, or no token for the unknown."""
     model, kept = tree["model"], config.get(KEY) or {}
     flags = {entry["id"]: entry.get("special") is True for entry in tree.get("added_tokens") or []}
     unused = set(kept.get("unused") or ())
-    scored = dict_of_scores(model)
+    if "unk" not in roles:
+        raise TokenizerError("sentencepiece: expected a token for the unknown, found none; SentencePiece needs one")
+    scores = scores_of(model)
     pieces = []
-    for number, (text, score) in enumerate(scored):
+    for number, text in enumerate(tokens):
+        if text is None:
+            raise TokenizerError(f"sentencepiece: expected ids without gaps, got none for {number}")
         kind = UNUSED if number in unused else NORMAL
         if number in flags:
             kind = CONTROL if flags[number] else USER_DEFINED
-        elif model.get("byte_fallback") and len(text) == 6 and text[:3] == "<0x" and text[5] == ">":
+        elif model.get("byte_fallback") and BYTE_PIECE.fullmatch(text):
             kind = BYTE
-        if number == roles.get("unk"):
+        if number == roles["unk"]:
             kind = UNKNOWN
-        pieces.append(Piece(text, score if kind in TEXT_TYPES else 0.0, kind))
-    if "unk" not in roles:
-        raise TokenizerError("tokenizer.model: expected a token for the unknown, found none; SentencePiece needs one")
+        pieces.append(Piece(text, scores.get(text, 0.0) if kind in (NORMAL, UNUSED) else 0.0, kind))
     return PieceModel(
         pieces=tuple(pieces),
         kind="bpe" if model["type"] == "BPE" else "unigram",
@@ -182,15 +194,12 @@ def model_of(
     )
 
 
-def dict_of_scores(model: dict[str, Any]) -> list[tuple[str, float]]:
-    """(piece, score) by id. Raises TokenizerError where ids have gaps."""
+def scores_of(model: dict[str, Any]) -> dict[str, float]:
+    """Piece -> score: Unigram's own; of BPE minus the rank of the piece's first merge, single characters last."""
     if model["type"] == "Unigram":
-        return [(text, float(score)) for text, score in model["vocab"]]
-    texts = sorted(model["vocab"], key=model["vocab"].__getitem__)
-    if [model["vocab"][text] for text in texts] != list(range(len(texts))):
-        raise TokenizerError("tokenizer.model: expected ids without gaps; SentencePiece can't write these")
+        return {text: float(score) for text, score in model["vocab"]}
     rank: dict[str, int] = {}
     for merge in model["merges"]:
         left, right = merge if isinstance(merge, list) else merge.split(" ")
         rank.setdefault(left + right, len(rank))
-    return [(text, -float(rank.get(text, len(rank) + number))) for number, text in enumerate(texts)]
+    return {text: -float(rank.get(text, len(rank) + number)) for text, number in model["vocab"].items()}

@@ -23,7 +23,7 @@ from fledge.errors import TokenizerError
 from fledge.lineage import make_folder, sha256_json, write_text_durably
 from fledge.text import fast, formats, pattern, special_tokens, tokenizer_file
 from fledge.text.byte_alphabet import CHARACTER_OF
-from fledge.text.encoder import Encoder, build, guarded, refuse_slow_pieces
+from fledge.text.encoder import Encoder, build, check_unicode, guarded, refuse_slow_pieces
 from fledge.text.framing import Framed, Framing
 from fledge.text.model_check import split_merge
 from fledge.text.special_tokens import SPECIAL_TOKENS, UNKNOWN
@@ -240,17 +240,6 @@ class Tokenizer:
 def from_text(text: str, config: dict[str, Any] | None = None, template: str | None = None) -> Tokenizer:
     """A Tokenizer from the text of a tokenizer.json."""
     return Tokenizer(tokenizer_file.parse(text), config, template)
-
-
-def check_unicode(text: str) -> None:
-    if text.isascii():
-        return
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise TokenizerError(
-            f"text: expected Unicode, got a lone surrogate at character {error.start}; replace it with U+FFFD"
-        ) from None
 
 
 # Making tokenizers

@@ -1,10 +1,9 @@
-"""Training a tokenizer: byte-level BPE by Hugging Face's trainer, deterministic, over an iterator of texts."""
+"""Training a tokenizer: the verb, and byte-level BPE by Hugging Face's trainer, deterministic, over texts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,19 +15,21 @@ from tokenizers import models, pre_tokenizers, trainers
 from fledge import config as fields
 from fledge.errors import CheckpointError, ConfigError, DataError
 from fledge.lineage import CARD, make_folder, sha256_file, sha256_json, verify, write_card
-from fledge.log import Progress, say, warn
+from fledge.log import say, warn
 from fledge.text import pattern
 from fledge.text.config import TokenizerTrainConfig
 from fledge.text.documents import CORPUS, read_documents, refuse_inside, total_bytes
 from fledge.text.encoder import guarded
+from fledge.text.learners import train_unigram, train_wordpiece, train_words
 from fledge.text.model_check import split_merge
 from fledge.text.special_tokens import SPECIAL_TOKENS
-from fledge.text.tokenizer import Tokenizer, byte_bpe, byte_level, characters, check_unicode
+from fledge.text.tokenizer import Tokenizer, byte_bpe, byte_level, characters
+from fledge.text.training_text import counted, in_short_runs, within
 
 RECIPE = 1  # raised when the same config and text would give another tokenizer
 KIND = "tokenizer"
-LONG_RUN = re.compile(r"\S{1000}|\s{1000}")  # the trainer takes quadratic time over one word
 LONGEST_TOKEN = 128  # characters: a longer one is a ruler of dashes or somebody's base64
+BUDGET = 4 << 30  # bytes of text; memory goes by its distinct words
 LEAST_COUNT = 2  # a pair seen once is no regularity
 
 
@@ -42,8 +43,9 @@ def train_bpe(
     """Byte-level BPE of `vocab_size` ids in all (256 bytes, merges, then the `special` tokens) under a published split
     pattern. Equal texts give an equal tokenizer. Fewer ids come out where the texts have no more pairs to merge.
 
-    Memory is bounded by the number of distinct words, not by the texts. `n_bytes`: how much text to expect, for the
-    progress bar. Raises ConfigError if the bytes and special tokens alone need more ids. Source: Sennrich et al. 2016.
+    Memory is bounded by the number of distinct words, and these by a budget of text, beyond which a sample is learnt
+    from. `n_bytes`: how much text to expect, for that and for the progress bar. Raises ConfigError if the bytes and
+    special tokens alone need more ids. Source: Sennrich et al. 2016.
     """
     if pattern_name not in pattern.PATTERNS:
         raise ConfigError(f"pattern: expected one of {', '.join(pattern.PATTERNS)}, got {pattern_name!r:.40}")
@@ -61,7 +63,9 @@ def train_bpe(
     )
     learner = tokenizers.Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizer(pattern_name)
-    guarded(lambda: learner.train_from_iterator(in_short_runs(counted(texts, n_bytes)), trainer))
+    guarded(
+        lambda: learner.train_from_iterator(in_short_runs(within(counted(texts, n_bytes), BUDGET, n_bytes)), trainer)
+    )
     model = json.loads(learner.to_str())["model"]
     merges = [list(split_merge(merge) or ()) for merge in model["merges"]]
     return byte_bpe(model["vocab"], merges, pattern_name, special)
@@ -72,30 +76,6 @@ def pre_tokenizer(pattern_name: str) -> pre_tokenizers.PreTokenizer:
         return pre_tokenizers.ByteLevel(add_prefix_space=False)
     split = pre_tokenizers.Split(tokenizers.Regex(pattern.PATTERNS[pattern_name]), "isolated")
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-
-
-def counted(texts: Iterable[str], n_bytes: int) -> Iterator[str]:
-    """The texts, with progress for people."""
-    progress = Progress("read text, bytes", n_bytes) if n_bytes else None
-    done = 0
-    for text in texts:
-        check_unicode(text)
-        yield text
-        done += len(text.encode()) if progress else 0
-        if progress:
-            progress.update(min(done, n_bytes - 1))
-    if progress:
-        progress.close()
-
-
-def in_short_runs(texts: Iterable[str]) -> Iterator[str]:
-    """The texts with words of thousands of characters cut: each piece is a text of its own."""
-    for text in texts:
-        start = 0
-        for run in LONG_RUN.finditer(text):
-            yield text[start : run.end()]
-            start = run.end()
-        yield text[start:]
 
 
 def train_tokenizer(config: TokenizerTrainConfig, json: bool = False) -> dict[str, Any]:
@@ -159,7 +139,8 @@ def write(config: TokenizerTrainConfig) -> dict[str, Any]:
 
 def learn(config: TokenizerTrainConfig, seen: Seen) -> Tokenizer:
     """The tokenizer that `config` asks for; `seen` counts the text that it is learnt from."""
-    with_special = config.kind != "characters" if config.special_tokens is None else config.special_tokens
+    plain = config.kind in ("characters", "wordpiece")
+    with_special = not plain if config.special_tokens is None else config.special_tokens
     special = SPECIAL_TOKENS if with_special else ()
     if config.kind == "bytes":
         return byte_level(special)
@@ -170,10 +151,18 @@ def learn(config: TokenizerTrainConfig, seen: Seen) -> Tokenizer:
         seen.demand(config.text)
         return characters("".join(alphabet), special)
     expected = min(total_bytes(config.text), config.limit_bytes or 1 << 62)
-    tokenizer = train_bpe(seen.texts(config), config.vocab_size, config.pattern, special, expected)
+    texts, size = seen.texts(config), config.vocab_size
+    if config.kind == "wordpiece":
+        tokenizer = train_wordpiece(texts, size, config.lowercase, special, expected)
+    elif config.kind == "unigram":
+        tokenizer = train_unigram(texts, size, config.lossless, special, expected)
+    elif config.kind == "word":
+        tokenizer = train_words(texts, size, special, expected)
+    else:
+        tokenizer = train_bpe(texts, size, config.pattern, special, expected)
     seen.demand(config.text)
-    if tokenizer.vocab_size < config.vocab_size:
-        say(f"the text has too few pairs for {config.vocab_size} ids; the tokenizer has {tokenizer.vocab_size}")
+    if tokenizer.vocab_size < size:
+        say(f"the text has too few regularities for {size} ids; the tokenizer has {tokenizer.vocab_size}")
     return tokenizer
 
 

@@ -46,6 +46,7 @@ class HeadConfig:
     `hidden`: a product and `activation` come first, and with `norm` the stack's norm after them. `labels` 0: nothing
     follows it (BERT's pooler). `bias`: the last product's, `hidden_bias`: the first's. `label_names` and `problem`
     (one of PROBLEMS) are kept for whoever trains or reads the head; one label is a regression, or a reward.
+    `global_first`: where Tokens name no kinds, the first is GLOBAL (Longformer's classifier).
     """
 
     name: str
@@ -56,6 +57,7 @@ class HeadConfig:
     bias: bool = True
     hidden_bias: bool = True
     norm: bool = False
+    global_first: bool = False
     label_names: tuple[str, ...] = ()
     problem: str = ""
 

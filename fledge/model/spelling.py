@@ -7,7 +7,7 @@ from dataclasses import replace
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig
 from fledge.model.families.family import Family
-from fledge.model.families.task import posed, task_of_config
+from fledge.model.families.task import POOLER, posed, task_of_config
 from fledge.model.names import expanded
 from fledge.model.safetensors_file import SafetensorsFile
 
@@ -37,21 +37,14 @@ def names_of_other_tasks(own_family: Family, config: ModelConfig) -> set[str]:
 
 
 def without_absent_pooler(own_family: Family, config: ModelConfig, where: dict[str, SafetensorsFile]) -> ModelConfig:
-    """A bare model may come without the head that nothing of it reads."""
-    if not own_family.all_tasks or not config.heads or not task_of_config(own_family.all_tasks, config).base:
+    """A file may lack the pooler, as nothing else reads it."""
+    if all(head.name != POOLER for head in config.heads):
         return config
     table = expanded(own_family, config)
-    heads = {weight.theirs for weight in table if any(name.startswith("heads.") for name in weight.ours)}
-    present = {canonical_name(own_family, config, name, heads) for name in where}
-    return config if heads & present else replace(config, heads=())
-
-
-def prefix_in_files(own_family: Family, config: ModelConfig) -> str:
-    """What stands before the body's names in the files of a config's class."""
-    if not own_family.all_tasks:
-        return own_family.prefix
-    task = task_of_config(own_family.all_tasks, config)
-    return "" if task.base else task.prefix or own_family.prefix
+    names = {weight.theirs for weight in table if any(name.startswith(f"heads.{POOLER}.") for name in weight.ours)}
+    if names & {canonical_name(own_family, config, name, names) for name in where}:
+        return config
+    return replace(config, heads=tuple(head for head in config.heads if head.name != POOLER))
 
 
 def as_spelled(own_family: Family, config: ModelConfig, names: set[str]) -> Family:
@@ -63,3 +56,11 @@ def as_spelled(own_family: Family, config: ModelConfig, names: set[str]) -> Fami
         if any(name in own or own_family.prefix + name in own for name in names):
             return variant
     return own_family
+
+
+def prefix_in_files(own_family: Family, config: ModelConfig) -> str:
+    """What stands before the body's names in the files of a config's class."""
+    if not own_family.all_tasks:
+        return own_family.prefix
+    task = task_of_config(own_family.all_tasks, config)
+    return "" if task.base else task.prefix or own_family.prefix

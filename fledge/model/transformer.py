@@ -6,13 +6,14 @@ B rows, T tokens, S source tokens, D width, E embedding width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fledge.batch import Cached, Layout, OneDocument, Packed, Padded, Tokens
+from fledge.batch import GLOBAL, Cached, Layout, OneDocument, Packed, Padded, Tokens
 from fledge.device import available_bytes
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig
@@ -150,6 +151,10 @@ class Transformer(nn.Module):
         """What the task head `name` answers: [B, labels] or [B, T, labels]."""
         if name not in self.heads:
             raise ConfigError(f"model: expected a head {name!r}, got {', '.join(self.heads) or 'none'}")
+        if tokens.kind is None and self.heads[name].config.global_first:
+            kind = torch.zeros_like(tokens.ids)
+            kind[:, 0] = GLOBAL
+            tokens = replace(tokens, kind=kind)
         hidden = self.hidden(tokens, layout, source=source)
         return self.heads[name](hidden, tokens, layout, self.config.special_ids.get("eos"))
 

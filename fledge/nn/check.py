@@ -26,6 +26,7 @@ from fledge.nn.config import (
     Longformer,
     LowRank,
     Moe,
+    Pattern,
     Prefix,
     Rope,
     RopeScaling,
@@ -95,6 +96,7 @@ def check_layer(layer: LayerConfig, stack: StackConfig, at: str) -> None:
         bounded(f"{at}.ffn.top_k", ffn.top_k, 1, ffn.n_experts)
     bounded(f"{at}.ffn.hidden", layer.dense.hidden, 1, 64 * MAX_WIDTH)
     check_position(layer, at)
+    check_pattern(layer.pattern, at)
     reason = no_definition(layer, stack.causal)
     if reason:
         raise ConfigError(f"{at}: {reason}")
@@ -115,6 +117,18 @@ def check_heads(heads: Heads, at: str) -> None:
     if isinstance(heads, LowRank):
         bounded(f"{at}.rank", heads.rank, 1, MAX_WIDTH)
         bounded(f"{at}.tokens", heads.tokens, 1, MAX_CONTEXT)
+
+
+def check_pattern(pattern: Pattern, at: str) -> None:
+    """Raise ConfigError for a pattern whose numbers have no meaning."""
+    numbers = {
+        Longformer: ("window",), BigBird: ("block",), Strided: ("stride",), Fixed: ("stride", "summary"),
+    }.get(type(pattern), ())  # type: ignore[arg-type]  # fmt: skip
+    for name in numbers:
+        bounded(f"{at}.pattern.{name}", getattr(pattern, name), 1, MAX_CONTEXT)
+    if isinstance(pattern, BigBird):
+        bounded(f"{at}.pattern.n_random", pattern.n_random, 0, MAX_CONTEXT)
+        bounded(f"{at}.pattern.full_tokens", pattern.full_tokens, 0, MAX_CONTEXT)
 
 
 def check_position(layer: LayerConfig, at: str) -> None:

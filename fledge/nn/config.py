@@ -95,11 +95,18 @@ class Longformer:
 @dataclass(frozen=True)
 class BigBird:
     """Blocks of `block` tokens: the first and the last global, each sees its neighbours and `n_random` random blocks
-    (Zaheer et al. 2020, arXiv 2007.14062)."""
+    (Zaheer et al. 2020, arXiv 2007.14062), which (seed, block) decides.
+
+    `fixed`: no block is drawn; the first block's keys count 1 + `n_random` times instead, except for queries of the
+    first and last block. That is what transformers computes outside training. `full_tokens`: documents of at most so
+    many tokens are attended to in full.
+    """
 
     block: int
     n_random: int
     seed: int = 0
+    fixed: bool = False
+    full_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from fledge.batch import Cached, Layout, OneDocument, Packed, Padded, Tokens, do
 from fledge.nn.bias import Bias
 from fledge.nn.cache import KeyValueCache
 from fledge.nn.config import BigBird, Longformer, Prefix
-from fledge.nn.visibility import Sight, by_place, visible
+from fledge.nn.visibility import Sight, by_place, first_block_weight, visible
 
 BAND_FACTOR = 2  # documents longer than this many windows are attended band by band
 
@@ -59,7 +59,7 @@ def by_tokens(
 ) -> Tensor:
     """Patterns that depend on the tokens themselves, document by document where rows hold several. [B, T, H, C]."""
     if not isinstance(layout, Packed):
-        return dense(q_BTHC, k_BTKC, v_BTKC, visible(tokens, tokens, sight), sight, bias)
+        return dense(q_BTHC, k_BTKC, v_BTKC, visible(tokens, tokens, sight), sight, counted(bias, tokens, sight))
     flat = [t.flatten(0, 1).split(document_lengths(layout)) for t in (q_BTHC, k_BTKC, v_BTKC)]
     ids, pos, doc, kind = (None if t is None else t.flatten()[None] for t in vars_in_order(tokens)[:4])
     assert ids is not None and pos is not None and doc is not None
@@ -68,8 +68,21 @@ def by_tokens(
         cut = slice(start, end)
         part = Tokens(ids[:, cut], pos[:, cut], doc[:, cut], None if kind is None else kind[:, cut])
         q, k, v = (t[None] for t in document)
-        outputs.append(dense(q, k, v, visible(part, part, sight), sight, bias)[0])
+        outputs.append(dense(q, k, v, visible(part, part, sight), sight, counted(bias, part, sight))[0])
     return torch.cat(outputs).view(q_BTHC.shape)
+
+
+def counted(bias: Bias | None, tokens: Tokens, sight: Sight) -> Bias | None:
+    """The bias, and how often keys count under a fixed BigBird."""
+    pattern = sight.pattern
+    if not isinstance(pattern, BigBird) or not pattern.fixed:
+        return bias
+    often = first_block_weight(pattern, tokens, tokens)
+
+    def both(q: Tensor, k: Tensor, q_start: int, k_start: int) -> Tensor:
+        return often.to(q.dtype) if bias is None else often + bias(q, k, q_start, k_start)
+
+    return both
 
 
 def dense(

@@ -7,6 +7,7 @@ kinds, and is the reference that every faster way must equal.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import torch
@@ -68,13 +69,31 @@ def by_place(q_pos: Tensor, k_pos: Tensor, sight: Sight) -> Tensor:
 def blocks_seen(pattern: BigBird, queries: Tokens, keys: Tokens) -> Tensor:
     """bool [B, T, S]: BigBird's blocks, counted in each row from its own document's length."""
     rows = []
-    lengths = torch.where(keys.doc >= 0, keys.pos, -1).amax(1) + 1
-    for b, length in enumerate(lengths.tolist()):
+    for b, length in enumerate(document_lengths(keys)):
+        if length <= pattern.full_tokens:
+            rows.append(torch.ones(queries.pos.shape[1], keys.pos.shape[1], dtype=torch.bool, device=keys.pos.device))
+            continue
         table = block_table(pattern, max(1, -(-length // pattern.block))).to(keys.pos.device)
         last = table.shape[0] - 1
         q_block, k_block = ((t.pos[b] // pattern.block).clamp(max=last) for t in (queries, keys))
         rows.append(table[q_block][:, k_block])
     return torch.stack(rows)
+
+
+def document_lengths(tokens: Tokens) -> list[int]:
+    """Tokens of the one document in each row."""
+    return (torch.where(tokens.doc >= 0, tokens.pos, -1).amax(1) + 1).tolist()
+
+
+def first_block_weight(pattern: BigBird, queries: Tokens, keys: Tokens) -> Tensor:
+    """float32 [B, 1, T, S]: log of how often a key counts under a fixed BigBird."""
+    rows = []
+    for b, length in enumerate(document_lengths(keys)):
+        last = (length - 1) // pattern.block
+        q_block, k_block = queries.pos[b] // pattern.block, keys.pos[b] // pattern.block
+        often = ((q_block > 0) & (q_block < last))[:, None] & (k_block == 0)
+        rows.append(often.float() * (math.log(1 + pattern.n_random) if length > pattern.full_tokens else 0.0))
+    return torch.stack(rows)[:, None]
 
 
 def block_table(pattern: BigBird, n_blocks: int) -> Tensor:
@@ -84,7 +103,7 @@ def block_table(pattern: BigBird, n_blocks: int) -> Tensor:
     for edge in (0, n_blocks - 1):
         seen[edge, :] = True
         seen[:, edge] = True
-    for row in range(1, n_blocks - 1):
+    for row in range(1, n_blocks - 1) if not pattern.fixed else ():
         free = [i for i in range(n_blocks) if not seen[row, i]]
         free.sort(key=lambda i: hashlib.sha256(f"{pattern.seed}/{row}/{i}".encode()).digest())
         seen[row, free[: pattern.n_random]] = True

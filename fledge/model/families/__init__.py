@@ -10,6 +10,7 @@ from fledge.model.families import (
     albert,
     bart,
     bert,
+    bigbird,
     bloom,
     deberta,
     deberta_v2,
@@ -21,8 +22,10 @@ from fledge.model.families import (
     gpt2,
     gpt_neox,
     llama,
+    longformer,
     mistral,
     mixtral,
+    modernbert,
     mpnet,
     native,
     olmo2,
@@ -39,7 +42,23 @@ from fledge.model.families.family import Family
 DECODERS = (
     llama, gpt2, mistral, qwen2, qwen3, gemma, gemma2, gemma3, openai_gpt, gpt_neox, mixtral, phi3, bloom, olmo2, palm,
 )  # fmt: skip
-MODULES = (*DECODERS, t5, bart, bert, roberta, distilbert, albert, electra, mpnet, deberta, deberta_v2, native)
+MODULES = (
+    *DECODERS,
+    t5,
+    bart,
+    bert,
+    roberta,
+    distilbert,
+    albert,
+    electra,
+    mpnet,
+    deberta,
+    deberta_v2,
+    longformer,
+    bigbird,
+    modernbert,
+    native,
+)
 FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in MODULES}
 
 

@@ -10,6 +10,7 @@ from fledge.errors import ConfigError
 from fledge.model.config import PROBLEMS, HeadConfig, ModelConfig, Take
 from fledge.nn.config import MAX_WIDTH, Activation
 
+POOLER = "pooler"  # the head that a file may lack
 DEFAULT_LABELS = 2  # transformers' number for a config.json without labels
 
 
@@ -18,7 +19,7 @@ class Head:
     """A task head of a family: what it computes, and their modules that hold its weights.
 
     `dense` comes first where it is named, then `norm`, then `out`. `labels` None: config.json says how many; 0: nothing
-    follows `dense` (a pooler).
+    follows `dense` (a pooler). `global_first`: see HeadConfig.
     """
 
     name: str
@@ -30,12 +31,14 @@ class Head:
     activation: Activation = "tanh"
     bias: bool = True
     dense_bias: bool = True
+    global_first: bool = False
 
     def config(self, labels: int, names: tuple[str, ...], problem: str) -> HeadConfig:
         own = self.labels is None
         return HeadConfig(
             self.name, self.take, labels if self.labels is None else self.labels, bool(self.dense), self.activation,
-            self.bias, self.dense_bias, bool(self.norm), names if own else (), problem if own else "",
+            self.bias, self.dense_bias, bool(self.norm), self.global_first, names if own else (),
+            problem if own else "",
         )  # fmt: skip
 
     def modules(self) -> dict[str, str]:
@@ -47,7 +50,7 @@ class Head:
 class Task:
     """One class of transformers: its name, whether it has the output product, its heads.
 
-    `base`: the bare model, whose files leave the family's prefix out and may lack its pooler. `prefix`: what stands in
+    `base`: the bare model, whose files leave the family's prefix out. Any file may lack its pooler. `prefix`: what stands in
     its files instead of the family's prefix. `name` is the word in `model.task=…`.
     """
 
@@ -109,13 +112,13 @@ def task_named(tasks: tuple[Task, ...], name: str) -> Task:
 
 
 def task_of_config(tasks: tuple[Task, ...], config: ModelConfig) -> Task:
-    """The task whose head names and output a config has; a bare model may lack its pooler. Raises ConfigError."""
+    """The task whose head names and output a config has, its pooler aside. Raises ConfigError."""
     names = {head.name for head in config.heads}
     for task in tasks:
         if task.lm == config.lm and names == {head.name for head in task.heads}:
             return task
     for task in tasks:
-        if task.base and not config.lm and not names:
+        if task.lm == config.lm and names | {POOLER} == {head.name for head in task.heads}:
             return task
     raise ConfigError(
         f"model: {config.family} has no class with {'an output and ' if config.lm else ''}heads "

@@ -325,10 +325,13 @@ def test_trial_28_code_named_by_a_config_is_never_imported(tmp_path):
         "auto_map": {"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"},
         "trust_remote_code": True,
         "_attn_implementation_internal": "evil/kernel",
-        "architectures": ["EvilForCausalLM"],
         "custom_pipelines": {"x": {"impl": "evil.P"}},
     }
     (folder / "config.json").write_text(json.dumps(config))
+    other = tiny_folder(tmp_path / "other")
+    (other / "config.json").write_text(json.dumps({**config, "architectures": ["EvilForCausalLM"]}))
+    with pytest.raises(ConfigError, match="architectures: expected one of"):
+        load_model(other)
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\n")
     program = (
         "import sys, socket\n"

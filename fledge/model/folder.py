@@ -19,7 +19,7 @@ from fledge.lineage import write_card
 from fledge.model.config import ModelConfig
 from fledge.model.copies import as_stored, check_copy
 from fledge.model.families import FAMILIES, family
-from fledge.model.families.family import Family, Weight
+from fledge.model.families.family import Family, Weight, refuse
 from fledge.model.families.task import label_keys, task_of_config
 from fledge.model.names import expanded, their_shape, to_ours, to_theirs
 from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
@@ -63,6 +63,7 @@ def read_config(folder: str | Path) -> tuple[Family, ModelConfig]:
 def parse_config(raw: dict[str, Any]) -> tuple[Family, ModelConfig]:
     """Family and ModelConfig from a config.json's content. Code it names (auto_map and kin) is never looked at."""
     model_type = raw.get("model_type")
+    refuse(raw, "quantization_config", (None,), "weights in a quantised form; load the unquantised ones")
     for candidate in FAMILIES.values():
         if candidate.model_type == model_type:
             return candidate, candidate.config_of(raw)

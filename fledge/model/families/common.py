@@ -20,6 +20,7 @@ from fledge.model.families.family import (
     head_channels,
     integer,
     needed,
+    refuse,
     rounded_up,
     special_ids,
 )
@@ -165,6 +166,7 @@ def decoder(
     raw: dict[str, Any], family: str, sizes: Sizes, stack: StackConfig, context: int, tie: bool = False, **more: Any
 ) -> ModelConfig:
     """The ModelConfig of a decoder-only family."""
+    refuse(raw, "is_encoder_decoder", (False, None), "a decoder alone")
     return ModelConfig(
         family=family,
         vocab_size=sizes.vocab_size,

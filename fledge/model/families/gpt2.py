@@ -47,6 +47,7 @@ def build(shape: ShapeConfig) -> ModelConfig:
 
 def read(raw: dict[str, Any]) -> ModelConfig:
     refuse(raw, "add_cross_attention", (False, None), "encoder-decoder GPT-2 is not a decoder")
+    refuse(raw, "is_encoder_decoder", (False, None), "a decoder alone")
     refuse(raw, "scale_attn_weights", (True, None), "scores are divided by sqrt(d_k)")
     refuse(raw, "scale_attn_by_inverse_layer_idx", (False, None), "no per-layer score scale")
     width, n_heads = integer(raw, "n_embd", 768), integer(raw, "n_head", 12)

@@ -98,6 +98,7 @@ FAMILY = Family(
     write=faithful("gpt_neox", read, write),
     weights=weights,
     prefix="gpt_neox.",
+    copies={"embed_out.weight": "gpt_neox.embed_in.weight"},
     ignored=(".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"),
     presets={
         "pythia-14m": preset(128, 6, 4),

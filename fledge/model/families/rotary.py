@@ -120,7 +120,7 @@ def longest(rope: Rope, context: int) -> int:
     if scaling is None or scaling.kind in ("llama3", "longrope"):
         return context
     whole = (context if scaling.kind in STRETCHED else scaling.original_tokens) * scaling.factor
-    return min(MAX_CONTEXT, max(context, int(whole) if whole < MAX_CONTEXT else MAX_CONTEXT))
+    return max(context, int(min(whole, MAX_CONTEXT)))
 
 
 def max_position_embeddings(rope: Rope, context: int) -> int:

@@ -1,0 +1,220 @@
+"""config.json of decoder families: both spellings, every key of transformers' classes, hostile values, shards."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from fledge.batch import OneDocument, one_document
+from fledge.errors import ConfigError
+from fledge.model.config import ModelConfig
+from fledge.model.families import DECODERS
+from fledge.model.folder import load_model, parse_config
+from tests.parity.decoder_cases import CASES, FULL, changed
+from tests.parity.reference import limit, some_ids
+
+INERT = {
+    "training alone": ("attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "hidden_dropout",
+                       "classifier_dropout", "initializer_range", "output_router_logits"),
+    "heads of other classes": ("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
+                               "summary_first_dropout", "label2id", "id2label", "problem_type", "num_labels"),
+    "how transformers computes, not what": ("dtype", "use_cache", "return_dict", "output_attentions",
+                                            "output_hidden_states", "chunk_size_feed_forward", "slow_but_exact",
+                                            "reorder_and_upcast_attn", "pretraining_tp", "is_decoder"),
+    "names": ("_name_or_path", "transformers_version", "architectures"),
+    "said again by another key": ("_sliding_window_pattern", "max_window_layers", "use_sliding_window"),
+}  # fmt: skip
+UNREAD = {key for keys in INERT.values() for key in keys}
+UNREAD_IN = {
+    "llama-yarn": {"max_position_embeddings"},  # below the original length times the factor
+    "phi3": {"original_max_position_embeddings"},  # of LongRoPE alone
+    "phi3-part": {"original_max_position_embeddings"},
+    "qwen2": {"sliding_window"},  # with use_sliding_window false
+    "qwen3": {"sliding_window"},
+}
+LARGE = ("query_pre_attn_scalar", "final_logit_softcapping", "attn_logit_softcapping", "rms_norm_eps", "layer_norm_eps",
+         "layer_norm_epsilon", "router_aux_loss_coef")  # fmt: skip
+ZERO = ("rms_norm_eps", "router_jitter_noise", "layer_norm_eps", "layer_norm_epsilon", "router_aux_loss_coef")
+HOSTILE = (10**9, -1, 0, float("nan"), 1e999, "48", True, [48], {}, 10**400)
+
+
+def raw_of(name: str, folder: Path) -> dict:
+    case = CASES[name]
+    config = case.config(**{**case.sizes, **case.more})
+    config.save_pretrained(folder)
+    return {**config.to_dict(), **json.loads((folder / "config.json").read_text())}
+
+
+def other_values(value) -> list:
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1]
+    return [value * 2 + 0.5] if isinstance(value, float) else [7, True, "x", 0.3] if value is None else ["x", 5]
+
+
+def outcome(raw: dict) -> ModelConfig | None:
+    try:
+        return parse_config(raw)[1]
+    except ConfigError:
+        return None
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_no_key_of_transformers_is_skipped_over_in_silence(name, tmp_path):
+    raw = raw_of(name, tmp_path)
+    base = parse_config(raw)[1]
+    for key, value in raw.items():
+        if key not in UNREAD and key not in UNREAD_IN.get(name, ()):
+            for other in other_values(value):
+                assert outcome({**raw, key: other}) != base, f"{key}: {other!r} changes nothing"
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_hostile_values_are_refused_at_once(name, tmp_path):
+    raw = raw_of(name, tmp_path)
+    base = parse_config(raw)[1]
+    began = time.process_time()
+    keys = [key for key, value in raw.items() if isinstance(value, int | float) and not isinstance(value, bool)]
+    keys = [key for key in keys if key not in UNREAD and not key.endswith("_token_id")]
+    for key in keys:
+        for value in HOSTILE:
+            found = outcome({**raw, key: value})  # anything but ConfigError fails here
+            allowed = value == 10**9 and key in LARGE or value == 0 and key in ZERO and not isinstance(value, bool)
+            assert found is None or found == base and key in UNREAD_IN.get(name, ()) or allowed, (key, value)
+    for layers in ("num_hidden_layers", "n_layer"):
+        if layers in raw:
+            assert outcome({**raw, layers: 10**9}) is None
+    assert time.process_time() - began < 0.05 * len(keys) * len(HOSTILE) + 1
+
+
+@pytest.mark.parametrize("group", ["rope_parameters", "rope_scaling"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "yarn", ["yarn"], 4, {"rope_type": "yarn"}, {"rope_type": "mrope"}, {"rope_type": ["linear"]},
+        {"rope_type": "linear"}, {"rope_type": "linear", "factor": 0}, {"rope_type": "linear", "factor": float("nan")},
+        {"rope_type": "linear", "factor": "8"}, {"rope_type": "linear", "factor": 1e999},
+        {"rope_type": "linear", "factor": 2.0, "alpha": 3}, {"rope_type": "default", "factor": 2.0},
+        {"rope_type": "default", "mrope_section": [2, 2, 2]},
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0},
+        {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]},
+        {"rope_type": "longrope", "short_factor": [1.0] * 6, "long_factor": [float("nan")] * 6},
+        {"rope_type": "longrope", "short_factor": [0] * 6, "long_factor": [1.0] * 6},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": -1},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 10**12},
+        {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1.0}, {"rope_type": "default", "partial_rotary_factor": 0.5},
+    ],
+)  # fmt: skip
+def test_a_rotary_scaling_without_a_meaning_is_refused(group, value, tmp_path):
+    raw = raw_of("llama", tmp_path)
+    raw.pop("rope_parameters")
+    assert outcome(raw) is not None
+    if not (isinstance(value, dict) and value == {"rope_type": "yarn"}):
+        assert outcome({**raw, group: value}) is None
+
+
+def in_the_spelling_of_transformers_4(raw: dict) -> dict:
+    raw = dict(raw)
+    parameters = raw.pop("rope_parameters", None)
+    raw["torch_dtype"] = raw.pop("dtype", "float32")
+    if raw["model_type"] == "gemma3_text":
+        raw["rope_local_base_freq"] = parameters["sliding_attention"]["rope_theta"]
+        parameters = parameters["full_attention"]
+    if parameters is None:
+        return raw
+    parameters = dict(parameters)
+    neox = raw["model_type"] == "gpt_neox"
+    raw["rotary_emb_base" if neox else "rope_theta"] = parameters.pop("rope_theta", 10000.0)
+    share = parameters.pop("partial_rotary_factor", None)
+    if share is not None:
+        raw["rotary_pct" if neox else "partial_rotary_factor"] = share
+    if parameters["rope_type"] != "default":
+        raw["rope_scaling"] = {**parameters, "type": parameters["rope_type"]}
+    return raw
+
+
+ROTARY = [name for name in CASES if name not in ("gpt1", "gpt2", "bloom")]
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_the_spelling_of_transformers_4_is_the_same_model(name, tmp_path):
+    raw = raw_of(name, tmp_path)
+    old = in_the_spelling_of_transformers_4(raw)
+    assert "rope_parameters" not in old and parse_config(old)[1] == parse_config(raw)[1]
+
+
+@pytest.mark.parametrize("name", ["gemma3", "phi3-long", "llama-llama3", "gpt-neox"])
+def test_transformers_reads_the_spelling_of_4_as_we_do(name, tmp_path):
+    model = CASES[name].model()
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(in_the_spelling_of_transformers_4(json.loads(path.read_text()))))
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    same_logits(again, tmp_path)
+
+
+def same_logits(model, folder: Path) -> None:
+    ids = some_ids()
+    with torch.no_grad():
+        expected, got = model(ids).logits, load_model(folder)(one_document(ids), OneDocument())
+    assert (expected - got).abs().max() <= limit(expected)
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3", "mixtral", "phi3-long", "bloom"])
+def test_sharded_folders_load_like_single_files(name, tmp_path):
+    model = CASES[name].model()
+    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    same_logits(model, tmp_path)
+
+
+def test_experts_are_read_in_both_spellings(tmp_path):
+    """transformers writes each expert by itself; in its memory, and in files of others, all stand in one tensor."""
+    from safetensors.torch import save_file
+
+    model = CASES["mixtral"].model()
+    model.save_pretrained(tmp_path)
+    first = load_model(tmp_path)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    assert "model.layers.0.mlp.experts.gate_up_proj" in state
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    for (name, a), (_, b) in zip(first.named_parameters(), load_model(tmp_path).named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("name", ["gpt-neox-serial", "qwen2-window", "gpt1"])
+def test_a_tied_output_may_stand_in_the_file_and_prefixes_may_be_missing(name, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = CASES[name].model()
+    model.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    output = "embed_out.weight" if name.startswith("gpt-neox") else "lm_head.weight"
+    state[output] = model.get_input_embeddings().weight.detach().clone()
+    prefix = model.base_model_prefix + "."
+    save_file({key.removeprefix(prefix): value for key, value in state.items()}, tmp_path / "model.safetensors")
+    same_logits(model, tmp_path)
+
+
+def test_gemma_2_without_layer_types_has_a_window_in_every_other_layer(tmp_path):
+    model = CASES["gemma2"].model()
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    raw = json.loads(path.read_text())
+    assert raw.pop("layer_types") != FULL
+    path.write_text(json.dumps(raw))
+    same_logits(model, tmp_path)
+    changed(tmp_path, {"layer_types": FULL})
+    with pytest.raises(AssertionError):  # the control
+        same_logits(model, tmp_path)
+
+
+def test_every_decoder_family_has_a_case():
+    tested = {case.config.model_type for case in CASES.values()}
+    assert {module.FAMILY.model_type for module in DECODERS} - {"palm"} <= tested

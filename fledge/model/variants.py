@@ -115,10 +115,6 @@ def added_to_the_embedding(inputs: Inputs, position: str, context: int) -> Input
 
 
 def inside_attention(layer: LayerConfig, shape: ShapeConfig, context: int) -> Position:
-    if shape.position == "disentangled":
-        raise ConfigError(
-            "layers[0]: disentangled positions can't be computed yet, so they are refused; use rope, alibi or buckets"
-        )
     own: dict[str, Callable[[], Position]] = {
         "rope": lambda: Rope(shape.rope_theta or 10000.0),
         "alibi": Alibi,

@@ -7,7 +7,7 @@ from typing import Any
 
 from fledge.errors import TokenizerError
 
-MAX_PIECE_CHARACTERS = 1024  # of Unigram, which looks up every beginning of what follows; some 20 are common
+MAX_PIECE_CHARACTERS = 256  # of Unigram, which looks up every beginning of what follows; some 20 are common
 MAX_WORD_CHARACTERS = 200  # that WordPiece tries to cut: it takes quadratic time; 100 everywhere
 
 

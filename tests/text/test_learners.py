@@ -1,0 +1,128 @@
+"""Training WordPiece, Unigram and word tokenizers: sizes, loss, determinism, bounds."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fledge.errors import ConfigError, TokenizerError
+from fledge.text import training_text
+from fledge.text.config import TokenizerTrainConfig
+from fledge.text.learners import train_unigram, train_wordpiece, train_words
+from fledge.text.stream import TextStream
+from fledge.text.tokenizer import Tokenizer
+from fledge.text.train import train_tokenizer
+from tests.text.samples import random_texts, source_text
+
+KINDS = ("wordpiece", "unigram", "normalising", "word")
+
+
+@functools.cache
+def made(kind: str, vocab_size: int = 800) -> Tokenizer:
+    makers = {
+        "wordpiece": train_wordpiece,
+        "unigram": train_unigram,
+        "normalising": functools.partial(train_unigram, lossless=False),
+        "word": train_words,
+    }
+    return makers[kind]([source_text()], vocab_size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_larger_vocabulary_makes_fewer_tokens_within_its_size(kind):
+    text = source_text()
+    small, large = made(kind, 500), made(kind, 800)
+    assert small.vocab_size <= 500 < large.vocab_size <= 800
+    unknown = [one.encode(text).count(one.special["unk"]) for one in (small, large)]
+    assert len(large.encode(text)) < len(small.encode(text)) or unknown[1] < unknown[0]
+
+
+def test_lossless_unigram_gives_every_text_back_and_the_other_does_not():
+    texts = random_texts(3000, seed=40)
+    assert [made("unigram").decode(made("unigram").encode(text)) for text in texts] == texts
+    normalising = made("normalising")
+    assert [normalising.decode(normalising.encode(text)) for text in texts] != texts
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stream_gives_the_text_that_decoding_gives(kind):
+    tokenizer = made(kind)
+    for text in random_texts(300, seed=41):
+        ids = tokenizer.encode(text)
+        stream = TextStream(tokenizer)
+        assert "".join([*map(stream.push, ids), stream.finish()]) == tokenizer.decode(ids)
+
+
+def test_scripts_without_spaces_have_pieces_of_several_characters():
+    text = (
+        "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。" * 30
+        + "何でも薄暗い猫がいる猫である所" * 20
+    )
+    tokenizer = train_unigram([text], 400)
+    assert len(tokenizer.encode("吾輩は猫である")) < 7
+
+
+def test_pieces_and_words_are_those_of_the_text():
+    word = made("word")
+    assert word.token_of(0) == max(["the", "self"], key=lambda w: source_text().count(w)) or word.id_of("self")
+    pieces = [made("wordpiece").token_of(i) for i in range(made("wordpiece").vocab_size)]
+    assert pieces[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] and "##ing" in pieces
+    assert made("wordpiece").encode("zzzzing")[-1] == pieces.index("##ing")
+
+
+SCRIPT = """
+from tests.text.samples import source_text
+from fledge.text.learners import train_wordpiece, train_words
+print(train_wordpiece([source_text()], 700).digest, train_words([source_text()], 700).digest)
+"""
+
+
+def test_wordpiece_and_words_don_t_depend_on_the_process_or_its_threads():
+    found = set()
+    for parallel in ("false", "true"):
+        environment = {**os.environ, "TOKENIZERS_PARALLELISM": parallel}
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, env=environment
+        )
+        found.add(done.stdout)
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("train", [train_wordpiece, train_unigram, train_words])
+def test_a_size_without_room_is_refused(train):
+    with pytest.raises(ConfigError, match="vocab_size: expected at least"):
+        train(["x"], 5)
+
+
+@pytest.mark.parametrize("train", [train_unigram, train_words])
+def test_no_text_is_refused(train):
+    with pytest.raises(TokenizerError, match="expected text with words"):
+        train([], 600)
+
+
+def test_more_text_than_the_budget_is_sampled_from_everywhere(capsys):
+    texts = [chr(0x4E00 + i) * 60_000 for i in range(100)]
+    n_bytes = sum(len(text.encode()) for text in texts)
+    kept = list(training_text.within(iter(texts), n_bytes // 4, n_bytes))
+    n_kept = sum(len(text.encode()) for text in kept)
+    assert n_bytes // 8 < n_kept <= n_bytes // 4
+    assert ord(kept[0][0]) - 0x4E00 < 25 and ord(kept[-1][0]) - 0x4E00 > 75
+    assert kept == list(training_text.within(iter(texts), n_bytes // 4, n_bytes))
+    assert list(training_text.within(iter(texts), n_bytes, n_bytes)) == texts, "the control: all of what fits"
+    assert sum(len(text.encode()) for text in training_text.within(iter(texts), n_bytes // 4)) <= n_bytes // 4
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram", "word"])
+def test_the_verb_trains_each_kind_and_reuses_it(kind, tmp_path):
+    (tmp_path / "t.txt").write_text(source_text())
+    chosen = TokenizerTrainConfig(tmp_path / "t.txt", tmp_path / "out", kind=kind, vocab_size=600)
+    result = train_tokenizer(chosen, json=True)
+    assert result["kind"] == kind and result["vocab_size"] <= 600 and not result["reused"]
+    tokenizer = Tokenizer.load(tmp_path / "out")
+    assert tokenizer.digest == result["tokenizer_digest"]
+    assert ("bos" in tokenizer.special) == (kind != "wordpiece")
+    assert train_tokenizer(chosen, json=True)["reused"]

@@ -57,8 +57,8 @@ class GatedSilu(torch.autograd.Function):
 class Experts(nn.Module):
     """Each token through the `top_k` experts that its router scores highest, weighted by their softmax.
 
-    Dropless: every expert takes all tokens that chose it. `balance`, after a forward pass in training, is the
-    load-balancing loss of that pass: E · Σ share of tokens · mean probability (1 when even).
+    Dropless: every expert takes all tokens that chose it. `routed`, after a forward pass in training, is what the
+    router gave and chose in that pass: probabilities [B·T, E] and experts [B·T, top_k] (see `load_balance`).
     """
 
     def __init__(self, width: int, config: Moe):
@@ -66,7 +66,7 @@ class Experts(nn.Module):
         self.config = config
         self.router = Linear(width, config.n_experts)
         self.experts = nn.ModuleList(FeedForward(width, config.expert) for _ in range(config.n_experts))
-        self.balance: Tensor | None = None
+        self.routed: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
@@ -80,10 +80,21 @@ class Experts(nn.Module):
             if token.numel():
                 part = expert(flat[token]) * weights[token, place, None].to(flat.dtype)
                 out = out.index_add(0, token, part)
-        if self.training and self.config.balance:
-            share = F.one_hot(chosen, self.config.n_experts).float().sum(1).mean(0) / self.config.top_k
-            self.balance = self.config.n_experts * (share * probabilities.mean(0)).sum()
+        self.routed = (probabilities, chosen) if self.training and self.config.balance else None
         return out.view(x.shape)
+
+
+def load_balance(layer: Experts, there: Tensor | None = None) -> Tensor:
+    """The load-balancing loss of a layer's last pass in training: E · Σ share of choices · mean probability, 1 when the
+    experts are used evenly. `there` [B, T]: which tokens exist. Raises TypeError if there was no such pass.
+    Source: Fedus et al. 2021 (arXiv 2101.03961), eq. 4-6, with shares of all top_k choices."""
+    if layer.routed is None:
+        raise TypeError("load_balance: expected a pass in training of a layer with balance above 0, got none")
+    probabilities, chosen = layer.routed
+    weight = torch.ones_like(probabilities[:, 0]) if there is None else there.flatten().to(probabilities.dtype)
+    weight = weight / weight.sum().clamp(min=1)
+    used = F.one_hot(chosen, layer.config.n_experts).to(weight.dtype).sum(1) / layer.config.top_k
+    return layer.config.n_experts * ((weight @ used) * (weight @ probabilities)).sum()
 
 
 def activate(x: Tensor, name: Activation) -> Tensor:

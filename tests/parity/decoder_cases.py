@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 
@@ -237,6 +239,14 @@ CASES: dict[str, Case] = {
     "olmo2-biased": Case(transformers.Olmo2Config, SIZES, {"attention_bias": True, "tie_word_embeddings": True}),
     "gpt2": Case(transformers.GPT2Config, OLD_SIZES, {}, ({"layer_norm_epsilon": 0.1},)),
 }
+
+
+ALWAYS = ("llama-llama3", "mistral", "gemma2", "gpt-neox", "mixtral", "phi3-long", "bloom")
+
+
+def sampled(names: Iterable[str], always: tuple[str, ...] = ALWAYS) -> list[Any]:
+    """Names as parameters of a test, all but `always` marked slow."""
+    return [pytest.param(name, marks=() if name in always else pytest.mark.slow) for name in names]
 
 
 def changed(folder: Path, change: dict[str, Any]) -> None:

@@ -9,15 +9,13 @@ import transformers
 from fledge.batch import Cached, OneDocument, Tokens, one_document, padded
 from fledge.model.folder import load_model, save_model
 from fledge.model.transformer import new_cache
-from tests.parity.decoder_cases import CASES, changed
+from tests.parity.decoder_cases import CASES, changed, sampled
 from tests.parity.reference import limit, mask_of, some_ids
 
 LENGTHS = (40, 7, 23)
-ALWAYS = ("llama-llama3", "mistral", "gemma2", "gpt-neox", "mixtral", "phi3-long", "bloom")
-NAMES = [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow) for name in CASES]
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=sampled(CASES))
 def pair(request, tmp_path):
     model = CASES[request.param].model()
     model.save_pretrained(tmp_path / "theirs")

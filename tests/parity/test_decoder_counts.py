@@ -1,0 +1,140 @@
+"""Parameter counts of the decoder presets. Published totals; and every preset's config.json, counted by transformers'
+classes on the meta device (tied weights once)."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+import transformers
+
+from fledge.errors import ConfigError
+from fledge.model.config import ShapeConfig
+from fledge.model.families import DECODERS, family, over_preset
+from fledge.model.folder import config_json, save_model
+from fledge.model.show import show
+from fledge.model.show_config import ShowConfig
+from fledge.model.transformer import build
+
+PUBLISHED = {
+    "gpt-1": 116_534_784,
+    "gpt-3-125m": 125_226_240,
+    "gpt-3-350m": 355_871_744,
+    "gpt-3-760m": 760_300_032,
+    "gpt-3-1.3b": 1_315_723_264,
+    "gpt-3-2.7b": 2_651_553_280,
+    "gpt-3-6.7b": 6_658_404_352,
+    "gpt-3-13b": 12_853_386_240,
+    "gpt-3-175b": 174_604_259_328,
+    "palm-8b": 8_632_012_800,
+    "palm-62b": 62_495_662_080,
+    "palm-540b": 540_356_474_880,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.1-405b": 405_853_388_800,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "smollm-135m": 134_515_008,
+    "smollm-360m": 361_821_120,
+    "smollm-1.7b": 1_711_376_384,
+    "mistral-7b-v0.1": 7_241_732_096,
+    "mistral-7b-v0.3": 7_248_023_552,
+    "mixtral-8x7b": 46_702_792_704,
+    "mixtral-8x22b": 140_630_071_296,
+    "qwen2-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-3b": 3_085_938_688,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen2.5-14b": 14_770_033_664,
+    "qwen2.5-32b": 32_763_876_352,
+    "qwen2.5-72b": 72_706_203_648,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-14b": 14_768_307_200,
+    "qwen3-32b": 32_762_123_264,
+    "gemma-2b": 2_506_172_416,
+    "gemma-7b": 8_537_680_896,
+    "gemma-2-2b": 2_614_341_888,
+    "gemma-2-9b": 9_241_705_984,
+    "gemma-2-27b": 27_227_128_320,
+    "gemma-3-270m": 268_098_176,
+    "gemma-3-1b": 999_885_952,
+    "phi-3-mini-4k": 3_821_079_552,
+    "phi-3-medium-4k": 13_960_238_080,
+    "phi-4": 14_659_507_200,
+    "pythia-70m": 70_426_624,
+    "pythia-160m": 162_322_944,
+    "pythia-410m": 405_334_016,
+    "pythia-1b": 1_011_781_632,
+    "pythia-1.4b": 1_414_647_808,
+    "pythia-2.8b": 2_775_208_960,
+    "pythia-6.9b": 6_857_302_016,
+    "pythia-12b": 11_846_072_320,
+    "gpt-neox-20b": 20_554_567_680,
+    "bloom-560m": 559_214_592,
+    "bloom-1b1": 1_065_314_304,
+    "bloom-1b7": 1_722_408_960,
+    "bloom-3b": 3_002_557_440,
+    "bloom-7b1": 7_069_016_064,
+    "bloom-176b": 176_247_271_424,
+    "olmo-2-1b": 1_484_916_736,
+    "olmo-2-7b": 7_298_617_344,
+    "olmo-2-13b": 13_716_198_400,
+}
+ALWAYS = (
+    "gpt-1", "gpt-3-13b", "gpt-3-175b", "palm-540b", "llama-3.1-405b", "llama-3.2-1b", "smollm-135m", "mistral-7b-v0.1",
+    "mixtral-8x7b", "qwen2.5-7b", "qwen3-0.6b", "gemma-2b", "gemma-2-2b", "gemma-3-1b", "phi-4", "pythia-1b",
+    "bloom-176b", "olmo-2-7b",
+)  # fmt: skip
+SAMPLE = [
+    pytest.param(name, count, marks=() if name in ALWAYS else pytest.mark.slow) for name, count in PUBLISHED.items()
+]
+PRESETS = [(module.FAMILY, name) for module in DECODERS for name in module.FAMILY.presets]
+
+
+@pytest.mark.parametrize(("preset", "expected"), SAMPLE)
+def test_a_preset_has_the_published_number_of_parameters(preset, expected):
+    began = time.process_time()
+    result = show(ShowConfig(preset), json=True)
+    assert result["parameters"] == expected
+    assert sum(result["by_component"].values()) == expected
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("own", "preset"), [pair for pair in PRESETS if pair[0].name != "palm"])
+def test_a_presets_config_json_is_a_model_of_that_size_in_transformers(own, preset):
+    config = own.build(own.presets[preset])
+    raw = config_json(config, torch.bfloat16)
+    theirs = transformers.AutoConfig.for_model(**raw)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(theirs)
+    model.tie_weights()
+    count = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+    assert count == show(ShowConfig(preset), json=True)["parameters"]
+    assert own.read(raw).stack.layers == config.stack.layers
+
+
+def test_palm_is_counted_and_not_saved(tmp_path):
+    config = family("palm").build(
+        ShapeConfig("palm", width=64, layers=1, heads=2, head_channels=16, context_tokens=32, vocab_size=50)
+    )
+    assert config.stack.parallel == "one_norm" and config.stack.layers[0].mixer.n_kv_heads == 1
+    with pytest.raises(ConfigError, match="no folder format"):
+        save_model(build(config, "cpu"), tmp_path)
+
+
+def test_a_field_that_a_family_cannot_heed_is_refused():
+    for preset, field, value in (
+        ("llama-7b", "window", 64), ("gpt2", "rope_theta", 1e4), ("bloom-560m", "activation", "silu"),
+        ("mistral-7b-v0.1", "bias", True), ("qwen2-0.5b", "bias", False), ("gpt-1", "hidden", 100),
+        ("pythia-70m", "kv_heads", 2), ("mixtral-8x7b", "score_channels", 3), ("phi-3-mini-4k", "experts", 3),
+    ):  # fmt: skip
+        shape = over_preset(ShapeConfig(preset=preset))
+        own = family(shape.family)
+        own.build(shape)
+        with pytest.raises(ConfigError):
+            own.build(over_preset(ShapeConfig(preset=preset, **{field: value})))

@@ -26,6 +26,7 @@ from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
 from fledge.model.spelling import (
     as_spelled,
     canonical_name,
+    name_of_today,
     names_of_other_tasks,
     prefix_in_files,
     without_absent_pooler,
@@ -186,7 +187,7 @@ def their_names(
             continue
         elif not (config.tie and name == "lm_head.weight"):
             others = names_of_other_tasks(own_family, config) if others is None else others
-            if canonical not in others and name not in others:
+            if canonical not in others and name_of_today(name) not in others:
                 raise CheckpointError(f"weights: unexpected tensor {name[:80]!r}; config.json describes another model")
     for name in copies:
         whose = own_family.copies[name if name in own_family.copies else own_family.prefix + name]

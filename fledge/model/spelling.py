@@ -14,13 +14,19 @@ from fledge.model.safetensors_file import SafetensorsFile
 
 def canonical_name(own_family: Family, config: ModelConfig, name: str, wanted: set[str]) -> str:
     """A file's name with the family's prefix where it is missing, LayerNorms named as today."""
-    for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
-        if name.endswith(old):
-            name = name.removesuffix(old) + new
+    name = name_of_today(name)
     task = task_of_config(own_family.all_tasks, config) if own_family.all_tasks else None
     if task is not None and task.prefix and name.startswith(task.prefix):
         name = own_family.prefix + name.removeprefix(task.prefix)
     return name if name in wanted else own_family.prefix + name
+
+
+def name_of_today(name: str) -> str:
+    """Old files call the weight and bias of a LayerNorm gamma and beta."""
+    for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
 
 
 def names_of_other_tasks(own_family: Family, config: ModelConfig) -> set[str]:

@@ -151,12 +151,14 @@ class Transformer(nn.Module):
         """What the task head `name` answers: [B, labels] or [B, T, labels]."""
         if name not in self.heads:
             raise ConfigError(f"model: expected a head {name!r}, got {', '.join(self.heads) or 'none'}")
-        if tokens.kind is None and self.heads[name].config.global_first:
+        task_head = self.heads[name]
+        assert isinstance(task_head, TaskHead)
+        if tokens.kind is None and task_head.config.global_first:
             kind = torch.zeros_like(tokens.ids)
             kind[:, 0] = GLOBAL
             tokens = replace(tokens, kind=kind)
         hidden = self.hidden(tokens, layout, source=source)
-        return self.heads[name](hidden, tokens, layout, self.config.special_ids.get("eos"))
+        return task_head(hidden, tokens, layout, self.config.special_ids.get("eos"))
 
     def angle_tables(self, stack: StackConfig, device: torch.device, length: int, whole: int) -> dict[object, Angles]:
         """Rotary tables by position config, float32 [>= length, R/2], grown by doubling as longer documents come.

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fledge.errors import ConfigError
-from fledge.model.config import HeadConfig, ModelConfig, ShapeConfig, Transform
+from fledge.model.config import HeadConfig, ModelConfig, ShapeConfig, Take, Transform
 from fledge.model.families.encoder import (
     NORMAL,
     Keys,
@@ -31,11 +31,10 @@ OLD_THETA = {"full_attention": "global_rope_theta", "sliding_attention": "local_
 KEYS = Keys(activation="hidden_activation", eps="norm_eps", kinds="")
 IDS: dict[str, int | None] = {"bos": 50281, "eos": 50282, "pad": 50283, "cls": 50281, "sep": 50282}
 DEFAULTS = Size(768, 22, 12, 1152, "gelu", 1e-5, 8192, 0, 50368)
-PART = {"dense": "head.dense", "norm": "head.norm", "out": "classifier"}
 
 
-def head(name: str, take: Any, labels: int | None = None) -> Head:
-    return Head(name, take, labels, **PART, activation="gelu", dense_bias=False)
+def head(name: str, take: Take, labels: int | None = None) -> Head:
+    return Head(name, take, labels, "classifier", "head.dense", "head.norm", activation="gelu", dense_bias=False)
 
 
 TASKS = (

@@ -50,8 +50,8 @@ class Head:
 class Task:
     """One class of transformers: its name, whether it has the output product, its heads.
 
-    `base`: the bare model, whose files leave the family's prefix out. Any file may lack its pooler. `prefix`: what stands in
-    its files instead of the family's prefix. `name` is the word in `model.task=…`.
+    `base`: the bare model, whose files leave the family's prefix out. Any file may lack its pooler. `prefix`: what
+    stands in its files instead of the family's prefix. `name` is the word in `model.task=…`.
     """
 
     name: str

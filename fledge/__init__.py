@@ -16,6 +16,7 @@ _WHERE = {
     "Message": "fledge.text.conversation:Message",
     "Sampling": "fledge.engine.request:Sampling",
     "Tokenizer": "fledge.text.tokenizer:Tokenizer",
+    "attention_maps": "fledge.model.attention_maps:attention_maps",
     "build_data": "fledge.data.build:build",
     "build_questions": "fledge.data.qa:build_qa",
     "convert": "fledge.model.convert:convert",

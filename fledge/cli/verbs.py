@@ -109,6 +109,14 @@ VERBS = (
         yaml=False,
     ),
     Verb(
+        "attention",
+        "one self-contained HTML page of a model's attention over a text: every layer and head, self and cross",
+        "fledge.model.attention_config:AttentionConfig",
+        "fledge.model.attention_page:attention",
+        ("model", "text"),
+        aliases=(("out", "out"),),
+    ),
+    Verb(
         "convert",
         "another checkpoint format into a fledge folder",
         "fledge.model.convert_config:ConvertConfig",

@@ -91,3 +91,10 @@ def decoded(q: Tensor, k: Tensor, v: Tensor, layout: Cached, cache: KeyValueCach
         cache.keep_state(layer, slot, start + count, (outer, total))
         out[b : b + 1, :, :count] = mixed
     return out
+
+
+def shares(q_BTHC: Tensor, k_BSKC: Tensor, visible_BTS: Tensor) -> Tensor:
+    """How much of each key's value a query takes, [B, H, T, S]: what `kernelised` never forms. For looking at."""
+    q, k = (F.elu(features_first(t, q_BTHC.shape[2])) + 1 for t in (q_BTHC, k_BSKC))
+    scores = (q @ k.transpose(-1, -2)) * visible_BTS[:, None]
+    return scores / (scores.sum(-1, keepdim=True) + EPS)

@@ -1,7 +1,7 @@
 // The chat page: what the buttons do. The conversation is `state`; the page is drawn from it.
 
 import { answer, servedModel } from "./stream.js";
-import { load, loadKey, save, saveKey } from "./store.js";
+import { KEY, load, loadKey, save, saveKey } from "./store.js";
 import { announce, drawMessage, drawTotals, scrollDown, stuckToBottom } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
@@ -13,11 +13,22 @@ let model = { id: "", context: 0, chat: true };
 let running = null; // AbortController of the answer under way
 let undoable = null;
 let leaving = false;
+let dirty = false; // something is not kept yet
 
 // --- the conversation
 
 function persist() {
-  if (!save(state)) notice("This browser keeps no more data: the conversation will be gone after a reload.");
+  dirty = !save(state);
+  if (dirty) notice("This browser keeps no more data: the conversation will be gone after a reload.");
+}
+
+// Take over what was kept: by another tab (`live`), or before the browser put this page aside. What is being typed here
+// stays.
+function reload(live) {
+  Object.assign(state, load(live), { draft: $("input").value, editing: null });
+  applyTheme();
+  showSettings();
+  redraw();
 }
 
 function redraw() {
@@ -66,12 +77,13 @@ async function respond() {
   running = new AbortController();
   setBusy(true);
   announce("The model is answering.");
-  const clock = { begun: performance.now(), first: 0, tokens: 0 };
+  const clock = { begun: performance.now(), first: 0, last: 0, chunks: 0 };
   let drawn = 0;
   let saved = performance.now();
   try {
     for await (const part of answer(model, history(index), state.settings, loadKey(), running.signal)) {
       take(message, part, clock);
+      dirty = true;
       if (performance.now() - saved > SAVE_MILLISECONDS) {
         saved = performance.now();
         persist();
@@ -94,6 +106,7 @@ async function respond() {
     persist();
     update(index, message);
     drawTotals($("totals"), state.messages, model);
+    if (!model.context) greet(); // the page was opened while the model was loading
   }
 }
 
@@ -103,20 +116,19 @@ function take(message, part, clock) {
   if (part.seed) figures.seed = part.seed;
   if (part.text) {
     clock.first ||= now;
-    clock.tokens += 1;
+    clock.last = now;
+    clock.chunks += 1;
     message.content += part.text;
-    figures.tokens = clock.tokens;
+    figures.wait = clock.first - clock.begun;
+    figures.tokens = clock.chunks; // a guess until the usage comes: a piece of text may be several tokens
   }
   if (part.finish) figures.finish = part.finish;
   if (part.usage) {
     figures.tokens = part.usage.completion_tokens;
     figures.promptTokens = part.usage.prompt_tokens;
   }
-  if (clock.first) {
-    figures.wait = clock.first - clock.begun;
-    const seconds = (now - clock.first) / 1000;
-    if (figures.tokens > 1 && seconds > 0.02 && !part.usage) figures.rate = (figures.tokens - 1) / seconds;
-  }
+  const seconds = (clock.last - clock.first) / 1000;
+  if (figures.tokens > 1 && seconds > 0.02) figures.rate = (figures.tokens - 1) / seconds;
 }
 
 function settle(message, failure) {
@@ -135,6 +147,7 @@ function settle(message, failure) {
 
 function retry(index) {
   if (running) return;
+  state.editing = null;
   const last = state.messages[index].role === "assistant" ? index : index + 1;
   state.messages.length = last;
   redraw();
@@ -201,20 +214,24 @@ function openSettings(field) {
   $(field || "system").focus();
 }
 
+const SETTINGS = { system: "system", temperature: "temperature", "max-tokens": "maxTokens", seed: "seed" };
+
+function showSettings() {
+  for (const [id, name] of Object.entries(SETTINGS)) {
+    if ($(id).value !== String(state.settings[name])) $(id).value = state.settings[name];
+  }
+  $("temperature-value").textContent = Number(state.settings.temperature).toFixed(2);
+}
+
 function bindSettings() {
-  const fields = { system: "system", temperature: "temperature", "max-tokens": "maxTokens", seed: "seed" };
-  const show = () => {
-    $("temperature-value").textContent = Number(state.settings.temperature).toFixed(2);
-  };
-  for (const [id, name] of Object.entries(fields)) {
-    $(id).value = state.settings[name];
+  for (const [id, name] of Object.entries(SETTINGS)) {
     $(id).addEventListener("input", () => {
       state.settings[name] = $(id).value;
-      show();
+      showSettings();
       persist();
     });
   }
-  show();
+  showSettings();
   $("key").value = loadKey();
   $("key").addEventListener("change", () => {
     saveKey($("key").value.trim());
@@ -258,7 +275,7 @@ async function greet() {
     notice("");
   } catch (failure) {
     if (failure.status === 401) notice("This server asks for an API key. It goes into the settings, at the top right.");
-    else notice("The server can't be reached.");
+    else notice(failure.status ? failure.message : "The server can't be reached.");
   }
   drawTotals($("totals"), state.messages, model);
 }
@@ -295,12 +312,23 @@ $("theme").addEventListener("click", () => {
   applyTheme();
   persist();
 });
-for (const event of ["beforeunload", "pagehide"]) {
-  addEventListener(event, () => {
-    leaving = true;
-    persist();
-  });
+// Only what was changed here is written as the page goes: another tab may have written since.
+function keep() {
+  if (dirty) persist();
 }
+
+addEventListener("beforeunload", keep); // it may be called off
+addEventListener("pagehide", () => {
+  leaving = true;
+  keep();
+});
+addEventListener("pageshow", (event) => {
+  leaving = false;
+  if (event.persisted && !running) reload(false); // put aside in mid answer, and brought back
+});
+addEventListener("storage", (event) => {
+  if (event.key === KEY && !running && !state.editing) reload(true);
+});
 
 applyTheme();
 bindSettings();
@@ -308,5 +336,6 @@ redraw();
 $("input").value = state.draft;
 grow();
 scrollDown($("scroll"));
-if (state.editing && state.messages[state.editing.index]) edit(state.editing.index);
+if (state.messages[state.editing?.index]?.role === "user") edit(state.editing.index);
+else state.editing = null;
 greet();

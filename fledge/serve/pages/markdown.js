@@ -1,11 +1,13 @@
 // Markdown to DOM nodes. Text only ever becomes a text node: nothing a model writes can be an element, an attribute
 // but a checked http(s) address, or a request to another host. Images are named, never loaded.
 
-const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([^`\s]*)[^`]*$/;
-const HEADING = /^ {0,3}(#{1,6})\s+(.*?)\s*#*\s*$/;
+// Each takes time in proportion to its line, whatever stands there: nothing that can fail follows two repetitions that
+// could share a character.
+const FENCE = /^ {0,3}(`{3,}|~{3,})(.*)$/s;
+const HEADING = /^ {0,3}(#{1,6})\s+(.*)$/s;
 const RULE = /^ {0,3}(?:(?:\*\s*){3,}|(?:-\s*){3,}|(?:_\s*){3,})$/;
-const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
-const TABLE_RULE = /^\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*$/;
+const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/s;
+const COLUMN = /^:?-+:?$/;
 const MAX_DEPTH = 8;
 
 function element(name, className, ...children) {
@@ -25,14 +27,14 @@ function blocks(lines, depth) {
   let i = 0;
   while (i < lines.length) {
     const line = lines[i];
-    const found = FENCE.exec(line);
+    const found = fenceOf(line);
     if (!line.trim()) {
       i += 1;
     } else if (found) {
       i = code(lines, i, found, nodes);
     } else if (HEADING.test(line)) {
       const [, marks, text] = HEADING.exec(line);
-      nodes.push(element(`h${Math.min(6, marks.length + 2)}`, "", ...inline(text, 0)));
+      nodes.push(element(`h${Math.min(6, marks.length + 2)}`, "", ...inline(headingText(text), 0)));
       i += 1;
     } else if (RULE.test(line)) {
       nodes.push(element("hr"));
@@ -44,7 +46,7 @@ function blocks(lines, depth) {
       nodes.push(element("blockquote", "", ...blocks(quoted, depth + 1)));
     } else if (depth < MAX_DEPTH && ITEM.test(line)) {
       i = list(lines, i, depth, nodes);
-    } else if (line.includes("|") && i + 1 < lines.length && lines[i + 1].includes("-") && TABLE_RULE.test(lines[i + 1])) {
+    } else if (line.includes("|") && i + 1 < lines.length && isTableRule(lines[i + 1])) {
       i = table(lines, i, nodes);
     } else {
       i = paragraph(lines, i, nodes);
@@ -53,14 +55,36 @@ function blocks(lines, depth) {
   return nodes;
 }
 
-function code(lines, start, found, nodes) {
-  const fence = found[1];
+// {mark, language} of a line that opens a block of code, else null.
+function fenceOf(line) {
+  const found = FENCE.exec(line);
+  if (!found || found[2].includes("`")) return null;
+  return { mark: found[1], language: found[2].trim().split(/\s/, 1)[0] };
+}
+
+// Without the marks that may close a heading; "C#" is none.
+function headingText(text) {
+  const trimmed = text.trimEnd();
+  let end = trimmed.length;
+  while (end && trimmed[end - 1] === "#") end -= 1;
+  return end && /\S/.test(trimmed[end - 1]) ? trimmed : trimmed.slice(0, end).trimEnd();
+}
+
+function isTableRule(line) {
+  return line.includes("-") && rowCells(line).every((cell) => COLUMN.test(cell));
+}
+
+function rowCells(line) {
+  return line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
+}
+
+function code(lines, start, { mark: fence, language }, nodes) {
   let end = start + 1;
   while (end < lines.length && !(lines[end].trim().startsWith(fence) && !lines[end].trim().slice(fence.length).replaceAll(fence[0], ""))) end += 1;
   const text = lines.slice(start + 1, end).join("\n");
   const copy = element("button", "copy-code", "Copy");
   copy.type = "button";
-  const head = element("div", "code-head", element("span", "", found[2].slice(0, 24) || "text"), copy);
+  const head = element("div", "code-head", element("span", "", language.slice(0, 24) || "text"), copy);
   nodes.push(element("div", "code", head, element("pre", "", element("code", "", text))));
   return end + 1;
 }
@@ -99,12 +123,11 @@ function list(lines, start, depth, nodes) {
 }
 
 function startsBlock(line) {
-  return FENCE.test(line) || HEADING.test(line) || RULE.test(line) || /^ {0,3}>/.test(line);
+  return fenceOf(line) || HEADING.test(line) || RULE.test(line) || /^ {0,3}>/.test(line);
 }
 
 function table(lines, start, nodes) {
-  const cells = (line) => line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
-  const row = (line, tag) => element("tr", "", ...cells(line).map((cell) => element(tag, "", ...inline(cell, 0))));
+  const row = (line, tag) => element("tr", "", ...rowCells(line).map((cell) => element(tag, "", ...inline(cell, 0))));
   const body = element("tbody");
   let i = start + 2;
   while (i < lines.length && lines[i].includes("|")) {
@@ -158,8 +181,9 @@ function inline(text, depth) {
       nodes.push(hit.node);
       i += hit.length;
     } else {
-      plain += escaped ? escaped[1] : text[i];
-      i += escaped ? 2 : 1;
+      const run = escaped ? 0 : /^`*/.exec(rest)[0].length; // backticks that close nowhere are text, all of them
+      plain += escaped ? escaped[1] : text.slice(i, i + Math.max(1, run));
+      i += escaped ? 2 : Math.max(1, run);
     }
   }
   if (plain) nodes.push(document.createTextNode(plain));

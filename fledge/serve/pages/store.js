@@ -1,6 +1,6 @@
 // What must survive a reload: the conversation, the draft, the settings. Everything lives in this browser alone.
 
-const KEY = "fledge.chat.1";
+export const KEY = "fledge.chat.1";
 
 const FRESH = {
   messages: [], // {role, content, state: "done" | "streaming" | "stopped" | "failed", error?, figures?}
@@ -10,7 +10,8 @@ const FRESH = {
   theme: "",
 };
 
-export function load() {
+// What was kept. With `live` another tab may be at work on it, so an unfinished answer is not a broken one.
+export function load(live) {
   let kept = {};
   try {
     kept = JSON.parse(localStorage.getItem(KEY)) || {};
@@ -23,7 +24,7 @@ export function load() {
     (message) => message && typeof message.content === "string" && ["user", "assistant"].includes(message.role),
   );
   for (const message of state.messages) {
-    if (message.state === "streaming") {
+    if (message.state === "streaming" && !live) {
       message.state = "failed";
       message.error = "The page was closed before the answer was finished.";
     }

@@ -8,6 +8,7 @@ from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families.common import aliased, decoder, faithful, from_shape, norm_rows, read_sizes, weight_table
 from fledge.model.families.family import Family, Weight, number, refuse
+from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Alibi, Dense, Heads, Inputs, LayerConfig, Norm, StackConfig
 
 NAMES = {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "hidden_size": "n_embed"}
@@ -81,6 +82,7 @@ FAMILY = Family(
     name="bloom",
     model_type="bloom",
     architecture="BloomForCausalLM",
+    tasks=decoder_tasks("BloomForCausalLM", token="classifier"),
     build=from_shape("bloom", read, (), gated=False, extra=extra, eps_key="layer_norm_epsilon", activation_key="_"),
     read=read,
     write=faithful("bloom", read, write),

@@ -9,6 +9,7 @@ from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families.common import decoder, faithful, from_shape, read_sizes, rope_of, sizes_json, weight_table
 from fledge.model.families.family import Family, flag, number, refuse
 from fledge.model.families.rotary import longest, read_rope, rope_json
+from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Dense, Heads, Inputs, LayerConfig, Norm, StackConfig
 
 DEFAULT = {
@@ -75,6 +76,7 @@ FAMILY = Family(
     name="gemma",
     model_type="gemma",
     architecture="GemmaForCausalLM",
+    tasks=decoder_tasks("GemmaForCausalLM", ("sequence", "token")),
     build=from_shape("gemma", read, bias_keys=("attention_bias",), eps=1e-6),
     read=read,
     write=faithful("gemma", read, write),

@@ -26,6 +26,7 @@ from fledge.model.families.common import (
 from fledge.model.families.family import Family, Weight, flag, number, refuse
 from fledge.model.families.gemma import norm, scaled
 from fledge.model.families.rotary import longest, read_rope, rope_json
+from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Dense, Heads, LayerConfig, StackConfig
 
 DEFAULT = {
@@ -137,6 +138,7 @@ FAMILY = Family(
     name="gemma2",
     model_type="gemma2",
     architecture="Gemma2ForCausalLM",
+    tasks=decoder_tasks("Gemma2ForCausalLM", ("sequence", "token")),
     build=from_shape(
         "gemma2", read, TAKES, ("attention_bias",), extra=extra, eps=1e-6, activation_key="hidden_activation"
     ),

@@ -11,6 +11,7 @@ from fledge.model.families import gemma2
 from fledge.model.families.common import FULL, SLIDING, faithful, from_shape, read_window, read_windows
 from fledge.model.families.family import Family, integer, refuse
 from fledge.model.families.rotary import read_rope, rope_json
+from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Dense, LayerConfig, Rope, RopeScaling
 
 DEFAULT = {**gemma2.DEFAULT, "max_position_embeddings": 131072, "vocab_size": 262208}
@@ -85,6 +86,7 @@ FAMILY = Family(
     name="gemma3",
     model_type="gemma3_text",
     architecture="Gemma3ForCausalLM",
+    tasks=decoder_tasks("Gemma3ForCausalLM", ("sequence",), stem="Gemma3Text"),
     build=from_shape(
         "gemma3",
         read,

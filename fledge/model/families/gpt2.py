@@ -21,6 +21,7 @@ from fledge.model.families.family import (
     refuse,
     special_ids,
 )
+from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Dense, Heads, Inputs, LayerConfig, Norm, StackConfig
 
 BIAS_KEY = "fledge_bias"  # transformers' GPT-2 always has biases; without ours it gets zeros
@@ -131,6 +132,7 @@ FAMILY = Family(
     name="gpt2",
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
+    tasks=decoder_tasks("GPT2LMHeadModel", token="classifier"),
     build=build,
     read=read,
     write=write,

@@ -10,6 +10,7 @@ from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families.common import decoder, faithful, from_shape, read_sizes, rope_of, sizes_json, weight_table
 from fledge.model.families.family import Family, Weight, flag, number, refuse
 from fledge.model.families.rotary import longest, read_rope, rope_json
+from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Dense, Heads, LayerConfig, Norm, StackConfig
 
 DEFAULT = {
@@ -86,6 +87,7 @@ FAMILY = Family(
     name="gpt_neox",
     model_type="gpt_neox",
     architecture="GPTNeoXForCausalLM",
+    tasks=decoder_tasks("GPTNeoXForCausalLM", token="classifier"),
     build=from_shape(
         "gpt_neox",
         read,

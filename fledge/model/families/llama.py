@@ -17,6 +17,7 @@ from fledge.model.families.common import (
 )
 from fledge.model.families.family import Family, flag, number, refuse
 from fledge.model.families.rotary import longest, read_rope, rope_json
+from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Dense, Heads, LayerConfig, Norm, RopeScaling, StackConfig
 
 DEFAULT = {
@@ -73,6 +74,7 @@ FAMILY = Family(
     name="llama",
     model_type="llama",
     architecture="LlamaForCausalLM",
+    tasks=decoder_tasks("LlamaForCausalLM", span_prefix="transformer."),
     build=from_shape("llama", read, bias_keys=("attention_bias", "mlp_bias")),
     read=read,
     write=faithful("llama", read, write),

@@ -8,6 +8,7 @@ from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families.common import decoder, faithful, from_shape, read_sizes, rope_of, sizes_json, weight_table
 from fledge.model.families.family import Family, Weight, flag, number
 from fledge.model.families.rotary import longest, read_rope, rope_json
+from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Dense, Heads, LayerConfig, Norm, StackConfig
 
 DEFAULT = {
@@ -53,6 +54,7 @@ FAMILY = Family(
     name="olmo2",
     model_type="olmo2",
     architecture="Olmo2ForCausalLM",
+    tasks=decoder_tasks("Olmo2ForCausalLM", ("sequence",)),
     build=from_shape("olmo2", read, bias_keys=("attention_bias",), eps=1e-6),
     read=read,
     write=faithful("olmo2", read, write),

@@ -8,6 +8,7 @@ from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families.common import aliased, decoder, faithful, from_shape, read_sizes, weight_table
 from fledge.model.families.family import Family, Weight, choice, number, refuse
+from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Activation, Dense, Heads, Inputs, LayerConfig, Norm, StackConfig
 
 NAMES = {
@@ -80,6 +81,7 @@ FAMILY = Family(
     name="openai_gpt",
     model_type="openai-gpt",
     architecture="OpenAIGPTLMHeadModel",
+    tasks=decoder_tasks("OpenAIGPTLMHeadModel", ("sequence",)),
     build=from_shape("openai_gpt", read, (), gated=False, extra=extra, eps_key="layer_norm_epsilon"),
     read=read,
     write=faithful("openai_gpt", read, write),

@@ -20,6 +20,7 @@ from fledge.model.families.common import (
 )
 from fledge.model.families.family import Family, Weight, integer, number
 from fledge.model.families.rotary import read_rope, rope_json
+from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Dense, Heads, LayerConfig, Norm, Rope, StackConfig
 
 DEFAULT = {
@@ -105,6 +106,7 @@ FAMILY = Family(
     name="phi3",
     model_type="phi3",
     architecture="Phi3ForCausalLM",
+    tasks=decoder_tasks("Phi3ForCausalLM", ("sequence", "token")),
     build=from_shape("phi3", read, ("rope_theta", "rope_scaling", "rope_share", "window"), extra=extra),
     read=read,
     write=faithful("phi3", read, write),

@@ -20,6 +20,7 @@ from fledge.model.families.common import (
 )
 from fledge.model.families.family import Family, flag, integer, number
 from fledge.model.families.rotary import longest, read_rope, rope_json
+from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Dense, Heads, LayerConfig, Norm, StackConfig
 
 DEFAULT = {
@@ -87,6 +88,7 @@ FAMILY = Family(
     name="qwen2",
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
+    tasks=decoder_tasks("Qwen2ForCausalLM", span_prefix="transformer."),
     build=from_shape("qwen2", read, TAKES, extra=extra, eps=1e-6),
     read=read,
     write=faithful("qwen2", read, write),

@@ -8,6 +8,7 @@ from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families import qwen2
 from fledge.model.families.common import faithful, from_shape, read_sizes, weight_table
 from fledge.model.families.family import Family, flag
+from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Heads
 
 DEFAULT = {**qwen2.DEFAULT, "head_dim": 128}
@@ -38,6 +39,7 @@ FAMILY = Family(
     name="qwen3",
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
+    tasks=decoder_tasks("Qwen3ForCausalLM", span_prefix="transformer."),
     build=from_shape("qwen3", read, qwen2.TAKES, ("attention_bias",), extra=qwen2.extra, eps=1e-6),
     read=read,
     write=faithful("qwen3", read, write),

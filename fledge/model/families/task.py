@@ -65,22 +65,27 @@ class Task:
 AdjustHead = Callable[[HeadConfig, ModelConfig, dict[str, Any]], HeadConfig]
 
 
-def decoder_tasks(architecture: str, token: str = "score", span_prefix: str = "", base: str = "") -> tuple[Task, ...]:
-    """The tasks of a decoder: next token, the bare model, and heads on the last token, each token and a span."""
-    stem = architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
-    return (
-        Task("lm", architecture, lm=True),
-        Task("base", base or f"{stem}Model", base=True),
-        Task(
-            "sequence", f"{stem}ForSequenceClassification",
-            heads=(Head("sequence", "last", out="score", bias=False),),
-        ),
+def decoder_tasks(
+    architecture: str,
+    heads: tuple[str, ...] = ("sequence", "token", "span"),
+    token: str = "score",
+    span_prefix: str = "",
+    stem: str = "",
+) -> tuple[Task, ...]:
+    """The tasks of a decoder: next token, the bare model, and `heads` on the last token, each token and a span.
+
+    `token`: what transformers calls the head on each token; `span_prefix`: what stands before the body's names in a
+    span model's files; `stem`: how the class names begin, by default as `architecture` does.
+    """
+    stem = stem or architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
+    sequence = Head("sequence", "last", out="score", bias=False)
+    with_heads = (
+        Task("sequence", f"{stem}ForSequenceClassification", heads=(sequence,)),
         Task("token", f"{stem}ForTokenClassification", heads=(Head("token", "each", out=token),)),
-        Task(
-            "span", f"{stem}ForQuestionAnswering", heads=(Head("span", "each", 2, out="qa_outputs"),),
-            prefix=span_prefix,
-        ),
-    )  # fmt: skip
+        Task("span", f"{stem}ForQuestionAnswering", heads=(Head("span", "each", 2, "qa_outputs"),), prefix=span_prefix),
+    )
+    bare = (Task("lm", architecture, lm=True), Task("base", f"{stem}Model", base=True))
+    return (*bare, *(task for task in with_heads if task.name in heads))
 
 
 def own_tasks(architecture: str, declared: tuple[Task, ...]) -> tuple[Task, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,10 @@ from fledge.text.model_check import split_merge
 from fledge.text.tokenizer_file import TokenizerFile
 
 PIECE_CHARACTERS = 100_000  # of a long text: enough to fill the cores, little enough to hold in memory
-LONG_SPACE = re.compile(r"\s{5000}")  # tiktoken's regex engine overflows its stack on some hundred thousand
+LONGEST_SPACE = 5000
+LONG_SPACE = re.compile(
+    rf"\s{{{LONGEST_SPACE}}}"
+)  # tiktoken's regex engine overflows its stack on some hundred thousand
 
 
 class QuickEncoder:
@@ -32,9 +36,12 @@ class QuickEncoder:
 
     def encode(self, text: str) -> np.ndarray | None:
         """Ids of `text` as uint32 [n]; None for the rare text that tiktoken can't take."""
-        if LONG_SPACE.search(text):
+        # a run of LONGEST_SPACE covers one of these characters: few texts need the search
+        if any(character.isspace() for character in text[LONGEST_SPACE - 1 :: LONGEST_SPACE]) and LONG_SPACE.search(
+            text
+        ):
             return None
-        return np.array(self.encoding.encode_ordinary(text), dtype=np.uint32)
+        return np.frombuffer(array("I", self.encoding.encode_ordinary(text)), dtype=np.uint32)  # twice np.array's speed
 
 
 def quick_encoder(file: TokenizerFile, control: frozenset[int], plain: tokenizers.Tokenizer) -> QuickEncoder | None:

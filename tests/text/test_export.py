@@ -148,3 +148,18 @@ def test_the_frame_of_a_converted_bert_is_bert_s(tmp_path):
     assert framed.type_ids == (0,) * (len(a) + 2) + (1,) * (len(b) + 1)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert config["do_lower_case"] is True and made("gpt2").frame([1, 2]).ids == (1, 2)
+
+
+@pytest.mark.parametrize("name", ["wordpiece", "uncased", "normalising", "word", "unigram"])
+def test_transformers_reads_our_folders_and_gives_equal_ids(name, tmp_path):
+    """Of lossless Unigram with bytes, but for runs, which the library sums in another precision."""
+    from transformers import AutoTokenizer
+
+    from fledge.text.unigram_exact import needs_exact
+
+    tokenizer = made(name)
+    tokenizer.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    texts = [text for text in random_texts(N, seed=35) if text and not (name == "unigram" and needs_exact(text))]
+    assert len(texts) > 50
+    assert theirs(texts, add_special_tokens=False)["input_ids"] == tokenizer.encode_batch(texts)

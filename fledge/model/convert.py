@@ -16,10 +16,12 @@ from fledge.lineage import sha256_file
 from fledge.log import say
 from fledge.model.convert_config import ConvertConfig
 from fledge.model.folder import load_model, read_config, refuse_pickle, save_model
+from fledge.model.gguf import load_gguf
 from fledge.model.llama2c import load_llama2c
 from fledge.model.safetensors_file import write_safetensors
 from fledge.model.safetensors_header import DTYPES
 from fledge.model.transformer import Transformer
+from fledge.text.gguf_file import MAGIC, GgufFile
 from fledge.text.llama2c import from_llama2c
 from fledge.text.tokenizer import Tokenizer
 
@@ -55,9 +57,12 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
 
 def read_source(source: Path, config: ConvertConfig, scratch: Path) -> tuple[Transformer, Tokenizer | None]:
     if source.is_file():
+        if is_gguf(source):
+            model = load_gguf(source)
+            return model, read_tokenizer(config.tokenizer) or own_tokenizer(source)
         if source.suffix != ".bin" or is_archive(source):
             refuse_pickle(source.parent)
-            raise CheckpointError(f"{source.name}: expected a llama2.c .bin file or a model folder")
+            raise CheckpointError(f"{source.name}: expected a llama2.c .bin file, a .gguf file or a model folder")
         return load_llama2c(source), read_tokenizer(config.tokenizer)
     folder = source
     if (source / PICKLE_NAME).is_file() and not list(source.glob("*.safetensors")) and config.trust_pickle:
@@ -66,6 +71,18 @@ def read_source(source: Path, config: ConvertConfig, scratch: Path) -> tuple[Tra
     if tokenizer is None and (source / "tokenizer.json").is_file():
         tokenizer = Tokenizer.load(source)
     return load_model(folder), tokenizer
+
+
+def is_gguf(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) == MAGIC
+
+
+def own_tokenizer(path: Path) -> Tokenizer | None:
+    """The tokenizer inside a GGUF file, or None if there is none."""
+    with GgufFile(path) as file:
+        inside = any(key.startswith("tokenizer.ggml.tokens") for key in file.metadata)
+    return Tokenizer.load(path) if inside else None
 
 
 def is_archive(path: Path) -> bool:

@@ -10,7 +10,7 @@ class ConvertConfig:
     """Another checkpoint format into a fledge folder (which is a Hugging Face folder)."""
 
     source: str
-    """A llama2.c .bin file, a Hugging Face folder, or a folder of pickled weights (see trust_pickle)."""
+    """A llama2.c .bin, a llama.cpp .gguf, a Hugging Face folder, or a folder of pickled weights (see trust_pickle)."""
     target: str
     """The folder to write; it must not exist or be empty."""
     tokenizer: str = ""

@@ -25,6 +25,7 @@ from fledge.serve import front
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 60.0  # two busy cores import torch slowly
 
+KEY = "sk-for-these-tests"
 TEXT = "Hello there, friend. All is well."
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 

@@ -9,17 +9,9 @@ import httpx
 import openai
 import pytest
 
-from tests.serve.running import TEXT, RunningServer, running
+from tests.serve.running import KEY, TEXT, RunningServer, running
 
-KEY = "sk-for-this-test"
 HELLO = [{"role": "user", "content": "Hi"}]
-
-
-@pytest.fixture(scope="module")
-def scripted() -> Iterator[RunningServer]:
-    with running(f"stub:text={TEXT}&poison=%07", f"api_key={KEY}") as started:
-        started.client.headers["authorization"] = f"Bearer {KEY}"
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.serve.running import CHAT, TEXT, RunningServer, running
+from tests.serve.running import CHAT, RunningServer
 
 JSON_TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
@@ -22,12 +22,6 @@ JSON_TYPES: dict[str, tuple[type, ...]] = {
     "boolean": (bool,),
     "null": (type(None),),
 }
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RunningServer]:
-    with running(f"stub:text={TEXT}") as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +76,9 @@ def problems(value: Any, schema: dict[str, Any], schemas: dict[str, Any], place:
     return result
 
 
-def test_the_checker_finds_what_is_wrong(schemas: dict[str, Any], server: RunningServer) -> None:
+def test_the_checker_finds_what_is_wrong(schemas: dict[str, Any], scripted: RunningServer) -> None:
     """The control."""
-    reply = server.chat(logprobs=True, top_logprobs=1).json()
+    reply = scripted.chat(logprobs=True, top_logprobs=1).json()
     choice = reply["choices"][0]
     spoilt = [
         {**reply, "object": "chat"},
@@ -98,16 +92,16 @@ def test_the_checker_finds_what_is_wrong(schemas: dict[str, Any], server: Runnin
         assert problems(one, schemas["CreateChatCompletionResponse"], schemas)
 
 
-def test_replies_match_the_schema(schemas: dict[str, Any], server: RunningServer) -> None:
+def test_replies_match_the_schema(schemas: dict[str, Any], scripted: RunningServer) -> None:
     for fields in ({}, {"n": 2, "logprobs": True, "top_logprobs": 2}, {"max_tokens": 1}):
-        assert problems(server.chat(**fields).json(), schemas["CreateChatCompletionResponse"], schemas) == []
+        assert problems(scripted.chat(**fields).json(), schemas["CreateChatCompletionResponse"], schemas) == []
         body = {**CHAT, **fields, "stream_options": {"include_usage": True}}
-        for chunk in server.stream("/v1/chat/completions", body):
+        for chunk in scripted.stream("/v1/chat/completions", body):
             assert problems(chunk, schemas["CreateChatCompletionStreamResponse"], schemas) == []
     for fields in ({}, {"n": 2, "logprobs": 2}):
-        reply = server.complete(**fields).json()
+        reply = scripted.complete(**fields).json()
         assert problems(reply, schemas["CreateCompletionResponse"], schemas) == []
-    assert problems(server.client.get("/v1/models").json(), schemas["ListModelsResponse"], schemas) == []
+    assert problems(scripted.client.get("/v1/models").json(), schemas["ListModelsResponse"], schemas) == []
 
 
 @pytest.mark.parametrize(
@@ -122,8 +116,8 @@ def test_replies_match_the_schema(schemas: dict[str, Any], server: RunningServer
     ],
 )
 def test_errors_match_the_schema(
-    schemas: dict[str, Any], server: RunningServer, method: str, path: str, body: Any
+    schemas: dict[str, Any], scripted: RunningServer, method: str, path: str, body: Any
 ) -> None:
-    reply = server.client.request(method, path, json=body)
+    reply = scripted.client.request(method, path, json=body)
     assert reply.status_code >= 400
     assert problems(reply.json(), schemas["ErrorResponse"], schemas) == []

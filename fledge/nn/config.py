@@ -27,18 +27,31 @@ class RopeScaling:
     """How rotary frequencies are changed for documents longer than those of pre-training (see `fledge.nn.rope`)."""
 
     kind: Literal["linear", "dynamic", "yarn", "llama3", "longrope"]
+    """linear, dynamic (NTK), yarn, llama3 or longrope."""
     factor: float = 1.0
+    """How much longer documents get."""
     original_tokens: int = 0
+    """Longest document of pre-training; 0: context_tokens (linear and dynamic: divided by factor)."""
     low_frequency: float = 1.0
+    """llama3: waves of which at most so many fit into the original length are stretched."""
     high_frequency: float = 4.0
+    """llama3: waves of which at least so many fit into the original length are kept."""
     beta_fast: float = 32.0
+    """yarn: channels that turn more often than this over the original length are kept."""
     beta_slow: float = 1.0
+    """yarn: channels that turn less often than this are stretched."""
     attention_factor: float | None = None
+    """yarn, longrope: factor on cosine and sine; unset: by the paper's rule."""
     mscale: float = 0.0
+    """yarn: numerator's weight in that rule; 0: the plain rule."""
     mscale_all: float = 0.0
+    """yarn: denominator's weight in that rule; 0: the plain rule."""
     truncate: bool = True
+    """yarn: whether the two bounds are rounded to whole channels."""
     short_factors: tuple[float, ...] = ()
+    """longrope: a divisor for each pair of channels, in documents up to the original length."""
     long_factors: tuple[float, ...] = ()
+    """longrope: the same in longer documents."""
 
 
 @dataclass(frozen=True)

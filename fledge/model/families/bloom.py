@@ -6,7 +6,7 @@ from typing import Any
 
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
-from fledge.model.families.common import aliased, decoder, faithful, from_shape, norm_rows, read_sizes, weight_table
+from fledge.model.families.decoder import aliased, faithful, from_shape, norm_rows, read_sizes, weight_table
 from fledge.model.families.family import Family, Weight, number, refuse
 from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Alibi, Dense, Heads, Inputs, LayerConfig, Norm, StackConfig
@@ -38,7 +38,7 @@ def read(raw: dict[str, Any]) -> ModelConfig:
     layer = LayerConfig(heads, Dense(4 * sizes.width, "gelu_tanh", bias=True), Alibi())
     norm = Norm("layer", number(raw, "layer_norm_epsilon", 1e-5), bias=True)
     stack = StackConfig(sizes.width, (layer,) * sizes.layers, norm, inputs=Inputs(norm=True))
-    return decoder(raw, "bloom", sizes, stack, sizes.context, tie=True)
+    return decoder_config(raw, "bloom", sizes, stack, sizes.context, tie=True)
 
 
 def write(config: ModelConfig) -> dict[str, Any]:

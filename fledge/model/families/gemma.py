@@ -6,7 +6,15 @@ from typing import Any
 
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
-from fledge.model.families.common import decoder, faithful, from_shape, read_sizes, rope_of, sizes_json, weight_table
+from fledge.model.families.decoder import (
+    decoder_config,
+    faithful,
+    from_shape,
+    read_sizes,
+    rope_of,
+    sizes_json,
+    weight_table,
+)
 from fledge.model.families.family import Family, flag, number, refuse
 from fledge.model.families.rotary import longest, read_rope, rope_json
 from fledge.model.families.task import decoder_tasks
@@ -30,7 +38,7 @@ def read(raw: dict[str, Any]) -> ModelConfig:
         rope,
     )
     stack = StackConfig(sizes.width, (layer,) * sizes.layers, norm(raw), inputs=scaled(sizes.width))
-    return decoder(raw, "gemma", sizes, stack, longest(rope, sizes.context), tie=True)
+    return decoder_config(raw, "gemma", sizes, stack, longest(rope, sizes.context), tie=True)
 
 
 def activation_of(raw: dict[str, Any]) -> Any:

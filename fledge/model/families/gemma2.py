@@ -7,11 +7,11 @@ from typing import Any
 
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
-from fledge.model.families.common import (
+from fledge.model.families.decoder import (
     FULL,
     SLIDING,
     Sizes,
-    decoder,
+    decoder_config,
     faithful,
     from_shape,
     read_sizes,
@@ -81,7 +81,7 @@ def assembled(
 ) -> ModelConfig:
     stack = StackConfig(sizes.width, layers, norm(raw), ("before", "after"), inputs=scaled(sizes.width))
     bound = softcap(raw, "final_logit_softcapping", cap)
-    return decoder(raw, family, sizes, stack, context, tie=True, logit_softcap=bound)
+    return decoder_config(raw, family, sizes, stack, context, tie=True, logit_softcap=bound)
 
 
 def write(config: ModelConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families import gemma2
-from fledge.model.families.common import FULL, SLIDING, faithful, from_shape, read_window, read_windows
+from fledge.model.families.decoder import FULL, SLIDING, faithful, from_shape, read_window, read_windows
 from fledge.model.families.family import Family, integer, refuse
 from fledge.model.families.rotary import read_rope, rope_json
 from fledge.model.families.task import decoder_tasks

@@ -6,7 +6,7 @@ from typing import Any
 
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
-from fledge.model.families.common import only_fields
+from fledge.model.families.decoder import only_fields
 from fledge.model.families.family import (
     ACTIVATIONS,
     Family,

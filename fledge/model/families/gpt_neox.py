@@ -7,7 +7,15 @@ from typing import Any
 
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
-from fledge.model.families.common import decoder, faithful, from_shape, read_sizes, rope_of, sizes_json, weight_table
+from fledge.model.families.decoder import (
+    decoder_config,
+    faithful,
+    from_shape,
+    read_sizes,
+    rope_of,
+    sizes_json,
+    weight_table,
+)
 from fledge.model.families.family import Family, Weight, flag, number, refuse
 from fledge.model.families.rotary import longest, read_rope, rope_json
 from fledge.model.families.task import decoder_tasks
@@ -43,7 +51,7 @@ def read(raw: dict[str, Any]) -> ModelConfig:
     parallel = "two_norms" if flag(raw, "use_parallel_residual", True) else ""
     norm = Norm("layer", number(raw, "layer_norm_eps", 1e-5), bias=True)
     stack = StackConfig(sizes.width, (layer,) * sizes.layers, norm, parallel=parallel)  # type: ignore[arg-type]
-    return decoder(raw, "gpt_neox", sizes, stack, longest(rope, sizes.context))
+    return decoder_config(raw, "gpt_neox", sizes, stack, longest(rope, sizes.context))
 
 
 def write(config: ModelConfig) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fledge.model.config import ModelConfig, ShapeConfig
-from fledge.model.families.common import (
-    decoder,
+from fledge.model.families.decoder import (
+    decoder_config,
     faithful,
     from_shape,
     read_sizes,
@@ -37,7 +37,7 @@ def read(raw: dict[str, Any]) -> ModelConfig:
         read_window(raw, 4096),
     )
     stack = StackConfig(sizes.width, (layer,) * sizes.layers, Norm("rms", number(raw, "rms_norm_eps", 1e-6)))
-    return decoder(raw, "mistral", sizes, stack, longest(rope, sizes.context))
+    return decoder_config(raw, "mistral", sizes, stack, longest(rope, sizes.context))
 
 
 def write(config: ModelConfig) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from typing import Any
 
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
-from fledge.model.families.common import (
+from fledge.model.families.decoder import (
     BLOCK,
     LINEARS,
-    decoder,
+    decoder_config,
     faithful,
     from_shape,
     read_sizes,
@@ -43,7 +43,7 @@ def read(raw: dict[str, Any]) -> ModelConfig:
     heads = Heads(sizes.heads, sizes.kv_heads, sizes.channels)
     layer = LayerConfig(heads, ffn, rope, read_window(raw, None))
     stack = StackConfig(sizes.width, (layer,) * sizes.layers, Norm("rms", number(raw, "rms_norm_eps", 1e-5)))
-    return decoder(raw, "mixtral", sizes, stack, longest(rope, sizes.context))
+    return decoder_config(raw, "mixtral", sizes, stack, longest(rope, sizes.context))
 
 
 def write(config: ModelConfig) -> dict[str, Any]:

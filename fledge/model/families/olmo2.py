@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from fledge.model.config import ModelConfig, ShapeConfig
-from fledge.model.families.common import decoder, faithful, from_shape, read_sizes, rope_of, sizes_json, weight_table
+from fledge.model.families.decoder import (
+    decoder_config,
+    faithful,
+    from_shape,
+    read_sizes,
+    rope_of,
+    sizes_json,
+    weight_table,
+)
 from fledge.model.families.family import Family, Weight, flag, number
 from fledge.model.families.rotary import longest, read_rope, rope_json
 from fledge.model.families.task import decoder_tasks
@@ -26,7 +34,7 @@ def read(raw: dict[str, Any]) -> ModelConfig:
     layer = LayerConfig(heads, Dense(sizes.hidden, sizes.activation, True), rope)
     norm = Norm("rms", number(raw, "rms_norm_eps", 1e-5))
     stack = StackConfig(sizes.width, (layer,) * sizes.layers, norm, ("after",), final_norm=True)
-    return decoder(raw, "olmo2", sizes, stack, longest(rope, sizes.context))
+    return decoder_config(raw, "olmo2", sizes, stack, longest(rope, sizes.context))
 
 
 def write(config: ModelConfig) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
-from fledge.model.families.common import aliased, decoder, faithful, from_shape, read_sizes, weight_table
+from fledge.model.families.decoder import aliased, faithful, from_shape, read_sizes, weight_table
 from fledge.model.families.family import Family, Weight, choice, number, refuse
 from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Activation, Dense, Heads, Inputs, LayerConfig, Norm, StackConfig
@@ -39,7 +39,7 @@ def read(raw: dict[str, Any]) -> ModelConfig:
     norm = Norm("layer", number(raw, "layer_norm_epsilon", 1e-5), bias=True)
     inputs = Inputs("learned", sizes.context)
     stack = StackConfig(sizes.width, (layer,) * sizes.layers, norm, ("residual",), inputs=inputs)
-    return decoder(raw, "openai_gpt", sizes, stack, sizes.context, tie=True)
+    return decoder_config(raw, "openai_gpt", sizes, stack, sizes.context, tie=True)
 
 
 def write(config: ModelConfig) -> dict[str, Any]:

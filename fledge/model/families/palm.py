@@ -7,7 +7,7 @@ from typing import Any
 
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
-from fledge.model.families.common import only_fields
+from fledge.model.families.decoder import only_fields
 from fledge.model.families.family import Family, Weight, needed
 from fledge.nn.config import Dense, Heads, LayerConfig, Norm, Rope, StackConfig
 

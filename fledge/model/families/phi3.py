@@ -7,8 +7,8 @@ from typing import Any
 
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
-from fledge.model.families.common import (
-    decoder,
+from fledge.model.families.decoder import (
+    decoder_config,
     faithful,
     from_shape,
     read_sizes,
@@ -44,7 +44,7 @@ def read(raw: dict[str, Any]) -> ModelConfig:
     heads = Heads(sizes.heads, sizes.kv_heads, sizes.channels)
     layer = LayerConfig(heads, Dense(sizes.hidden, sizes.activation, True), rope, read_window(raw, None))
     stack = StackConfig(sizes.width, (layer,) * sizes.layers, Norm("rms", number(raw, "rms_norm_eps", 1e-5)))
-    return decoder(raw, "phi3", sizes, stack, sizes.context)
+    return decoder_config(raw, "phi3", sizes, stack, sizes.context)
 
 
 def longrope_named(raw: dict[str, Any]) -> dict[str, Any]:

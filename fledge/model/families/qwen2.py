@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fledge.model.config import ModelConfig, ShapeConfig
-from fledge.model.families.common import (
-    decoder,
+from fledge.model.families.decoder import (
+    decoder_config,
     faithful,
     from_shape,
     read_sizes,
@@ -44,7 +44,7 @@ def with_heads(raw: dict[str, Any], family: str, sizes: Any, heads: Heads) -> Mo
     dense = Dense(sizes.hidden, sizes.activation, True)
     layers = tuple(LayerConfig(heads, dense, rope, window if slides else None) for slides in windowed)
     stack = StackConfig(sizes.width, layers, Norm("rms", number(raw, "rms_norm_eps", 1e-6)))
-    return decoder(raw, family, sizes, stack, longest(rope, sizes.context))
+    return decoder_config(raw, family, sizes, stack, longest(rope, sizes.context))
 
 
 def write(config: ModelConfig) -> dict[str, Any]:

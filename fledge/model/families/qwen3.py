@@ -6,7 +6,7 @@ from typing import Any
 
 from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families import qwen2
-from fledge.model.families.common import faithful, from_shape, read_sizes, weight_table
+from fledge.model.families.decoder import faithful, from_shape, read_sizes, weight_table
 from fledge.model.families.family import Family, flag
 from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Heads

@@ -162,7 +162,7 @@ def window_json(config: ModelConfig) -> int | None:
     return next((layer.window for layer in config.stack.layers if layer.window is not None), None)
 
 
-def decoder(
+def decoder_config(
     raw: dict[str, Any], family: str, sizes: Sizes, stack: StackConfig, context: int, tie: bool = False, **more: Any
 ) -> ModelConfig:
     """The ModelConfig of a decoder-only family."""

@@ -33,6 +33,11 @@ def show(config: ShowConfig, json: bool = False) -> dict[str, Any]:
         "context_tokens": model.context_tokens,
         "tree": [{"depth": d, "name": n, "shapes": s} for d, n, s in tree(build(model))],
     }
+    if config.rows:
+        from fledge.model.memory import training_memory  # torch's fake tensors take seconds to import
+
+        memory = training_memory(model, config.rows, config.row_tokens or model.context_tokens)
+        result["training_bytes"] = vars(memory)
     if not json:
         print_counts(result, config.cache_bits)
     return result
@@ -72,6 +77,10 @@ def print_counts(result: dict[str, Any], cache_bits: int) -> None:
     cache = result["cache_bytes_per_token"]
     whole = cache * result["context_tokens"]
     print(f"cache      {size(cache)} a token at {cache_bits} bits, {size(whole)} a full context")
+    if "training_bytes" in result:
+        parts = {name: size(n) for name, n in result["training_bytes"].items()}
+        peak = parts.pop("peak")
+        print(f"training   {peak} at its peak: " + " · ".join(f"{name} {text}" for name, text in parts.items()))
 
 
 def size(n_bytes: float) -> str:

@@ -9,11 +9,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+# operations that hold a copy of their operand while they run
+COPIES_ITS_OPERAND = frozenset({torch.ops.aten.logsumexp.default})
+
 
 class LiveBytes(TorchDispatchMode):
     """Inside a `with`: `now` and `peak` count the bytes of all storages that operations made and that still live.
 
-    Storages that existed before count if they are given to `add`. Temporaries inside one operation aren't seen.
+    Storages that existed before count if they are given to `add`. Of
+    temporaries inside one operation only those of COPIES_ITS_OPERAND are seen.
     """
 
     def __init__(self) -> None:
@@ -39,5 +43,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if func in COPIES_ITS_OPERAND:
+            self.peak = max(self.peak, self.now + args[0].nbytes)
         self.add(*(leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)))
         return result

@@ -1,0 +1,123 @@
+"""Memory of training, counted from a config, against what a process really takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fledge.errors import ConfigError
+from fledge.model.config import ShapeConfig
+from fledge.model.families import family
+from fledge.model.memory import training_memory
+from fledge.model.show import show
+from fledge.model.show_config import ShowConfig
+
+STEP = """
+import gc, json, sys
+from pathlib import Path
+import torch
+from fledge.batch import OneDocument, one_document
+from fledge.config import from_dict
+from fledge.model.config import ShapeConfig
+from fledge.model.families import family
+from fledge.model.init import initialise
+from fledge.model.transformer import build
+from fledge.optim.adamw import AdamW, AdamWConfig
+
+def figure(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+
+def steps(fields, rows, tokens):
+    config = family(fields["family"]).new_config(from_dict(ShapeConfig, fields))
+    model = initialise(build(config, "cpu"), 1).train()
+    optimizer = AdamW(model, AdamWConfig())
+    for _ in range(2):
+        for parameter in model.parameters():
+            parameter.grad = None
+        t = one_document(torch.randint(0, 100, (rows, tokens)))
+        source = (t, OneDocument()) if len(config.stacks) == 2 else None
+        model.loss_sum(t, OneDocument(), t.ids, torch.ones(rows, tokens), source).backward()
+        optimizer.step(1e-4)
+
+torch.set_num_threads(1)
+fields, rows, tokens = json.loads(sys.argv[1])
+steps(fields | {"width": 32, "layers": 1, "vocab_size": 128}, 2, 16)  # whatever is loaded at first use
+gc.collect()
+before = figure("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")
+steps(fields, rows, tokens)
+print(figure("VmHWM") - before)
+"""
+
+
+def measured(fields: dict, rows: int, tokens: int) -> int:
+    """Bytes that a process grows by while it trains. A fixed threshold of mmap keeps freed tensors out of the heap."""
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-c", STEP, json.dumps([fields, rows, tokens])]
+    return int(subprocess.run(words, capture_output=True, text=True, env=environment, check=True).stdout)
+
+
+def counted(fields: dict, rows: int, tokens: int) -> int:
+    shape = ShapeConfig(**fields)
+    return training_memory(family(shape.family).new_config(shape), rows, tokens).peak
+
+
+def shape(name: str, width: int, layers: int, heads: int, vocab: int, tokens: int, **more: object) -> dict:
+    return {"family": name, "width": width, "layers": layers, "heads": heads, "vocab_size": vocab,
+            "context_tokens": tokens, **more}  # fmt: skip
+
+
+SIZES = [
+    (shape("llama", 128, 4, 4, 4096, 256), 8, 256),
+    (shape("gpt2", 256, 6, 4, 8192, 512), 4, 512),
+    (shape("llama", 512, 8, 8, 8192, 256), 2, 256),
+    (shape("t5", 128, 4, 4, 4096, 128), 8, 128),
+    (shape("llama", 128, 4, 4, 4096, 512, attention="linear"), 4, 512),
+]
+
+
+@pytest.mark.parametrize(
+    ("fields", "rows", "tokens"),
+    [SIZES[0], *(pytest.param(*size, marks=pytest.mark.slow) for size in SIZES[1:])],
+    ids=lambda value: value["family"] if isinstance(value, dict) else str(value),
+)
+def test_the_counted_peak_is_within_a_tenth_of_a_real_run(fields, rows, tokens):
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("no /proc/self/clear_refs")
+    real = measured(fields, rows, tokens)
+    assert counted(fields, rows, tokens) == pytest.approx(real, rel=0.1)
+    assert counted(fields, 2 * rows, tokens) > 1.1 * real  # the control
+
+
+def test_the_parts_are_what_they_are_made_of_and_activations_grow_with_rows():
+    config = family("gpt2").new_config(ShapeConfig(**SIZES[1][0]))
+    small, large = (training_memory(config, rows, 128) for rows in (1, 4))
+    n_parameters = show(ShowConfig(model=ShapeConfig(**SIZES[1][0])), json=True)["parameters"]
+    assert small.weights == small.gradients == 4 * n_parameters and small.optimizer == 8 * n_parameters
+    assert large.weights == small.weights
+    # what grows is the rows' share: the gradient of the tied matrix, which the loss makes, stays
+    per_row = (large.activations - small.activations) / 3
+    assert 0 < per_row < small.activations
+
+
+def test_show_tells_the_memory_of_training_when_rows_are_given():
+    fields = ShapeConfig(**SIZES[0][0])
+    result = show(ShowConfig(model=fields, rows=2, row_tokens=64), json=True)
+    assert result["training_bytes"]["peak"] > result["training_bytes"]["weights"]
+    assert "training_bytes" not in show(ShowConfig(model=fields), json=True)
+    for wrong in ({"rows": -1}, {"row_tokens": 5}):
+        with pytest.raises(ConfigError):
+            ShowConfig(model=fields, **wrong)
+    with pytest.raises(ConfigError, match="at most 256 tokens"):
+        show(ShowConfig(model=fields, rows=1, row_tokens=257), json=True)
+
+
+def test_a_model_whose_shapes_depend_on_tokens_is_refused_with_the_reason():
+    bigbird = ShapeConfig(**shape("bert", 32, 1, 4, 100, 64), attention="bigbird", block=4)
+    with pytest.raises(ConfigError, match="depends on the values of its tokens"):
+        training_memory(family("bert").new_config(bigbird), 1, 32)

@@ -1,4 +1,4 @@
-"""Every way of attending equals the dense reference over Tokens: forward, gradient, packed, padded, cached; no leaks."""
+"""Every way of attending equals the dense reference: forward, gradient, packed, padded, cached; nothing leaks."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ def layouts() -> dict[str, tuple[Tokens, object]]:
     rows, layout = padded([[0] * n for n in LENGTHS])
     packed, packed_layout = pack([[30, 40], [70], [1, 60, 9]])
     with_kind = [replace(tokens, kind=kind) for tokens in (whole, rows, packed)]
-    return dict(zip(("one", "padded", "packed"), zip(with_kind, (OneDocument(), layout, packed_layout)), strict=True))
+    pairs = zip(with_kind, (OneDocument(), layout, packed_layout), strict=True)
+    return dict(zip(("one", "padded", "packed"), pairs, strict=True))
 
 
 def pack(lengths: list[list[int]]) -> tuple[Tokens, Packed]:
@@ -158,6 +159,16 @@ DECODERS = {
 }
 
 
+BLOCKS: list[dict] = [
+    {},
+    {"parallel": "one_norm"},
+    {"parallel": "two_norms"},
+    {"norm_at": ("residual",)},
+    {"norm_at": ("before", "after")},
+    {"inputs": Inputs("sinusoidal", kinds=2, scale=2.0, norm=True)},
+]
+
+
 def decoder(name: str, **more) -> Transformer:
     stack = StackConfig(32, (DECODERS[name],) * 2, NORM, **more)
     model = initialise(build(ModelConfig("llama", 50, 96, stack), "cpu"), 5)
@@ -172,9 +183,7 @@ def ids_of(rows: int, length: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("more", [{}, {"parallel": "one_norm"}, {"parallel": "two_norms"},
-                                  {"norm_at": ("residual",)}, {"norm_at": ("before", "after")},
-                                  {"inputs": Inputs("sinusoidal", kinds=2, scale=2.0, norm=True)}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("more", BLOCKS, ids=str)
 @pytest.mark.parametrize("name", list(DECODERS))
 def test_decoding_and_packing_give_the_logits_of_one_pass(name, more):
     model, ids = decoder(name, **more), ids_of(1, 40)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from fledge.nn.feedforward import FeedForward, GatedSilu
 from fledge.nn.config import Dense
+from fledge.nn.feedforward import FeedForward, GatedSilu
 
 
 def test_the_gated_silu_equals_autograd_forward_and_gradient():

@@ -26,6 +26,7 @@ from fledge.text.byte_alphabet import CHARACTER_OF
 from fledge.text.encoder import Encoder, build, check_unicode, guarded, refuse_slow_pieces
 from fledge.text.framing import Framed, Framing
 from fledge.text.model_check import split_merge
+from fledge.text.sentencepiece_text import KEY
 from fledge.text.special_tokens import SPECIAL_TOKENS, UNKNOWN
 from fledge.text.token_bytes import TokenBytes, clean_up
 
@@ -78,6 +79,7 @@ class Tokenizer:
         model = {key: value for key, value in tree["model"].items() if key != "merges"}
         merges = [split_merge(merge) for merge in tree["model"].get("merges", [])]
         parts = {key: tree.get(key) for key in ("normalizer", "pre_tokenizer", "added_tokens")}
+        parts |= {KEY: self.config[KEY]} if KEY in self.config else {}
         return sha256_json({**parts, "model": model, "merges": merges, "special": self.special})
 
     # Text to ids

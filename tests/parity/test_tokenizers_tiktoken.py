@@ -45,8 +45,16 @@ def theirs_tiktoken(path: Path, split: str):
     return tiktoken.Encoding("oracle", pat_str=split, mergeable_ranks=load_tiktoken_bpe(str(path)), special_tokens={})
 
 
-@pytest.mark.parametrize("name", [*TIKTOKEN.values(), "llama3/tokenizer.model", "whisper/gpt2.tiktoken"])
-@pytest.mark.parametrize("n", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+FILES = (*TIKTOKEN.values(), "llama3/tokenizer.model", "whisper/gpt2.tiktoken")
+
+
+@pytest.mark.parametrize(
+    ("name", "n"),
+    [
+        *((name, 1000) for name in FILES[:3]),
+        *(pytest.param(name, 10_000, marks=pytest.mark.slow) for name in FILES),
+    ],
+)
 def test_a_tiktoken_file_gives_tiktoken_s_ids_on_random_text(name, n, data_file):
     path = data_file(f"conf_tokenizers/{name}")
     tokenizer = loaded(path)

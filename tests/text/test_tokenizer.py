@@ -283,3 +283,24 @@ def test_sentencepiece_folders_keep_or_drop_the_first_space_as_their_decoder_say
     tree = json.loads(tokenizer.file.text)
     tree["decoder"]["decoders"].pop()
     assert from_text(json.dumps(tree)).decode(tokenizer.encode("  two")) == "   two"
+
+
+def test_added_tokens_behind_a_gap_keep_their_ids():
+    tree = json.loads(byte_level().file.text)
+    for place, entry in enumerate(tree["added_tokens"]):
+        entry["id"] = 300 + 10 * place
+    tree["model"]["vocab"]["far"] = 290  # and one in the model itself
+    tokenizer = from_text(json.dumps(tree))
+    ids = tokenizer.encode("a<|eos|>b<|end|>", parse_special=True)
+    assert ids == [97, 310, 98, 360] == [97, tokenizer.eos_id, 98, tokenizer.end_id]
+    assert tokenizer.decode(ids, skip_special=False) == "a<|eos|>b<|end|>"
+    assert tokenizer.token_of(305) == "" and tokenizer.token_bytes(305) == b""
+
+
+def test_the_rules_of_a_sentencepiece_model_are_part_of_the_digest(data_file):
+    tokenizer = Tokenizer.load(data_file("conf_tokenizers/seqio/sentencepiece.model"))
+    rules = {**tokenizer.config["sentencepiece"], "remove_extra_whitespaces": False}
+    other = from_text(tokenizer.file.text, {**tokenizer.config, "sentencepiece": rules})
+    assert other.encode("a  b") != tokenizer.encode("a  b") and other.digest != tokenizer.digest
+    with pytest.raises(TokenizerError, match="each true or false"):
+        from_text(tokenizer.file.text, {"sentencepiece": {"add_dummy_prefix": 1}})

@@ -243,6 +243,14 @@ def only_fields(shape: ShapeConfig, family: str, takes: tuple[str, ...]) -> None
             raise ConfigError(f"model.{name}: expected none, got {str(value)[:60]}; {family} has no such part")
 
 
+OUR_WORDS = {
+    "hidden_size": "width", "num_hidden_layers": "layers", "num_attention_heads": "heads",
+    "num_key_value_heads": "kv_heads", "head_dim": "head_channels", "intermediate_size": "hidden",
+    "sliding_window": "window", "partial_rotary_factor": "rope_share", "factor": "rope_scaling.factor",
+    "num_local_experts": "experts", "query_pre_attn_scalar": "score_channels",
+}  # fmt: skip
+
+
 def from_shape(
     family: str,
     read: Callable[[dict[str, Any]], ModelConfig],
@@ -283,12 +291,22 @@ def from_shape(
             raw[activation_key] = activation_name(shape.activation)
         if shape.bias is not None:
             raw |= dict.fromkeys(bias_keys, shape.bias)
-        config = read(raw | rope_entries(shape, stretches))
+        try:
+            config = read(raw | rope_entries(shape, stretches))
+        except ConfigError as error:
+            raise ConfigError(in_our_words(str(error))) from None
         check_heeded(shape, config, family)
         stack = replace(config.stack, dropout=shape.dropout)
         return replace(config, decoder=stack, init=shape.init, context_tokens=shape.context_tokens)
 
     return build
+
+
+def in_our_words(message: str) -> str:
+    """A message about a key of config.json as one about the field of the shape that it came from."""
+    for key, name in OUR_WORDS.items():
+        message = message.replace(f"config.json: {key}:", f"model.{name}:")
+    return message
 
 
 def rope_entries(shape: ShapeConfig, stretches: bool = True) -> dict[str, Any]:

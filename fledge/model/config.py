@@ -69,7 +69,8 @@ class ModelConfig:
 
     `lm`: there is an output product over the vocabulary. `tie`: its matrix is the embedding. `transform`: what comes
     before it. `logit_scale` multiplies what it reads, `logit_softcap` bounds logits by tanh. `heads`: task heads.
-    `special_ids`: role -> token id (bos, eos, pad, start), written into config.json.
+    `special_ids`: role -> token id (bos, eos, pad, start), written into config.json. `tokens`: how many of the
+    vocabulary's rows are tokens, the others filling it up (0: all).
     """
 
     family: str
@@ -86,10 +87,12 @@ class ModelConfig:
     heads: tuple[HeadConfig, ...] = ()
     init: InitConfig = InitConfig()
     special_ids: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
 
     def __post_init__(self) -> None:
         bounded("vocab_size", self.vocab_size, 1, MAX_VOCAB)
         bounded("context_tokens", self.context_tokens, 1, MAX_CONTEXT)
+        bounded("tokens", self.tokens, 0, self.vocab_size)
         if not self.stacks:
             raise ConfigError("model: expected a decoder, an encoder or both, got neither")
         for name, stack in self.stacks.items():

@@ -22,6 +22,7 @@ from fledge.model.families import FAMILIES, family
 from fledge.model.families.family import Family, Weight, refuse
 from fledge.model.families.task import label_keys, task_of_config
 from fledge.model.names import expanded, their_shape, to_ours, to_theirs
+from fledge.model.resize import unpadded
 from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
 from fledge.model.spelling import (
     as_spelled,
@@ -205,9 +206,9 @@ def put_parameter(model: nn.Module, name: str, value: Tensor) -> None:
 def state_in_their_names(model: Transformer, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Every weight under its Hugging Face name and layout, on the CPU; tied weights once."""
     own_family = family(model.config.family)
-    ours = {name: p.detach() for name, p in model.named_parameters()}
-    state = {weight.theirs: to_theirs(weight, ours) for weight in expanded(own_family, model.config)}
-    prefix, written = own_family.prefix, prefix_in_files(own_family, model.config)
+    config, ours = unpadded(model.config, {name: p.detach() for name, p in model.named_parameters()})
+    state = {weight.theirs: to_theirs(weight, ours) for weight in expanded(own_family, config)}
+    prefix, written = own_family.prefix, prefix_in_files(own_family, config)
     return {
         (written + name.removeprefix(prefix) if name.startswith(prefix) else name): t.to("cpu", dtype or t.dtype)
         for name, t in state.items()
@@ -216,6 +217,7 @@ def state_in_their_names(model: Transformer, dtype: torch.dtype | None = None) -
 
 def config_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     """What stands in config.json."""
+    config, _ = unpadded(config, {})
     own_family = family(config.family)
     ids: dict[str, Any] = {f"{role}_token_id": config.special_ids.get(role) for role in ("bos", "eos", "pad")}
     tasks = own_family.all_tasks

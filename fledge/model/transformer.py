@@ -111,12 +111,14 @@ class Transformer(nn.Module):
         )
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The output product: [..., D] -> [..., V]."""
+        """The output product: [..., D] -> [..., V], rows that fill the vocabulary up left out."""
         config = self.config
         hidden = self.before_output(hidden)
         logits = F.linear(hidden, self.output_matrix) if self.output is None else self.output(hidden)
+        n_tokens = config.tokens or config.vocab_size
+        logits = logits[..., :n_tokens]
         if self.output_bias is not None:
-            logits = logits + self.output_bias
+            logits = logits + self.output_bias[:n_tokens]
         if config.logit_softcap is not None:
             logits = torch.tanh(logits / config.logit_softcap) * config.logit_softcap
         return logits
@@ -133,8 +135,10 @@ class Transformer(nn.Module):
         if self.output is None:
             if not self.config.lm:
                 raise ConfigError("model: expected an output product over the vocabulary, got a model without one")
-            return self.embedding.weight
-        return self.output.weight.t() if isinstance(self.output, PackedLinear) else self.output.weight
+            matrix = self.embedding.weight
+        else:
+            matrix = self.output.weight.t() if isinstance(self.output, PackedLinear) else self.output.weight
+        return matrix[: self.config.tokens] if self.config.tokens else matrix
 
     def loss_sum(
         self, tokens: Tokens, layout: Layout, targets: Tensor, weight: Tensor, source: Source | None = None

@@ -89,6 +89,8 @@ def read(raw: dict[str, Any]) -> ModelConfig:
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
+    if config.stack.inputs.offset != config.special_ids.get("pad", -2) + 1:
+        raise ConfigError("model: Longformer's positions start after its padding id; set special_ids.pad")
     windows = []
     for layer in config.stack.layers:
         if not isinstance(layer.pattern, Longformer):

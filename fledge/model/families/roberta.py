@@ -68,8 +68,7 @@ def read(raw: dict[str, Any]) -> ModelConfig:
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    pad = config.special_ids.get("pad")
-    if config.stack.inputs.offset != (PAD if pad is None else pad) + 1:
+    if config.stack.inputs.offset != config.special_ids.get("pad", -2) + 1:
         raise ConfigError(f"model: {config.family}'s positions start after its padding id; set special_ids.pad")
     return {**size_in_file(config, Keys()), **more_ids(config)}
 

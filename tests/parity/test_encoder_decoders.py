@@ -245,6 +245,28 @@ def test_copies_of_the_embedding_are_known_and_a_copy_that_differs_is_refused(na
         load_model(tmp_path)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_the_bare_model_gives_its_states_and_is_saved_as_such(name, tmp_path):
+    model = randomised(transformers.AutoModel.from_config(CASES[name]()))
+    model.save_pretrained(tmp_path / "theirs")
+    source, target = ids()
+    expected = model(input_ids=source, decoder_input_ids=target).last_hidden_state
+    mine = load_model(tmp_path / "theirs")
+    got = mine.hidden(one_document(target), OneDocument(), source=(one_document(source), OneDocument()))
+    assert not mine.config.lm and (expected - got).abs().max() <= limit(expected)
+    save_model(mine, tmp_path / "ours")
+    again = transformers.AutoModel.from_pretrained(tmp_path / "ours").eval()
+    assert type(again) is type(model)
+    assert torch.equal(expected, again(input_ids=source, decoder_input_ids=target).last_hidden_state)
+
+
+def test_a_class_that_is_not_read_is_refused_by_name():
+    for name, architecture in (("t5", "T5EncoderModel"), ("bart", "BartForSequenceClassification")):
+        with pytest.raises(ConfigError, match="architectures: expected one of"):
+            parse_config({"model_type": name, "architectures": [architecture]})
+
+
 def test_a_bias_on_the_logits_that_is_not_zero_is_refused(tmp_path):
     reference("bart").save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")

@@ -21,6 +21,7 @@ from fledge.model.families.family import (
     special_ids,
 )
 from fledge.model.families.t5 import started
+from fledge.model.families.task import Task
 from fledge.nn.config import MAX_LAYERS, Dense, Heads, Inputs, LayerConfig, Norm, StackConfig
 
 OFFSET = 2  # the table's first two rows were once kept for padding
@@ -133,11 +134,9 @@ def write(config: ModelConfig) -> dict[str, Any]:
 
 
 def weights(config: ModelConfig) -> list[Weight]:
-    table = [
-        Weight("model.shared.weight", ("embedding.weight",)),
-        # added to the logits by transformers, zeros in every model that it trained: it is no parameter there
-        Weight("final_logits_bias", (), "zeros", config.vocab_size, row=True, optional=True),
-    ]
+    table = [Weight("model.shared.weight", ("embedding.weight",))]
+    if config.lm:  # added to the logits by transformers, zeros in every model that it trained: no parameter there
+        table.append(Weight("final_logits_bias", (), "zeros", config.vocab_size, row=True, optional=True))
     for stack_name in ("encoder", "decoder"):
         theirs = f"model.{stack_name}."
         positions = f"{stack_name}.inputs.positions.weight"
@@ -180,6 +179,7 @@ FAMILY = Family(
     read=read,
     write=write,
     weights=weights,
+    tasks=(Task("lm", "BartForConditionalGeneration", lm=True), Task("base", "BartModel", base=True)),
     prefix="model.",
     ignored=("encoder.version", "decoder.version"),
     copies={

@@ -21,6 +21,7 @@ from fledge.model.families.family import (
     refuse,
     special_ids,
 )
+from fledge.model.families.task import Task
 from fledge.nn.config import MAX_LAYERS, Buckets, Dense, Heads, LayerConfig, Norm, StackConfig
 
 CONTEXT = 512  # tokens of pre-training; config.json's n_positions, where it is given
@@ -200,6 +201,7 @@ FAMILY = Family(
     read=read,
     write=write,
     weights=weights,
+    tasks=(Task("lm", "T5ForConditionalGeneration", lm=True), Task("base", "T5Model", base=True)),
     # of the first decoder block, in files of the first release: read by nobody
     ignored=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
     copies={"encoder.embed_tokens.weight": "shared.weight", "decoder.embed_tokens.weight": "shared.weight"},

@@ -71,7 +71,9 @@ def model(size: Size, pattern: BigBird | None, bias: bool, rescaled: bool, **mor
 def build(shape: ShapeConfig) -> ModelConfig:
     size = size_of_shape(shape, "gelu_tanh", 1e-12, kinds=2)
     pattern = pattern_of("block_sparse", shape.block or BLOCK, shape.random_blocks or RANDOM)
-    return model(size, pattern, True, False, tie=shape.tie is not False, init=shape.init, dropout=shape.dropout)
+    pooler = (POOLED.config(0, (), ""),)  # transformers' masked-LM class has one, though it is not used
+    tie = shape.tie is not False
+    return model(size, pattern, True, False, tie=tie, init=shape.init, dropout=shape.dropout, heads=pooler)
 
 
 def read(raw: dict[str, Any]) -> ModelConfig:

@@ -30,6 +30,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 16, "rope_theta": 500.0,
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+HALF = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 LONG = {
     "rope_type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 2.0], "rope_theta": 10000.0,
     "long_factor": [1.0, 2.0, 3.0, 5.0, 8.0, 9.0], "original_max_position_embeddings": 16,
@@ -237,6 +238,39 @@ CASES: dict[str, Case] = {
     ),
     "olmo2": Case(transformers.Olmo2Config, SIZES, {}, RMS),
     "olmo2-biased": Case(transformers.Olmo2Config, SIZES, {"attention_bias": True, "tie_word_embeddings": True}),
+    "olmo": Case(transformers.OlmoConfig, SIZES, {}, (RMS[1], {"hidden_act": "gelu"})),
+    "olmo-biased": Case(transformers.OlmoConfig, SIZES, {"attention_bias": True, "tie_word_embeddings": True}),
+    "stablelm": Case(
+        transformers.StableLmConfig,
+        SIZES,
+        {"use_qkv_bias": True, "rope_parameters": HALF},
+        ({"layer_norm_eps": 0.1}, {"use_parallel_residual": False, "rope_parameters": {**HALF, "rope_theta": 100.0}}),
+    ),
+    "stablelm-parallel": Case(
+        transformers.StableLmConfig, SIZES, {"use_parallel_residual": True, "rope_parameters": HALF}
+    ),
+    "phi": Case(
+        transformers.PhiConfig,
+        SIZES,
+        {"rope_parameters": HALF},
+        ({"layer_norm_eps": 0.1}, {"hidden_act": "relu"}, {"rope_parameters": {**HALF, "partial_rotary_factor": 1.0}}),
+    ),
+    "gptj": Case(
+        transformers.GPTJConfig,
+        {**OLD_SIZES, "rotary_dim": 8},
+        {},
+        ({"layer_norm_epsilon": 0.1}, {"rotary_dim": 6}, {"activation_function": "relu"}),
+    ),
+    "gptj-whole": Case(transformers.GPTJConfig, {**OLD_SIZES, "rotary_dim": 12}, {"n_inner": 80}),
+    "starcoder2": Case(
+        transformers.Starcoder2Config,
+        SIZES,
+        {"sliding_window": 6},
+        (RMS[1], {"norm_epsilon": 0.1}, {"sliding_window": 5}, {"hidden_act": "relu"}),
+    ),
+    "starcoder2-unbiased": Case(
+        transformers.Starcoder2Config, SIZES, {"use_bias": False, "tie_word_embeddings": False}
+    ),
     "gpt2": Case(transformers.GPT2Config, OLD_SIZES, {}, ({"layer_norm_epsilon": 0.1},)),
 }
 

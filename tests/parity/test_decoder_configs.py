@@ -20,7 +20,8 @@ from tests.parity.reference import limit, some_ids
 
 INERT = {
     "training alone": ("attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "hidden_dropout",
-                       "classifier_dropout", "initializer_range", "output_router_logits"),
+                       "residual_dropout", "embedding_dropout", "classifier_dropout",
+                       "initializer_range", "output_router_logits"),
     "heads of other classes": ("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
                                "summary_first_dropout", "label2id", "id2label", "problem_type", "num_labels"),
     "how transformers computes, not what": ("dtype", "use_cache", "return_dict", "output_attentions",
@@ -38,8 +39,9 @@ UNREAD_IN = {
     "qwen3": {"sliding_window"},
 }
 LARGE = ("query_pre_attn_scalar", "final_logit_softcapping", "attn_logit_softcapping", "rms_norm_eps", "layer_norm_eps",
-         "layer_norm_epsilon", "router_aux_loss_coef")  # fmt: skip
-ZERO = ("rms_norm_eps", "router_jitter_noise", "layer_norm_eps", "layer_norm_epsilon", "router_aux_loss_coef")
+         "layer_norm_epsilon", "norm_epsilon", "router_aux_loss_coef")  # fmt: skip
+ZERO = ("rms_norm_eps", "router_jitter_noise", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon",
+        "router_aux_loss_coef")  # fmt: skip
 HOSTILE = (10**9, -1, 0, float("nan"), 1e999, "48", True, [48], {}, 10**400)
 
 
@@ -139,7 +141,7 @@ def in_the_spelling_of_transformers_4(raw: dict) -> dict:
     return raw
 
 
-ROTARY = [name for name in CASES if name not in ("gpt1", "gpt2", "bloom")]
+ROTARY = [name for name in CASES if name not in ("gpt1", "gpt2", "bloom", "gptj", "gptj-whole")]
 
 
 @pytest.mark.parametrize("name", ROTARY)

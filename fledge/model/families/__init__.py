@@ -21,6 +21,7 @@ from fledge.model.families import (
     gemma3,
     gpt2,
     gpt_neox,
+    gptj,
     llama,
     longformer,
     mistral,
@@ -28,19 +29,24 @@ from fledge.model.families import (
     modernbert,
     mpnet,
     native,
+    olmo,
     olmo2,
     openai_gpt,
     palm,
+    phi,
     phi3,
     qwen2,
     qwen3,
     roberta,
+    stablelm,
+    starcoder2,
     t5,
 )
 from fledge.model.families.family import Family
 
 DECODERS = (
     llama, gpt2, mistral, qwen2, qwen3, gemma, gemma2, gemma3, openai_gpt, gpt_neox, mixtral, phi3, bloom, olmo2, palm,
+    olmo, stablelm, phi, gptj, starcoder2,
 )  # fmt: skip
 MODULES = (
     *DECODERS,

@@ -337,6 +337,7 @@ def check_heeded(shape: ShapeConfig, config: ModelConfig, family: str) -> None:
         ("hidden", shape.hidden or layer.dense.hidden, layer.dense.hidden),
         ("kv_heads", shape.kv_heads or layer.mixer.n_kv_heads, layer.mixer.n_kv_heads),
         ("head_channels", shape.head_channels or layer.mixer.head_channels, layer.mixer.head_channels),
+        ("norm_eps", shape.norm_eps or config.stack.norm.eps, config.stack.norm.eps),
         ("tie", config.tie if shape.tie is None else shape.tie, config.tie),
     ):
         if wanted != got:

@@ -16,7 +16,7 @@ def build(shape: ShapeConfig) -> ModelConfig:
     needed(shape, "width", "layers", "heads", "context_tokens", "vocab_size")
     only_fields(shape, "palm", ("rope_theta",))
     if shape.bias or shape.tie is False:
-        raise ConfigError("model: PaLM has no biases and a tied output; unset bias and tie")
+        raise ConfigError("model.bias, model.tie: expected none and true, as PaLM has them; unset both")
     heads = Heads(shape.heads, shape.kv_heads or 1, shape.head_channels or 256)
     ffn = Dense(shape.hidden or 4 * shape.width, shape.activation or "silu", True)
     layer = LayerConfig(heads, ffn, Rope(shape.rope_theta or 10000.0))

@@ -36,12 +36,17 @@ class QuickEncoder:
 
     def encode(self, text: str) -> np.ndarray | None:
         """Ids of `text` as uint32 [n]; None for the rare text that tiktoken can't take."""
-        # a run of LONGEST_SPACE covers one of these characters: few texts need the search
-        if any(character.isspace() for character in text[LONGEST_SPACE - 1 :: LONGEST_SPACE]) and LONG_SPACE.search(
-            text
-        ):
+        if has_long_space(text):
             return None
         return np.frombuffer(array("I", self.encoding.encode_ordinary(text)), dtype=np.uint32)  # twice np.array's speed
+
+
+def has_long_space(text: str) -> bool:
+    """Whether LONGEST_SPACE characters of space stand together: they then fill one of the text's halves of that length,
+    which is far quicker to ask than a search."""
+    half = LONGEST_SPACE // 2
+    filled = any(text[start : start + half].isspace() for start in range(0, len(text) - half + 1, half))
+    return filled and LONG_SPACE.search(text) is not None
 
 
 def quick_encoder(file: TokenizerFile, control: frozenset[int], plain: tokenizers.Tokenizer) -> QuickEncoder | None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledge.errors import TokenizerError
+from fledge.text import fast
 from fledge.text.llama2c import from_llama2c
 from fledge.text.special_tokens import SPECIAL_TOKENS
 from fledge.text.tokenizer import Tokenizer, byte_level, characters, from_text
@@ -304,3 +305,10 @@ def test_the_rules_of_a_sentencepiece_model_are_part_of_the_digest(data_file):
     assert other.encode("a  b") != tokenizer.encode("a  b") and other.digest != tokenizer.digest
     with pytest.raises(TokenizerError, match="each true or false"):
         from_text(tokenizer.file.text, {"sentencepiece": {"add_dummy_prefix": 1}})
+
+
+@pytest.mark.parametrize("before", [0, 1, 2499, 3000])
+def test_a_long_run_of_space_is_found_wherever_it_begins(before):
+    for n in (4999, 5000, 7501):
+        assert fast.has_long_space("x" * before + " \n" * (n // 2) + " " * (n % 2) + "y" * 100) == (n >= 5000)
+    assert not fast.has_long_space("a b " * 5000)

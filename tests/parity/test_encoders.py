@@ -81,11 +81,15 @@ def test_a_folder_of_ours_opens_in_transformers_with_the_same_logits(pair, tmp_p
         assert torch.equal(a, b), parameter
 
 
-def test_one_step_gradients_equal_those_of_transformers(pair):
+@pytest.mark.parametrize("lengths", [(40, 40), (40, 7, 23)], ids=["whole", "padded"])
+def test_one_step_gradients_equal_those_of_transformers(pair, lengths):
     name, model, folder, _ = pair
+    if "bigbird" in name and len(set(lengths)) > 1:
+        pytest.skip("transformers counts the blocks of the padded batch; see the test of documents alone")
     ours = load_model(folder)
-    theirs, (tokens, layout) = inputs(name, (40, 40))
+    theirs, (tokens, layout) = inputs(name, lengths)
     weight = torch.rand(tokens.ids.shape, generator=torch.Generator().manual_seed(5))
+    weight = weight * (tokens.doc >= 0)
     targets = tokens.ids.roll(1, 1)
     ours.loss_sum(tokens, layout, targets, weight).backward()
     model.zero_grad()

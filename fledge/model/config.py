@@ -139,7 +139,8 @@ class ShapeConfig:
     """The size of a new model, in the words of a YAML file. Unset numbers follow the family's custom."""
 
     family: str = "llama"
-    """Which architecture (llama, qwen3, gpt2, bert, t5…; a wrong name lists all); the family decides norm, position, activation and weight names."""
+    """Which architecture (llama, qwen3, gpt2, bert, t5…; a wrong name lists all); the family decides norm,
+    position, activation and weight names."""
     preset: str = ""
     """A published size (for example gpt2-medium or llama-2-7b); the fields below then change it."""
     width: int = 0

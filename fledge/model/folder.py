@@ -53,8 +53,8 @@ def find_model(path: str | Path) -> Path:
     refuse_pickle(path if path.is_dir() else path.parent)
     if (path / WEIGHTS).is_file():
         raise CheckpointError(
-            f"{path}: expected config.json beside {WEIGHTS}, found none; weights alone don't say what a model computes, "
-            f"and only these architectures are known: {', '.join(f.model_type for f in FAMILIES.values())}"
+            f"{path}: expected config.json beside {WEIGHTS}, found none; weights alone don't say what a model "
+            f"computes, and only these architectures are known: {', '.join(f.model_type for f in FAMILIES.values())}"
         )
     raise CheckpointError(f"{path}: expected a model folder with config.json, found none; fledge convert makes one")
 

@@ -86,7 +86,7 @@ def resolve_shape(shape: ShapeConfig, tokenizer: Tokenizer) -> ModelConfig:
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
     shape = replace(over_preset(shape), vocab_size=vocab_size)
     own_family = family(shape.family)
-    config = own_family.build(shape)
+    config = own_family.new_config(shape)
     own_family.write(config)  # a model that can't be saved is refused now, not at the first checkpoint
     return replace(config, special_ids={role: i for role, i in ids.items() if i is not None})
 

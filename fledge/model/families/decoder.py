@@ -352,6 +352,8 @@ def faithful(
     def checked(config: ModelConfig) -> dict[str, Any]:
         raw = write(config)
         again = read({**raw, "vocab_size": config.vocab_size, "tie_word_embeddings": config.tie})
+        if not config.lm:  # without the output product its bias is gone too
+            again = replace(again, output_bias=False)
         place = difference(bare(again), bare(config), "model")
         if place:
             raise ConfigError(f"{place}: {family}'s folder format has no place for this value; change it or the family")

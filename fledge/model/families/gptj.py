@@ -81,7 +81,7 @@ def weights(config: ModelConfig) -> list[Weight]:
         replace(row, how="pairs", heads=mixer.n_heads, channels=channels) if row.theirs.endswith(in_pairs) else row
         for row in table
     ]
-    return [*table, Weight("lm_head.bias", ("output_bias",))]
+    return [*table, Weight("lm_head.bias", ("output_bias",))] if config.output_bias else table
 
 
 def extra(shape: ShapeConfig) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
 def weights(config: ModelConfig) -> list[Weight]:
     norms = {"input_layernorm": "attention_norms.before"}
     table = weight_table(config, LINEARS, norms, final="model.final_layernorm")
-    return [*table, Weight("lm_head.bias", ("output_bias",))]
+    return [*table, Weight("lm_head.bias", ("output_bias",))] if config.output_bias else table
 
 
 def preset(width: int, layers: int, share: float) -> ShapeConfig:

@@ -46,14 +46,6 @@ class TextBatches:
         """Global batch `index`: B = rows."""
         return self.reader.read(self.starts(index, 0, self.rows), self.row_tokens)
 
-    def slice(self, index: int, micro_index: int, micro_rows: int) -> Batch:
-        """Rows micro_index·micro_rows … of global batch `index`, the last micro-batch being what is left. The layout is
-        chosen for these rows alone: the tokens, targets and weights are the global batch's."""
-        first = micro_index * micro_rows
-        if not 0 <= first < self.rows:
-            raise ValueError(f"micro_index: expected rows below {self.rows}, got row {first}")
-        return self.reader.read(self.starts(index, first, min(first + micro_rows, self.rows)), self.row_tokens)
-
     def starts(self, index: int, first: int, last: int) -> np.ndarray:
         """Where rows first..last-1 of batch `index` begin in the shard, int64 [last - first]."""
         places = np.arange(index * self.rows + first, index * self.rows + last)
@@ -196,14 +188,6 @@ class ChatBatches:
     def batch(self, index: int) -> Batch:
         """Global batch `index`: B = rows."""
         return self.read(range(index * self.rows, (index + 1) * self.rows))
-
-    def slice(self, index: int, micro_index: int, micro_rows: int) -> Batch:
-        """Rows micro_index·micro_rows … of global batch `index`, the last micro-batch being what is left."""
-        first = micro_index * micro_rows
-        if not 0 <= first < self.rows:
-            raise ValueError(f"micro_index: expected rows below {self.rows}, got row {first}")
-        start = index * self.rows
-        return self.read(range(start + first, start + min(first + micro_rows, self.rows)))
 
     def read(self, numbers: range) -> Batch:
         """The rows of these global numbers as a batch."""

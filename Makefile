@@ -49,12 +49,14 @@ check: setup-test
 bench: setup-test
 	@set -e; for file in $$(grep -l __main__ bench/*.py); do echo "== $$file"; $(PY) "$$file" $(ARGS); done
 
-docs: setup
+docs: setup-test
 	@$(PY) -m fledge.cli.page > $(VENV)/cli.md
 	@mv $(VENV)/cli.md docs/cli.md
 	@$(PY) -m fledge.model.positions_page > $(VENV)/positions.md
 	@mv $(VENV)/positions.md docs/positions.md
-	@echo "docs/cli.md and docs/positions.md are current"
+	@$(PY) -m tests.parity.coverage > $(VENV)/families.md
+	@mv $(VENV)/families.md docs/families.md
+	@echo "docs/cli.md, docs/positions.md and docs/families.md are current"
 
 $(VENV)/.created-$(VERSION):
 	@test -n "$(PYTHON)" || { echo "fledge: expected Python >= 3.11, found none; install it or set PYTHON=/path/to/python3.11" >&2; exit 1; }

@@ -247,8 +247,10 @@ def save_model(
     facts: dict[str, Any] | None = None,
     kind: str = "model",
     card: bool = True,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write a self-contained model folder: config, weights, tokenizer, chat template, generation config and card.
+    """Write a self-contained model folder: config, weights (in files of at most `shard_bytes`, or of one tensor),
+    tokenizer, chat template, generation config and card.
 
     The folder must be the caller's scratch (see `train.checkpointing` for the atomic writer).
     """
@@ -256,7 +258,7 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     dtype = model.embedding.weight.dtype
     write_json(folder / "config.json", config_json(model.config, dtype))
-    write_sharded(folder, state_in_their_names(model))
+    write_sharded(folder, state_in_their_names(model), shard_bytes)
     ids = model.config.special_ids
     renderer = chat_renderer(tokenizer) if tokenizer is not None else None
     ends = renderer.stop_ids if renderer is not None else tokenizer.stop_ids if tokenizer is not None else ()
@@ -279,7 +281,7 @@ def chat_renderer(tokenizer: Tokenizer) -> ChatRenderer | None:
         return None
 
 
-def write_sharded(folder: Path, state: dict[str, Tensor], shard_bytes: int = SHARD_BYTES) -> None:
+def write_sharded(folder: Path, state: dict[str, Tensor], shard_bytes: int) -> None:
     """One model.safetensors, or numbered shards with their index when the weights exceed `shard_bytes`."""
     shards: list[dict[str, Tensor]] = [{}]
     size = 0

@@ -271,7 +271,14 @@ CASES: dict[str, Case] = {
     "starcoder2-unbiased": Case(
         transformers.Starcoder2Config, SIZES, {"use_bias": False, "tie_word_embeddings": False}
     ),
-    "gpt2": Case(transformers.GPT2Config, OLD_SIZES, {}, ({"layer_norm_epsilon": 0.1},)),
+    "gpt2": Case(
+        transformers.GPT2Config, OLD_SIZES, {}, ({"layer_norm_epsilon": 0.1}, {"activation_function": "gelu"})
+    ),
+    "gpt2-untied": Case(
+        transformers.GPT2Config,
+        OLD_SIZES,
+        {"activation_function": "relu", "n_inner": 80, "tie_word_embeddings": False},
+    ),
 }
 
 

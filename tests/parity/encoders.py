@@ -10,7 +10,7 @@ import transformers
 
 from fledge.batch import Layout, OneDocument, Tokens, one_document, padded
 from fledge.model.transformer import Transformer
-from tests.parity.reference import VOCAB, mask_of
+from tests.parity.reference import VOCAB, mask_of, randomised
 
 BODY = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": VOCAB,
@@ -69,6 +69,12 @@ def config_of(name: str, **more: Any) -> transformers.PretrainedConfig:
 def class_of(name: str, ending: str) -> Any:
     """transformers' class of a case, or None where it has none."""
     return getattr(transformers, CASES[name][0] + ending, None)
+
+
+def reference(name: str, ending: str = "ForMaskedLM", **more: Any) -> transformers.PreTrainedModel:
+    """A case's model, every parameter random."""
+    torch.manual_seed(7)
+    return randomised(class_of(name, ending)(config_of(name, **more)))
 
 
 def has_segments(name: str) -> bool:

@@ -22,6 +22,7 @@ def pair(request, tmp_path):
     return model, tmp_path / "theirs", tmp_path / "ours"
 
 
+@pytest.mark.shows("load", "logits", "padded", "gradients", "cache")
 def test_logits_gradients_padding_and_decoding_are_those_of_transformers(pair):
     model, theirs, _ = pair
     ids, mine = some_ids(), load_model(theirs)
@@ -85,6 +86,7 @@ def decoding_is_one_pass(mine, ids):
     assert (whole[:2] - got).abs().max() <= 2 * limit(whole)
 
 
+@pytest.mark.shows("save")
 def test_a_folder_of_ours_opens_in_transformers_and_here_with_the_same_bits(pair):
     model, theirs, ours = pair
     first = load_model(theirs)
@@ -106,6 +108,7 @@ def test_a_folder_of_ours_opens_in_transformers_and_here_with_the_same_bits(pair
 KNOBS = [(name, change) for name, case in CASES.items() for change in case.knobs]
 
 
+@pytest.mark.shows("control")
 @pytest.mark.parametrize(
     ("name", "change"),
     [pytest.param(*knob, marks=() if i % 9 == 0 else pytest.mark.slow) for i, knob in enumerate(KNOBS)],

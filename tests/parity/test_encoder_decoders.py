@@ -20,44 +20,8 @@ from fledge.model.init import initialise
 from fledge.model.show import show
 from fledge.model.show_config import ShowConfig
 from fledge.model.transformer import Transformer, build, new_cache
+from tests.parity.encoder_decoder_cases import CASES, SOURCE, SOURCE_LENGTHS, TARGET, TARGET_LENGTHS, reference
 from tests.parity.reference import VOCAB, limit, mask_of, randomised, some_ids
-
-T5 = {
-    "d_model": 48, "d_kv": 10, "d_ff": 80, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4,
-    "vocab_size": VOCAB, "decoder_start_token_id": 0,
-    "relative_attention_num_buckets": 8, "relative_attention_max_distance": 20,
-}  # fmt: skip
-BART = {
-    "d_model": 48, "encoder_layers": 2, "decoder_layers": 3, "encoder_ffn_dim": 80, "decoder_ffn_dim": 64,
-    "encoder_attention_heads": 4, "decoder_attention_heads": 6, "vocab_size": VOCAB, "max_position_embeddings": 64,
-}  # fmt: skip
-CASES = {
-    "t5": lambda: transformers.T5Config(**T5),
-    "t5-v1.1": lambda: transformers.T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
-    "t5-gated-silu": lambda: transformers.T5Config(**T5, feed_forward_proj="gated-silu", layer_norm_epsilon=1e-2),
-    "bart": lambda: transformers.BartConfig(**BART),
-    "bart-scaled": lambda: transformers.BartConfig(**BART, scale_embedding=True, activation_function="relu"),
-    "bart-untied": lambda: transformers.BartConfig(**BART, tie_word_embeddings=False),
-}
-SOURCE, TARGET = 33, 21
-SOURCE_LENGTHS, TARGET_LENGTHS = (33, 7, 20), (5, 21, 12)
-
-
-def reference(name: str) -> transformers.PreTrainedModel:
-    config = CASES[name]()
-    model = transformers.AutoModelForSeq2SeqLM.from_config(config)
-    if name == "t5-v1.1":  # transformers 5 ties it until a file with two matrices is loaded
-        model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.shared.weight))
-    if name == "bart-untied":  # untied, transformers 5 has three embeddings
-        for stack in (model.model.encoder, model.model.decoder):
-            stack.embed_tokens.weight = model.model.shared.weight
-    model = randomised(model)
-    if name.startswith("bart"):  # each norm would shrink the states, until nothing depends on anything
-        with torch.no_grad():
-            for parameter_name, parameter in model.named_parameters():
-                if "norm" in parameter_name and parameter_name.endswith("weight"):
-                    parameter.add_(1.0)
-    return model
 
 
 def ids() -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,6 +49,7 @@ def rewritten(folder: Path, change: dict[str, Any]) -> None:
     (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v != "absent"}))
 
 
+@pytest.mark.shows("load", "logits")
 @torch.no_grad()
 def test_a_folder_of_transformers_gives_its_logits(pair):
     model, folder, _ = pair
@@ -92,6 +57,7 @@ def test_a_folder_of_transformers_gives_its_logits(pair):
     assert (expected - ours(load_model(folder), *ids())).abs().max() <= limit(expected)
 
 
+@pytest.mark.shows("padded")
 @torch.no_grad()
 def test_padded_sources_and_targets_give_the_logits_of_transformers_with_its_masks(pair):
     model, folder, _ = pair
@@ -110,6 +76,7 @@ def test_padded_sources_and_targets_give_the_logits_of_transformers_with_its_mas
     assert bool(torch.isfinite(got).all())
 
 
+@pytest.mark.shows("save")
 @torch.no_grad()
 def test_a_folder_of_ours_opens_in_transformers_with_the_same_logits(pair):
     model, folder, saved = pair
@@ -130,6 +97,7 @@ def test_a_round_trip_through_both_folders_keeps_every_bit(pair):
         assert torch.equal(a, b), name
 
 
+@pytest.mark.shows("gradients")
 def test_one_step_gradients_equal_those_of_transformers(pair):
     model, folder, _ = pair
     source, target = ids()
@@ -148,6 +116,7 @@ def test_one_step_gradients_equal_those_of_transformers(pair):
     assert total == pytest.approx(theirs_total, rel=2e-4)  # squares: the norm agrees to half of it
 
 
+@pytest.mark.shows("cache")
 @torch.no_grad()
 @pytest.mark.parametrize("chunks", [(21,), (9, 12), (4, *[1] * 17)], ids=["at once", "two chunks", "token by token"])
 def test_cached_decoding_gives_the_logits_of_one_pass_and_of_transformers(pair, chunks):
@@ -181,6 +150,7 @@ KNOBS = [
 ]
 
 
+@pytest.mark.shows("control")
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "key", "was", "change"), KNOBS, ids=str)
 def test_a_wrong_knob_in_the_config_changes_the_logits(name, key, was, change, tmp_path):
@@ -193,16 +163,7 @@ def test_a_wrong_knob_in_the_config_changes_the_logits(name, key, was, change, t
     assert (expected - ours(load_model(tmp_path), *ids())).abs().max() > 10 * limit(expected)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("name", ["t5-v1.1", "bart"])
-def test_a_sharded_folder_loads_like_a_single_file(name, tmp_path):
-    model = reference(name)
-    model.save_pretrained(tmp_path, max_shard_size="60KB")
-    assert (tmp_path / "model.safetensors.index.json").is_file()
-    expected = theirs(model, *ids())
-    assert (expected - ours(load_model(tmp_path), *ids())).abs().max() <= limit(expected)
-
-
+@pytest.mark.shows("spelling")
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["t5", "t5-v1.1"])
 def test_the_spelling_of_transformers_4_is_read(name, tmp_path):

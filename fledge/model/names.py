@@ -79,7 +79,8 @@ def to_ours(weight: Weight, tensor: Tensor, shapes: dict[str, tuple[int, ...]]) 
     if weight.how == "pairs":
         tensor = rotary_pairs(tensor, weight, split=True)
     if weight.how == "interleaved":
-        by_head = tensor.unflatten(0, (weight.heads, len(weight.ours), -1)).unbind(1)
+        sizes = [shapes[name][0] // weight.heads for name in weight.ours]
+        by_head = tensor.unflatten(0, (weight.heads, -1)).split(sizes, 1)
         return {name: piece.flatten(0, 1) for name, piece in zip(weight.ours, by_head, strict=True)}
     if weight.how == "stacked":
         tensor = tensor.flatten(0, 1)
@@ -97,7 +98,7 @@ def to_theirs(weight: Weight, parameters: dict[str, Tensor]) -> Tensor:
         return torch.zeros((1, weight.size) if weight.row else weight.size, dtype=next(iter(parameters.values())).dtype)
     parts = [parameters[name].detach() for name in weight.ours]
     if weight.how == "interleaved":
-        return torch.stack([part.unflatten(0, (weight.heads, -1)) for part in parts], 1).flatten(0, 2)
+        return torch.cat([part.unflatten(0, (weight.heads, -1)) for part in parts], 1).flatten(0, 1)
     tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
     if weight.how == "stacked":
         tensor = tensor.unflatten(0, (weight.size, -1))

@@ -21,11 +21,16 @@ Bias: TypeAlias = Callable[[Tensor, Tensor, int, int], Tensor]
 class AlibiBias(nn.Module):
     """-slope · distance, a slope a head. Source: Press et al. 2021 (arXiv 2108.12409), §3."""
 
-    def __init__(self, n_heads: int):
+    def __init__(self, n_heads: int, coarse: bool = False):
         super().__init__()
-        self.slopes = alibi_slopes(n_heads)
+        self.slopes, self.coarse = alibi_slopes(n_heads), coarse
 
     def forward(self, q: Tensor, k: Tensor, q_start: int, k_start: int) -> Tensor:
+        if self.coarse:
+            slopes = torch.tensor(self.slopes, dtype=torch.bfloat16, device=q.device)
+            pos = torch.arange(k_start, k_start + k.shape[1], device=q.device)
+            added = (slopes[:, None, None] * pos).to(q.dtype) / math.sqrt(q.shape[-1])
+            return added.expand(1, -1, q.shape[1], -1)
         distance = ahead_of(q, k, q_start, k_start).abs().to(q.dtype)
         slopes = torch.tensor(self.slopes, dtype=q.dtype, device=q.device)
         return (-slopes[:, None, None] * distance)[None]
@@ -92,7 +97,7 @@ def bucket_of(ahead: Tensor, config: Buckets, causal: bool) -> Tensor:
 def make_bias(position: object, n_heads: int, causal: bool) -> nn.Module | None:
     """The bias module of a position config, or None. A stack has one for all its layers."""
     if isinstance(position, Alibi):
-        return AlibiBias(n_heads)
+        return AlibiBias(n_heads, position.coarse)
     if isinstance(position, Buckets):
         return BucketBias(position, n_heads, causal)
     return None

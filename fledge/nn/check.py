@@ -212,6 +212,8 @@ def no_definition(layer: LayerConfig, causal: bool) -> str:
     if isinstance(pattern, Longformer | BigBird) and causal:
         return "Longformer and BigBird see both ways; use window, strided or fixed in a decoder"
     if isinstance(pattern, Strided | Fixed) and not causal:
+    if isinstance(position, Alibi) and position.coarse and layer.window is not None:
+        return "Falcon's ALiBi goes by the key's position in the document, so it has no window; use alibi or rope"
         return "Sparse Transformer's patterns are defined for decoders; use window, longformer or bigbird in an encoder"
     if isinstance(pattern, Prefix) and not causal:
         return "a prefix means something only where attention is causal"

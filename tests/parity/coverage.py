@@ -48,8 +48,8 @@ INTRODUCTION = """\
 
 *Written by `make docs` from the tests themselves; a test keeps it current.*
 
-A number says how many tests show it: each compares with transformers on a tiny model whose parameters are all random. Some
-of them run in `make test-all` only.
+A number says how many tests show it: each compares with transformers on a tiny model whose parameters are all random.
+Some of them run in `make test-all` only.
 """
 
 

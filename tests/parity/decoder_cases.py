@@ -21,6 +21,7 @@ SIZES = {
 }  # fmt: skip
 OLD_SIZES = {"n_embd": 48, "n_head": 4, "n_layer": 3, "n_positions": 64, "vocab_size": VOCAB, **IDS}
 NEOX = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
+FALCON = {key: value for key, value in NEOX.items() if key != "intermediate_size"} | {"num_attention_heads": 6}
 GEMMA = {**SIZES, "head_dim": 16}
 LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
 FULL = ["full_attention"] * 3
@@ -43,17 +44,19 @@ def rope(**entries: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Case:
-    """`config`: the class; `sizes` and `more`: its arguments; `knobs`: changes of config.json that logits must show."""
+    """`config`: the class; `sizes` and `more`: its arguments; `knobs`: changes of config.json that logits must show;
+    `kernel`: transformers' attention."""
 
     config: type
     sizes: dict[str, Any]
     more: dict[str, Any] = field(default_factory=dict)
     knobs: tuple[dict[str, Any], ...] = ()
+    kernel: str = "eager"
 
     def model(self) -> transformers.PreTrainedModel:
         torch.manual_seed(7)
         config = self.config(**{**self.sizes, **self.more})
-        config._attn_implementation = "eager"
+        config._attn_implementation = self.kernel
         return randomised(transformers.AutoModelForCausalLM.from_config(config))
 
 
@@ -270,6 +273,29 @@ CASES: dict[str, Case] = {
     ),
     "starcoder2-unbiased": Case(
         transformers.Starcoder2Config, SIZES, {"use_bias": False, "tie_word_embeddings": False}
+    ),
+    "falcon": Case(
+        transformers.FalconConfig,
+        FALCON,
+        {},
+        ({"layer_norm_epsilon": 0.1}, {"activation": "relu"}, rope(rope_theta=100.0)),
+    ),
+    "falcon-grouped": Case(
+        transformers.FalconConfig,
+        FALCON,
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 80, "tie_word_embeddings": False},
+    ),
+    "falcon-one-norm": Case(
+        transformers.FalconConfig,
+        FALCON,
+        {"new_decoder_architecture": True, "num_kv_heads": 3, "num_ln_in_parallel_attn": 1, "bias": True},
+    ),
+    "falcon-alibi": Case(
+        transformers.FalconConfig,
+        {**FALCON, "max_position_embeddings": 512},
+        {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
+        ({"alibi": False},),
+        kernel="sdpa",  # its eager attention adds ALiBi twice
     ),
     "gpt2": Case(
         transformers.GPT2Config, OLD_SIZES, {}, ({"layer_norm_epsilon": 0.1}, {"activation_function": "gelu"})

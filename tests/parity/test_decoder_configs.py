@@ -33,6 +33,10 @@ UNREAD_IN = {
     "llama-yarn": {"max_position_embeddings"},  # below the original length times the factor
     "phi3": {"original_max_position_embeddings"},  # of LongRoPE alone
     "phi3-part": {"original_max_position_embeddings"},
+    "falcon": {"num_kv_heads"},  # with multi_query
+    "falcon-grouped": {"multi_query"},  # with new_decoder_architecture
+    "falcon-one-norm": {"multi_query"},
+    "falcon-alibi": {"rope_parameters"},
     "qwen2": {"sliding_window"},  # with use_sliding_window false
     "qwen3": {"sliding_window"},
 }

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
 
 from fledge.batch import Cached, OneDocument, Tokens, one_document, padded
+from fledge.errors import ConfigError
 from fledge.model.folder import load_model, save_model
-from fledge.model.transformer import new_cache
+from fledge.model.transformer import build, new_cache
+from fledge.nn.config import Alibi
 from tests.parity.decoder_cases import CASES, changed, sampled
 from tests.parity.reference import limit, mask_of, some_ids
 
@@ -92,7 +96,7 @@ def test_a_folder_of_ours_opens_in_transformers_and_here_with_the_same_bits(pair
     first = load_model(theirs)
     save_model(first, ours)
     again, info = transformers.AutoModelForCausalLM.from_pretrained(
-        ours, attn_implementation="eager", output_loading_info=True
+        ours, attn_implementation=model.config._attn_implementation, output_loading_info=True
     )
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     ids, state = some_ids(), again.state_dict()
@@ -118,9 +122,25 @@ def test_a_wrong_knob_changes_the_logits_as_it_does_in_transformers(name, change
     model, ids = CASES[name].model(), some_ids()
     model.save_pretrained(tmp_path)
     changed(tmp_path, change)
-    other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=CASES[name].kernel).eval()
     with torch.no_grad():
         before, got = model(ids).logits, load_model(tmp_path)(one_document(ids), OneDocument())
         expected = other(ids).logits
     assert (before - got).abs().max() > limit(before)
     assert (expected - got).abs().max() <= limit(expected)
+
+
+@torch.no_grad()
+def test_falcon_s_alibi_is_as_coarse_as_it_was_trained_beyond_what_bfloat16_counts(tmp_path):
+    model, ids = CASES["falcon-alibi"].model(), some_ids(1, 400)
+    model.save_pretrained(tmp_path)
+    mine = load_model(tmp_path)
+    expected, tokens = model(ids).logits, one_document(ids)
+    assert (expected - mine(tokens, OneDocument())).abs().max() <= limit(expected)
+    layers = tuple(replace(layer, position=Alibi()) for layer in mine.config.stack.layers)
+    exact = build(replace(mine.config, decoder=replace(mine.config.stack, layers=layers)), "cpu")
+    exact.load_state_dict(mine.state_dict())
+    assert (expected - exact(tokens, OneDocument())).abs().max() > limit(expected)  # the control
+    with pytest.raises(ConfigError, match="has no window"):
+        windowed = replace(layers[0], position=Alibi(coarse=True), window=8)
+        replace(mine.config, decoder=replace(mine.config.stack, layers=(windowed,)))

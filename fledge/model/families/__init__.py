@@ -16,6 +16,7 @@ from fledge.model.families import (
     deberta_v2,
     distilbert,
     electra,
+    falcon,
     gemma,
     gemma2,
     gemma3,
@@ -46,7 +47,7 @@ from fledge.model.families.family import Family
 
 DECODERS = (
     llama, gpt2, mistral, qwen2, qwen3, gemma, gemma2, gemma3, openai_gpt, gpt_neox, mixtral, phi3, bloom, olmo2, palm,
-    olmo, stablelm, phi, gptj, starcoder2,
+    olmo, stablelm, phi, gptj, starcoder2, falcon,
 )  # fmt: skip
 MODULES = (
     *DECODERS,

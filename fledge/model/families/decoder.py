@@ -190,7 +190,7 @@ def weight_table(
     transposed: bool = False,
 ) -> list[Weight]:
     """The name table of a decoder. `linears` names each of theirs with the one or several of ours that it holds side by
-    side, or head by head (`by_head`); `transposed`: theirs are [in, out]. Which biases exist, the config says."""
+    side, or by key/value heads (`by_head`); `transposed`: theirs are [in, out]. Which biases exist, the config says."""
     stack = config.stack
     layer = stack.layers[0]
     table = [Weight(f"{embedding}.weight", ("embedding.weight",))]
@@ -207,7 +207,7 @@ def weight_table(
             how = "fused_transposed" if len(parts) > 1 else "transposed"
         for end in ("weight", "bias") if biased(parts[0], layer) else ("weight",):
             names = tuple(f"{BLOCK}{part}.{end}" for part in parts)
-            table.append(Weight(f"{block}{theirs}.{end}", names, how, heads=layer.mixer.n_heads if by_head else 0))
+            table.append(Weight(f"{block}{theirs}.{end}", names, how, heads=layer.mixer.n_kv_heads if by_head else 0))
     if not config.tie:
         table.append(Weight(f"{output}.weight", ("output.weight",)))
     return table

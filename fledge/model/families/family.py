@@ -31,9 +31,10 @@ class Weight:
 
     "same": equal tensors. "transposed": theirs is [in, out]. "fused": theirs is ours stacked along the output;
     "fused_transposed": the same for [in, out] (vectors are stacked as they are). "interleaved": theirs is ours stacked
-    head by head (`heads` of them). "pairs": each of theirs' `heads` turns channel pairs (c, c + 1) of its first
-    `channels`, ours (c, c + channels / 2). "zeros": we have no such parameter; `size` zeros are written and expected,
-    in one row of a matrix where `row` says so. "stacked": theirs is [size, rows, in], ours in `size` equal groups.
+    group by group (`heads` of them: a key/value head and its queries). "pairs": each of theirs' `heads` turns channel
+    pairs (c, c + 1) of its first `channels`, ours (c, c + channels / 2). "zeros": we have no such parameter; `size`
+    zeros are written and expected, in one row of a matrix where `row` says so. "stacked": theirs is [size, rows, in],
+    ours in `size` equal groups.
     `optional`: a file may leave it out.
     """
 

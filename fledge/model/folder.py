@@ -212,12 +212,14 @@ def state_in_their_names(model: Transformer, dtype: torch.dtype | None = None) -
     """Every weight under its Hugging Face name and layout, on the CPU; tied weights once."""
     own_family = family(model.config.family)
     config, ours = unpadded(model.config, {name: p.detach() for name, p in model.named_parameters()})
-    state = {weight.theirs: to_theirs(weight, ours) for weight in expanded(own_family, config)}
     prefix, written = own_family.prefix, prefix_in_files(own_family, config)
-    return {
-        (written + name.removeprefix(prefix) if name.startswith(prefix) else name): t.to("cpu", dtype or t.dtype)
-        for name, t in state.items()
-    }
+    state: dict[str, Tensor] = {}
+    for weight in expanded(own_family, config):
+        name, tensor = weight.theirs, to_theirs(weight, ours)
+        in_body = name.startswith(prefix) if prefix else not weight.ours[0].startswith("heads.")
+        name = written + name.removeprefix(prefix) if in_body else name
+        state[name] = tensor.to("cpu", dtype or tensor.dtype)
+    return state
 
 
 def config_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:

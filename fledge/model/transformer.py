@@ -152,7 +152,10 @@ class Transformer(nn.Module):
         return fused_cross_entropy_sum(self.before_output(hidden), self.output_matrix, targets, weight)
 
     def head(self, name: str, tokens: Tokens, layout: Layout, source: Source | None = None) -> Tensor:
-        """What the task head `name` answers: [B, labels] or [B, T, labels]."""
+        """What the task head `name` answers: [B, labels] or [B, T, labels].
+
+        An encoder–decoder without `source` reads the tokens as its source, and again one place later in the decoder.
+        """
         if name not in self.heads:
             raise ConfigError(f"model: expected a head {name!r}, got {', '.join(self.heads) or 'none'}")
         task_head = self.heads[name]
@@ -161,8 +164,17 @@ class Transformer(nn.Module):
             kind = torch.zeros_like(tokens.ids)
             kind[:, 0] = GLOBAL
             tokens = replace(tokens, kind=kind)
+        if self.encoder is not None and self.decoder is not None and source is None:
+            source, tokens = (tokens, layout), self.one_later(tokens)
         hidden = self.hidden(tokens, layout, source=source)
         return task_head(hidden, tokens, layout, self.config.special_ids.get("eos"))
+
+    def one_later(self, tokens: Tokens) -> Tokens:
+        """Every document one place to the right, behind the id that the decoder starts with. Raises ConfigError."""
+        start = self.config.special_ids.get("start")
+        if start is None:
+            raise ConfigError("model: expected a start id for the decoder, got none; set special_ids.start")
+        return replace(tokens, ids=torch.where(tokens.pos == 0, start, tokens.ids.roll(1, 1)))
 
     def angle_tables(self, stack: StackConfig, device: torch.device, length: int, whole: int) -> dict[object, Angles]:
         """Rotary tables by position config, float32 [>= length, R/2], grown by doubling as longer documents come.

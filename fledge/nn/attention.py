@@ -150,12 +150,22 @@ class CrossAttention(nn.Module):
             raise ConfigError("decoder: expected the encoder's output to attend to, got none; give source tokens")
         config = self.config
         q = self.q(x).unflatten(-1, (config.n_heads, config.head_channels))
-        k, v = self.kv(context.source).unflatten(-1, (-1, config.head_channels)).split(config.n_kv_heads, 2)
+        k, v = self.keys_and_values(context.source, context.cache)
         here = (context.tokens, context.layout)
         return self.out(attend_cross(q, k, v, here, context.source_tokens, self.sight).flatten(2))
 
 
 def qk_norms(config: Heads, norm: Norm) -> tuple[nn.Module | None, nn.Module | None]:
+    def keys_and_values(self, source: Tensor, cache: KeyValueCache | None) -> tuple[Tensor, Tensor]:
+        """Of the source, [B, S, K, C] each; with a cache computed once for as long as the same tensor is given."""
+        known = cache.sources.get(self) if cache is not None else None
+        if known is not None and known[0] is source:
+            return known[1], known[2]
+        k, v = self.kv(source).unflatten(-1, (-1, self.config.head_channels)).split(self.config.n_kv_heads, 2)
+        if cache is not None:
+            cache.sources[self] = (source, k, v)
+        return k, v
+
     if not config.qk_norm:
         return None, None
     if config.qk_norm == "head":

@@ -29,6 +29,8 @@ class KeyValueCache:
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
         self.states: dict[tuple[int, int], tuple[int, State]] = {}
+        self.sources: dict[object, tuple[Tensor, Tensor, Tensor]] = {}
+        """By cross-attention: what the encoder gave, and keys and values made of it (see CrossAttention)."""
         self.n_slots, self.positions = n_slots, positions
 
     def write(self, layer: int, slot: int, start: int, k_TKC: Tensor, v_TKC: Tensor) -> tuple[Tensor, Tensor]:

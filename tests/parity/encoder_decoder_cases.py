@@ -37,9 +37,13 @@ def reference(name: str) -> transformers.PreTrainedModel:
         for stack in (model.model.encoder, model.model.decoder):
             stack.embed_tokens.weight = model.model.shared.weight
     model = randomised(model)
-    if name.startswith("bart"):  # each norm would shrink the states, until nothing depends on anything
-        with torch.no_grad():
-            for parameter_name, parameter in model.named_parameters():
-                if "norm" in parameter_name and parameter_name.endswith("weight"):
-                    parameter.add_(1.0)
+    return widened(model) if name.startswith("bart") else model
+
+
+def widened(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+    """Norms of about 1: small ones would shrink post-norm states until nothing depends on anything."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                parameter.add_(1.0)
     return model

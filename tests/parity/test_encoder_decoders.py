@@ -20,7 +20,7 @@ from fledge.model.init import initialise
 from fledge.model.show import show
 from fledge.model.show_config import ShowConfig
 from fledge.model.transformer import Transformer, build, new_cache
-from tests.parity.encoder_decoder_cases import CASES, SOURCE, SOURCE_LENGTHS, TARGET, TARGET_LENGTHS, reference
+from tests.parity.encoder_decoder_cases import CASES, SOURCE, SOURCE_LENGTHS, TARGET, TARGET_LENGTHS, reference, widened
 from tests.parity.reference import VOCAB, limit, mask_of, randomised, some_ids
 
 
@@ -222,8 +222,100 @@ def test_the_bare_model_gives_its_states_and_is_saved_as_such(name, tmp_path):
     assert torch.equal(expected, again(input_ids=source, decoder_input_ids=target).last_hidden_state)
 
 
+@torch.no_grad()
+def test_keys_and_values_of_the_source_are_computed_once_while_decoding(tmp_path):
+    reference("bart").save_pretrained(tmp_path)
+    mine = load_model(tmp_path)
+    source, target = (x[:2] for x in ids())
+    rows, computed = (one_document(source), OneDocument()), []
+    for block in mine.decoder.blocks():
+        block.cross.kv.register_forward_hook(lambda *_: computed.append(1))
+    whole, n_layers = mine(one_document(target), OneDocument(), source=rows), len(computed)
+
+    def decoded(encoded: list[torch.Tensor]) -> torch.Tensor:
+        computed.clear()
+        cache, steps = new_cache(mine, 2, TARGET), []
+        for p, one in enumerate(encoded):
+            pos = torch.full((2, 1), p)
+            tokens = Tokens(target[:, p : p + 1], pos, torch.zeros_like(pos))
+            steps.append(mine(tokens, Cached((0, 1), (p, p), (1, 1)), cache, source=rows, encoded=one))
+        return torch.cat(steps, 1)
+
+    encoded = mine.encode(*rows)
+    once = decoded([encoded] * TARGET)
+    assert len(computed) == n_layers == len(mine.decoder.blocks())
+    assert (once - whole).abs().max() <= limit(whole)
+    assert torch.equal(once, decoded([encoded.clone() for _ in range(TARGET)]))  # computed for every token
+    assert len(computed) == n_layers * TARGET
+    other = decoded(
+        [encoded] * 5 + [encoded + 1.0] * (TARGET - 5)
+    )  # the control: another source is not mistaken for it
+    assert torch.equal(other[:, :5], once[:, :5]) and (other - once)[:, 5:].abs().max() > limit(whole)
+
+
+HEADS = {
+    "T5ForSequenceClassification": "sequence",
+    "T5ForTokenClassification": "token",
+    "T5ForQuestionAnswering": "span",
+    "BartForSequenceClassification": "sequence",
+    "BartForQuestionAnswering": "span",
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", list(HEADS))
+def test_a_head_answers_as_transformers_does_and_its_folder_opens_there(architecture, tmp_path):
+    config = CASES["t5" if architecture.startswith("T5") else "bart"]()
+    config.num_labels, head = (2 if HEADS[architecture] == "span" else 4), HEADS[architecture]
+    model = randomised(getattr(transformers, architecture)(config))
+    if architecture.startswith("Bart"):
+        widened(model)
+    model.save_pretrained(tmp_path / "theirs")
+    mine, source = load_model(tmp_path / "theirs"), ids()[0]
+    for b, n in enumerate(SOURCE_LENGTHS):
+        source[b, n - 1] = config.eos_token_id
+    rows = padded([source[b, :n].tolist() for b, n in enumerate(SOURCE_LENGTHS)], pad_id=config.pad_token_id)
+    given = {"input_ids": rows[0].ids, "attention_mask": mask_of(SOURCE_LENGTHS, SOURCE)}
+
+    def answer(one: transformers.PreTrainedModel) -> torch.Tensor:
+        output = one(**given)
+        return torch.stack((output.start_logits, output.end_logits), -1) if head == "span" else output.logits
+
+    expected, got = answer(model), mine.head(head, *rows)
+    for b, n in enumerate(SOURCE_LENGTHS):
+        one, other = (expected[b], got[b]) if head == "sequence" else (expected[b, :n], got[b, :n])
+        assert one.shape == other.shape and (one - other).abs().max() <= limit(one)
+    save_model(mine, tmp_path / "ours")
+    again, info = type(model).from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert torch.equal(answer(again.eval()), expected)
+    assert load_model(tmp_path / "ours").config == mine.config
+    if mine.config.decoder is not None:  # the control: the decoder reads the source one place later
+        plain = mine.head(head, *rows, source=rows)
+        assert (plain - got)[0].abs().max() > limit(expected)
+
+
+@torch.no_grad()
+def test_t5_s_encoder_alone_gives_its_states_and_is_saved_as_such(tmp_path):
+    model = randomised(transformers.T5EncoderModel(CASES["t5"]()))
+    model.save_pretrained(tmp_path / "theirs")
+    mine, source = load_model(tmp_path / "theirs"), ids()[0]
+    rows = padded([source[b, :n].tolist() for b, n in enumerate(SOURCE_LENGTHS)])
+    expected = model(input_ids=rows[0].ids, attention_mask=mask_of(SOURCE_LENGTHS, SOURCE)).last_hidden_state
+    got = mine.hidden(*rows)
+    for b, n in enumerate(SOURCE_LENGTHS):
+        assert (expected[b, :n] - got[b, :n]).abs().max() <= limit(expected[b, :n])
+    save_model(mine, tmp_path / "ours")
+    again, info = transformers.T5EncoderModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert torch.equal(again.eval()(source).last_hidden_state, model(source).last_hidden_state)
+    assert load_model(tmp_path / "ours").config == mine.config and mine.config.decoder is None
+    with pytest.raises(ConfigError, match="expected a decoder"):
+        new_cache(mine, 1)
+
+
 def test_a_class_that_is_not_read_is_refused_by_name():
-    for name, architecture in (("t5", "T5EncoderModel"), ("bart", "BartForSequenceClassification")):
+    for name, architecture in (("t5", "T5ForMaskedLM"), ("bart", "BartForCausalLM")):
         with pytest.raises(ConfigError, match="architectures: expected one of"):
             parse_config({"model_type": name, "architectures": [architecture]})
 

@@ -20,8 +20,8 @@ from fledge.model.families.family import (
     refuse,
     special_ids,
 )
-from fledge.model.families.t5 import started
-from fledge.model.families.task import Task
+from fledge.model.families.t5 import CLASSIFIER, started
+from fledge.model.families.task import Head, Task
 from fledge.nn.config import MAX_LAYERS, Dense, Heads, Inputs, LayerConfig, Norm, StackConfig
 
 OFFSET = 2  # the table's first two rows were once kept for padding
@@ -179,7 +179,12 @@ FAMILY = Family(
     read=read,
     write=write,
     weights=weights,
-    tasks=(Task("lm", "BartForConditionalGeneration", lm=True), Task("base", "BartModel", base=True)),
+    tasks=(
+        Task("lm", "BartForConditionalGeneration", lm=True),
+        Task("base", "BartModel", base=True),
+        Task("sequence", "BartForSequenceClassification", heads=(CLASSIFIER,)),
+        Task("span", "BartForQuestionAnswering", heads=(Head("span", "each", 2, "qa_outputs"),)),
+    ),
     prefix="model.",
     ignored=("encoder.version", "decoder.version"),
     copies={

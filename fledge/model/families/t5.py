@@ -21,9 +21,10 @@ from fledge.model.families.family import (
     refuse,
     special_ids,
 )
-from fledge.model.families.task import Task
+from fledge.model.families.task import Head, Task
 from fledge.nn.config import MAX_LAYERS, Buckets, Dense, Heads, LayerConfig, Norm, StackConfig
 
+ENCODERS = (["T5EncoderModel"], ["T5ForTokenClassification"])
 CONTEXT = 512  # tokens of pre-training; config.json's n_positions, where it is given
 
 
@@ -63,7 +64,8 @@ def assembled(
 
 def read(raw: dict[str, Any]) -> ModelConfig:
     refuse(raw, "is_decoder", (False, None), "T5 is an encoder with a decoder")
-    refuse(raw, "is_encoder_decoder", (True, None), "T5 is an encoder with a decoder")
+    if raw.get("architectures") not in ENCODERS:
+        refuse(raw, "is_encoder_decoder", (True, None), "T5 is an encoder with a decoder")
     activation, gated = feed_forward(raw)
     width, vocab_size = integer(raw, "d_model", 512), integer(raw, "vocab_size", 32128)
     n_heads = integer(raw, "num_heads", 8)
@@ -119,8 +121,8 @@ def feed_forward(raw: dict[str, Any]) -> tuple[Any, bool]:
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    encoder, decoder = config.encoder, config.decoder
-    assert encoder is not None and decoder is not None
+    encoder, decoder = config.encoder, config.stack
+    assert encoder is not None
     layer = decoder.layers[0]
     heads, position = layer.mixer, layer.position
     if not isinstance(position, Buckets):
@@ -133,7 +135,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
     gate = "gated-" if layer.dense.gated else ""
     activation = activation_name(layer.dense.activation, ("gelu_new",))
     return {
-        "is_encoder_decoder": True,
+        "is_encoder_decoder": config.decoder is not None,
         "d_model": decoder.width,
         "d_kv": heads.head_channels,
         "d_ff": layer.dense.hidden,
@@ -153,7 +155,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
 
 def weights(config: ModelConfig) -> list[Weight]:
     table = [Weight("shared.weight", ("embedding.weight",))]
-    for stack in ("encoder", "decoder"):
+    for stack in config.stacks:
         table.append(Weight(f"{stack}.final_layer_norm.weight", (f"{stack}.norm.weight",)))
         first = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         table.append(Weight(first, (f"{stack}.bias.weight",)))
@@ -192,6 +194,19 @@ GATED = {
     "xl": preset(2048, 5120, 24, 32, gated=True),
     "xxl": preset(4096, 10240, 24, 64, gated=True),
 }
+CLASSIFIER = Head("sequence", "last", None, "classification_head.out_proj", "classification_head.dense")
+TASKS = (
+    Task("lm", "T5ForConditionalGeneration", lm=True),
+    Task("base", "T5Model", base=True),
+    Task("encoder", "T5EncoderModel", base=True, encoder_only=True),
+    Task("sequence", "T5ForSequenceClassification", heads=(CLASSIFIER,), prefix="transformer."),
+    Task(
+        "token", "T5ForTokenClassification", heads=(Head("token", "each", None, "classifier"),), prefix="transformer.",
+        encoder_only=True,
+    ),
+    Task("span", "T5ForQuestionAnswering", heads=(Head("span", "each", 2, "qa_outputs"),)),
+)  # fmt: skip
+
 
 FAMILY = Family(
     name="t5",
@@ -201,7 +216,7 @@ FAMILY = Family(
     read=read,
     write=write,
     weights=weights,
-    tasks=(Task("lm", "T5ForConditionalGeneration", lm=True), Task("base", "T5Model", base=True)),
+    tasks=TASKS,
     # of the first decoder block, in files of the first release: read by nobody
     ignored=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
     copies={"encoder.embed_tokens.weight": "shared.weight", "decoder.embed_tokens.weight": "shared.weight"},

@@ -51,7 +51,8 @@ class Task:
     """One class of transformers: its name, whether it has the output product, its heads.
 
     `base`: the bare model, whose files leave the family's prefix out. Any file may lack its pooler. `prefix`: what
-    stands in its files instead of the family's prefix. `name` is the word in `model.task=…`.
+    stands in its files instead of the family's prefix. `encoder_only`: an encoder–decoder family's class without the
+    decoder. `name` is the word in `model.task=…`.
     """
 
     name: str
@@ -60,6 +61,12 @@ class Task:
     heads: tuple[Head, ...] = ()
     base: bool = False
     prefix: str = ""
+    encoder_only: bool = False
+
+    def fits(self, config: ModelConfig, heads: set[str]) -> bool:
+        """Whether a config has this class's stacks and output, and heads of these names."""
+        stacks = not self.encoder_only or config.decoder is None
+        return stacks and self.lm == config.lm and heads == {head.name for head in self.heads}
 
 
 AdjustHead = Callable[[HeadConfig, ModelConfig, dict[str, Any]], HeadConfig]
@@ -119,12 +126,11 @@ def task_named(tasks: tuple[Task, ...], name: str) -> Task:
 def task_of_config(tasks: tuple[Task, ...], config: ModelConfig) -> Task:
     """The task whose head names and output a config has, its pooler aside. Raises ConfigError."""
     names = {head.name for head in config.heads}
-    for task in tasks:
-        if task.lm == config.lm and names == {head.name for head in task.heads}:
-            return task
-    for task in tasks:
-        if task.lm == config.lm and names | {POOLER} == {head.name for head in task.heads}:
-            return task
+    for wanted in (names, names | {POOLER}):
+        # a class of the encoder alone comes first: another one's heads may have the same names
+        for task in sorted(tasks, key=lambda task: not task.encoder_only):
+            if task.fits(config, wanted):
+                return task
     raise ConfigError(
         f"model: {config.family} has no class with {'an output and ' if config.lm else ''}heads "
         f"{', '.join(sorted(names)) or 'none'}; expected one of {', '.join(t.architecture for t in tasks)}"
@@ -141,7 +147,7 @@ def posed(config: ModelConfig, task: Task, raw: dict[str, Any], adjust: AdjustHe
     heads = tuple(head.config(labels, names, problem) for head in task.heads)
     if adjust is not None:
         heads = tuple(adjust(head, config, raw) for head in heads)
-    config = replace(config, lm=task.lm, heads=heads)
+    config = replace(config, lm=task.lm, heads=heads, decoder=None if task.encoder_only else config.decoder)
     return config if task.lm else replace(config, transform=None, output_bias=False)
 
 

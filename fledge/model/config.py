@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -106,9 +105,10 @@ class ModelConfig:
         if len({stack.inputs.width or stack.width for stack in self.stacks.values()}) > 1:
             raise ConfigError("model: expected encoder and decoder of one embedding width, got two")
         cap = self.logit_softcap
-        if not math.isfinite(self.logit_scale) or cap is not None and not (math.isfinite(cap) and cap > 0):
+        if not 0 < abs(self.logit_scale) <= 1e9 or cap is not None and not 1e-9 <= cap <= 1e9:
             raise ConfigError(
-                f"model: expected a finite logit_scale and a logit_softcap above 0, got {self.logit_scale}, {cap}"
+                f"model: expected a logit_scale of at most 1e9 and a logit_softcap in 1e-9..1e9, got "
+                f"{self.logit_scale}, {cap}"
             )
         for head in self.heads:
             bounded(f"heads.{head.name}.labels", head.labels, 0, MAX_WIDTH)

@@ -19,7 +19,7 @@ from fledge.lineage import write_card
 from fledge.model.config import ModelConfig
 from fledge.model.copies import as_stored, check_copy
 from fledge.model.families import FAMILIES, family
-from fledge.model.families.family import Family, Weight, refuse
+from fledge.model.families.family import Family, Weight, refuse, token_ids
 from fledge.model.families.task import label_keys, task_of_config
 from fledge.model.names import expanded, their_shape, to_ours, to_theirs
 from fledge.model.resize import unpadded
@@ -316,16 +316,8 @@ def stop_ids(folder: str | Path, tokenizer: Tokenizer) -> frozenset[int]:
     for name in ("config.json", "generation_config.json"):
         path = Path(folder) / name
         if path.is_file():
-            found |= eos_ids(read_json(path), name)
+            raw = read_json(path)
+            if not isinstance(raw, dict):
+                raise ConfigError(f"{name}: expected a mapping, got {type(raw).__name__}")
+            found.update(token_ids(raw, "eos_token_id", name))
     return frozenset(found)
-
-
-def eos_ids(raw: Any, name: str) -> set[int]:
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{name}: expected a mapping, got {type(raw).__name__}")
-    value = raw.get("eos_token_id")
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    for token_id in ids:
-        if isinstance(token_id, bool) or not isinstance(token_id, int):
-            raise ConfigError(f"{name}: eos_token_id: expected a token id or a list of them, got {str(value)[:40]!r}")
-    return set(ids)

@@ -43,9 +43,12 @@ def check_stack(stack: StackConfig, at: str) -> None:
     bounded(f"{at}.layers", len(stack.layers), 1, MAX_LAYERS)
     if not 0.0 <= stack.dropout < 1.0:
         raise ConfigError(f"{at}.dropout: expected 0 <= dropout < 1, got {stack.dropout}")
-    if not (math.isfinite(stack.norm.eps) and stack.norm.eps >= 0):
-        raise ConfigError(f"{at}.norm.eps: expected a number of at least 0, got {stack.norm.eps}")
+    if not 0 <= stack.norm.eps <= 1:
+        raise ConfigError(f"{at}.norm.eps: expected a number in 0..1, got {stack.norm.eps}")
     inputs = stack.inputs
+    for name, factor in (("norm.offset", stack.norm.offset), ("inputs.scale", inputs.scale)):
+        if not abs(factor) <= 1e6:
+            raise ConfigError(f"{at}.{name}: expected a number in -1e6..1e6, got {factor}")
     for name, value in (("rows", inputs.rows), ("offset", inputs.offset), ("kinds", inputs.kinds)):
         bounded(f"{at}.inputs.{name}", value, 0, MAX_CONTEXT)
     bounded(f"{at}.inputs.width", inputs.width, 0, MAX_WIDTH)
@@ -94,6 +97,8 @@ def check_layer(layer: LayerConfig, stack: StackConfig, at: str) -> None:
         bounded(f"{at}.ffn.n_experts", ffn.n_experts, 1, MAX_EXPERTS)
         bounded(f"{at}: experts of all layers", ffn.n_experts * len(stack.layers), 1, MAX_ALL_EXPERTS)
         bounded(f"{at}.ffn.top_k", ffn.top_k, 1, ffn.n_experts)
+        if not 0 <= ffn.balance <= 1000:
+            raise ConfigError(f"{at}.ffn.balance: expected a number in 0..1000, got {ffn.balance}")
     bounded(f"{at}.ffn.hidden", layer.dense.hidden, 1, 64 * MAX_WIDTH)
     check_position(layer, at)
     check_pattern(layer.pattern, at)
@@ -112,8 +117,8 @@ def check_heads(heads: Heads, at: str) -> None:
             f"nearest is {nearest_divisor(heads.n_heads, heads.n_kv_heads)}"
         )
     for name, value in (("scale", heads.scale), ("softcap", heads.softcap)):
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise ConfigError(f"{at}.{name}: expected a number above 0, got {value}")
+        if value is not None and not 1e-9 <= value <= 1e9:
+            raise ConfigError(f"{at}.{name}: expected a number in 1e-9..1e9, got {value}")
     if isinstance(heads, LowRank):
         bounded(f"{at}.rank", heads.rank, 1, MAX_WIDTH)
         bounded(f"{at}.tokens", heads.tokens, 1, MAX_CONTEXT)
@@ -139,8 +144,8 @@ def check_position(layer: LayerConfig, at: str) -> None:
             raise ConfigError(
                 f"{at}: rotary position needs an even number of channels of at most {heads.head_channels}, got {turned}"
             )
-        if not (math.isfinite(position.theta) and position.theta > 0):
-            raise ConfigError(f"{at}: rotary theta: expected a number above 0, got {position.theta}")
+        if not 1 <= position.theta <= 1e15:
+            raise ConfigError(f"{at}: rotary theta: expected a number in 1..1e15, got {position.theta}")
         if position.scaling is not None:
             check_scaling(position.scaling, position.theta, turned, at)
     if isinstance(position, Buckets):
@@ -207,13 +212,13 @@ def no_definition(layer: LayerConfig, causal: bool) -> str:
         return "DeBERTa's disentangled positions are defined for encoders; use rope, alibi or buckets in a decoder"
     if isinstance(position, Disentangled) and layer.window is not None:
         return "disentangled positions read the content of all keys, so they have no window; use rope or buckets"
+    if isinstance(position, Alibi) and position.coarse and layer.window is not None:
+        return "Falcon's ALiBi goes by the key's position in the document, so it has no window; use alibi or rope"
     if pattern is not None and layer.window is not None:
         return "a window and a pattern at once have no definition; the pattern has its own window"
     if isinstance(pattern, Longformer | BigBird) and causal:
         return "Longformer and BigBird see both ways; use window, strided or fixed in a decoder"
     if isinstance(pattern, Strided | Fixed) and not causal:
-    if isinstance(position, Alibi) and position.coarse and layer.window is not None:
-        return "Falcon's ALiBi goes by the key's position in the document, so it has no window; use alibi or rope"
         return "Sparse Transformer's patterns are defined for decoders; use window, longformer or bigbird in an encoder"
     if isinstance(pattern, Prefix) and not causal:
         return "a prefix means something only where attention is causal"

@@ -9,3 +9,8 @@ def peak_bytes() -> int:
     """Most resident bytes of this process since its program began."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return 1024 * int(line.split()[1])
+
+
+def forget_peak() -> None:
+    """Let the peak begin anew at what is resident now (proc(5), clear_refs)."""
+    Path("/proc/self/clear_refs").write_text("5")

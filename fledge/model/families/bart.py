@@ -101,7 +101,7 @@ def read(raw: dict[str, Any]) -> ModelConfig:
         decoder=stacks["decoder"],
         encoder=stacks["encoder"],
         tie=flag(raw, "tie_word_embeddings", True),
-        special_ids=ids | started(raw.get("decoder_start_token_id", 2), vocab_size),
+        special_ids=ids | started({"decoder_start_token_id": 2, **raw}, vocab_size),
     )
 
 

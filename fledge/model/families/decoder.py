@@ -47,6 +47,8 @@ def aliased(raw: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     filled = dict(raw)
     for name, other in names.items():
         if raw.get(other) is None:
+            if other in raw and raw.get(name) is None:
+                filled[name] = None
             continue
         if raw.get(name) is not None and raw[name] != raw[other]:
             raise ConfigError(f"config.json: {name} and {other}: expected one value, got two; remove one")

@@ -20,6 +20,7 @@ from fledge.model.families.family import (
     needed,
     number,
     refuse,
+    special_ids,
 )
 from fledge.nn.config import MAX_LAYERS, Activation, Dense, Heads, Inputs, LayerConfig, Norm, Position, StackConfig
 
@@ -177,13 +178,7 @@ def common(raw: dict[str, Any], vocab_size: int, roles: dict[str, int | None] | 
 
 def role_ids(raw: dict[str, Any], vocab_size: int, defaults: dict[str, int | None]) -> dict[str, int]:
     """Ids of ROLES in config.json, or their defaults; those outside the vocabulary are left out."""
-    ids = {}
-    for role in ROLES:
-        value = raw.get(f"{role}_token_id", defaults.get(role))
-        value = value[0] if isinstance(value, list) and value else value
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocab_size:
-            ids[role] = value
-    return ids
+    return special_ids({**{f"{role}_token_id": i for role, i in defaults.items()}, **raw}, vocab_size, ROLES)
 
 
 def more_ids(config: ModelConfig) -> dict[str, int]:

@@ -23,6 +23,14 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 """transformers' names of the activations; of two names for one, the first is written unless a family prefers."""
 
+MAY_BE_NULL = frozenset({
+    "head_dim", "max_position_embeddings", "n_inner", "num_decoder_layers", "num_key_value_heads",
+    "original_max_position_embeddings", "partial_rotary_factor", "rope_theta",
+})  # fmt: skip
+"""Numbers that transformers works out from others where config.json says null."""
+
+MAX_IDS = 1024
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -99,19 +107,24 @@ class Family:
         return replace(changed, family=OWN_FORMAT)
 
 
-def integer(raw: dict[str, Any], key: str, default: int | None = None) -> int:
-    """A positive integer of config.json. Raises ConfigError naming the key."""
+def given(raw: dict[str, Any], key: str, default: Any) -> Any:
+    """What config.json says of `key`; the default where it is silent, or says null of one of MAY_BE_NULL."""
     value = raw.get(key, default)
-    if value is None:
-        value = default
+    if value is None and key in raw and key not in MAY_BE_NULL:
+        raise ConfigError(f"config.json: {key}: expected a number, got null; state it, or leave the key out")
+    return default if value is None else value
+
+
+def integer(raw: dict[str, Any], key: str, default: int | None = None) -> int:
+    """A whole number of config.json, from 0. Raises ConfigError naming the key."""
+    value = given(raw, key, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0 or value >= 2**40:
         raise ConfigError(f"config.json: {key}: expected a whole number, got {str(value)[:40]!r}")
     return value
 
 
 def number(raw: dict[str, Any], key: str, default: float) -> float:
-    value = raw.get(key)
-    value = default if value is None else value
+    value = given(raw, key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e30:
         raise ConfigError(f"config.json: {key}: expected a finite number of at least 0, got {str(value)[:40]!r}")
     return float(value)
@@ -140,15 +153,24 @@ def activation_name(activation: Activation, preferred: tuple[str, ...] = ()) -> 
     raise ConfigError(f"model.activation: expected one of {known}, got {activation!r}; set model.activation=…")
 
 
-def special_ids(raw: dict[str, Any], vocab_size: int) -> dict[str, int]:
-    """bos/eos/pad ids of config.json; a list of eos ids gives the first. Ids outside the vocabulary are left out."""
+def special_ids(raw: dict[str, Any], vocab_size: int, roles: tuple[str, ...] = ("bos", "eos", "pad")) -> dict[str, int]:
+    """The ids of `roles` in config.json; a list of eos ids gives the first. Ids outside the vocabulary are left out, as
+    published files hold such (-1 for none). Raises ConfigError for what is no token id."""
     ids = {}
-    for role in ("bos", "eos", "pad"):
-        value = raw.get(f"{role}_token_id")
-        if isinstance(value, list) and value:
-            value = value[0]
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocab_size:
-            ids[role] = value
+    for role in roles:
+        found = [i for i in token_ids(raw, f"{role}_token_id")[:1] if 0 <= i < vocab_size]
+        if found:
+            ids[role] = found[0]
+    return ids
+
+
+def token_ids(raw: dict[str, Any], key: str, at: str = "config.json") -> list[int]:
+    """The one or several token ids under `key`; none for null. Raises ConfigError: a list may stand for eos alone."""
+    value = raw.get(key)
+    ids = value if isinstance(value, list) and key == "eos_token_id" else [] if value is None else [value]
+    if len(ids) > MAX_IDS or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        or_list = f" or a list of at most {MAX_IDS}" if key == "eos_token_id" else ""
+        raise ConfigError(f"{at}: {key}: expected a token id{or_list}, got {str(value)[:40]!r}")
     return ids
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families.decoder import (
+    aliased,
     decoder_config,
     faithful,
     from_shape,
@@ -39,13 +39,8 @@ def read(raw: dict[str, Any]) -> ModelConfig:
     for key, value in (("num_key_value_heads", sizes.heads), ("head_dim", sizes.channels)):
         refuse(raw, key, (value, None), "GPT-NeoX has one key/value head a head, and width = heads x channels")
     bias = flag(raw, "attention_bias", True)
-    theta, share = raw.get("rotary_emb_base"), raw.get("rotary_pct")
-    own = {"rope_parameters": raw.get("rope_parameters"), "rope_scaling": raw.get("rope_scaling")}
-    rope = read_rope(
-        own | {"rope_theta": theta, "partial_rotary_factor": share}, sizes.channels, sizes.context, 1e4, 0.25
-    )
-    if raw.get("rope_theta") not in (None, rope.theta):
-        raise ConfigError(f"config.json: rope_theta: expected {rope.theta}, as rotary_emb_base has it, or none")
+    old = aliased(raw, {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"})
+    rope = read_rope(old, sizes.channels, sizes.context, 1e4, 0.25)
     heads = Heads(sizes.heads, sizes.heads, sizes.channels, bias, bias)
     layer = LayerConfig(heads, Dense(sizes.hidden, sizes.activation, bias=True), rope)
     parallel = "two_norms" if flag(raw, "use_parallel_residual", True) else ""

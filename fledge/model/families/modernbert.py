@@ -115,8 +115,7 @@ def ropes_of(raw: dict[str, Any], channels: int, context: int) -> dict[str, Rope
         group = groups.get(kind) or {}
         if not isinstance(group, dict):
             raise ConfigError(f"config.json: rope_parameters: expected a mapping for {kind}, got {str(group)[:40]!r}")
-        theta = raw.get(OLD_THETA[kind])
-        own = {"rope_parameters": group, "rope_theta": default if theta is None else theta}
+        own = {"rope_parameters": group, "rope_theta": raw.get(OLD_THETA[kind])}
         ropes[kind] = read_rope(own, channels, context, default)
         if ropes[kind].scaling is not None:
             raise ConfigError(f"config.json: rope_parameters: {kind}: scaled frequencies are not supported here")

@@ -14,7 +14,7 @@ from typing import Any
 from fledge.config import convert, suggest
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
-from fledge.model.families.family import Family
+from fledge.model.families.family import Family, refuse
 from fledge.model.variants import OWN_FORMAT
 from fledge.nn.config import MAX_LAYERS
 
@@ -92,6 +92,8 @@ def read(raw: dict[str, Any]) -> ModelConfig:
     assert isinstance(config, ModelConfig)
     if config.family != OWN_FORMAT:
         raise ConfigError(f"config.json: model.family: expected {OWN_FORMAT}, got {config.family[:40]!r}")
+    for key, value in (("vocab_size", config.vocab_size), ("tie_word_embeddings", config.tie)):
+        refuse(raw, key, (value,), f"model has {value}")
     return config
 
 

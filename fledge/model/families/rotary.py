@@ -31,28 +31,45 @@ def read_rope(
     `share`: the family's custom for the share of channels that turn; None for a family in which all do.
     """
     group = scaling_group(raw)
-    theta = number(group if group.get("rope_theta") is not None else raw, "rope_theta", theta)
+    theta = once(group, raw, "rope_theta", theta)
     if theta <= 0:
         raise ConfigError(f"config.json: rope_theta: expected a number above 0, got {theta}")
     turned = turned_channels(group, raw, channels, share)
     return Rope(theta, 0 if turned == channels else turned, read_scaling(group, raw, context))
 
 
+def once(group: dict[str, Any], raw: dict[str, Any], key: str, default: float) -> float:
+    """A number that may stand in the group, beside it, or in both alike. Raises ConfigError where they differ."""
+    beside = number(raw, key, default)
+    inside = number(group, key, beside)
+    if inside != beside and raw.get(key) is not None:
+        raise ConfigError(f"config.json: {key}: expected one value, got {inside} and {beside}; remove one")
+    return inside
+
+
 def scaling_group(raw: dict[str, Any]) -> dict[str, Any]:
-    """`rope_scaling` where it says something, else `rope_parameters`, else nothing."""
-    for name in ("rope_scaling", "rope_parameters"):
+    """What `rope_parameters` and `rope_scaling` say. Raises ConfigError where they contradict each other."""
+    groups = []
+    for name in ("rope_parameters", "rope_scaling"):
         group = raw.get(name)
-        if group is None or group == {}:
-            continue
-        if not isinstance(group, dict):
+        if not isinstance(group, dict | None):
             raise ConfigError(f"config.json: {name}: expected a mapping, got {str(group)[:40]!r}")
-        return group
-    return {}
+        groups.append({key: value for key, value in (group or {}).items() if value is not None})
+    parameters, scaling = groups
+    if scaling and parameters.get("rope_type") == "default":
+        parameters.pop("rope_type")
+    for key in parameters.keys() & scaling.keys():
+        if parameters[key] != scaling[key]:
+            raise ConfigError(
+                f"config.json: rope_scaling: {key[:40]}: expected {str(parameters[key])[:40]}, as rope_parameters has "
+                f"it, got {str(scaling[key])[:40]}; remove one"
+            )
+    return parameters | scaling
 
 
 def turned_channels(group: dict[str, Any], raw: dict[str, Any], channels: int, share: float | None) -> int:
     key = "partial_rotary_factor"
-    part = number(group if group.get(key) is not None else raw, key, 1.0 if share is None else share)
+    part = once(group, raw, key, 1.0 if share is None else share)
     if share is None and part != 1:
         raise ConfigError(f"config.json: {key}: {part} is not supported (all channels of this family's heads turn)")
     turned = int(channels * part)

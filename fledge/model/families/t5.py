@@ -58,7 +58,7 @@ def assembled(
     decoder = StackConfig(
         width, (layer,) * n_layers[1], Norm("rms", eps), dropout=dropout, cross=layer.mixer
     )  # fmt: skip
-    more.setdefault("logit_scale", width**-0.5 if more["tie"] else 1.0)
+    more.setdefault("logit_scale", width**-0.5 if more["tie"] and width else 1.0)
     return ModelConfig(decoder=decoder, encoder=encoder, **more)
 
 
@@ -85,7 +85,6 @@ def read(raw: dict[str, Any]) -> ModelConfig:
     tie = flag(raw, "tie_word_embeddings", True)
     scaled = flag(raw, "scale_decoder_outputs", tie)  # transformers 5's spelling; 4 goes by the tie
     ids = special_ids({"pad_token_id": 0, "eos_token_id": 1, **raw}, vocab_size)
-    start = raw.get("decoder_start_token_id")
     return assembled(
         layer,
         (n_encoder, n_decoder),
@@ -96,14 +95,14 @@ def read(raw: dict[str, Any]) -> ModelConfig:
         context_tokens=integer(raw, "n_positions", CONTEXT),
         tie=tie,
         logit_scale=width**-0.5 if scaled and width else 1.0,
-        special_ids=ids | started(start, vocab_size),
+        special_ids=ids | started(raw, vocab_size),
     )
 
 
-def started(start: Any, vocab_size: int) -> dict[str, int]:
+def started(raw: dict[str, Any], vocab_size: int) -> dict[str, int]:
     """The id that a decoder's input begins with, as a special id."""
-    known = isinstance(start, int) and not isinstance(start, bool) and 0 <= start < vocab_size
-    return {"start": start} if known else {}
+    ids = special_ids(raw, vocab_size, ("decoder_start",))
+    return {"start": ids["decoder_start"]} if ids else {}
 
 
 def feed_forward(raw: dict[str, Any]) -> tuple[Any, bool]:
@@ -194,6 +193,7 @@ GATED = {
     "xl": preset(2048, 5120, 24, 32, gated=True),
     "xxl": preset(4096, 10240, 24, 64, gated=True),
 }
+
 CLASSIFIER = Head("sequence", "last", None, "classification_head.out_proj", "classification_head.dense")
 TASKS = (
     Task("lm", "T5ForConditionalGeneration", lm=True),
@@ -206,7 +206,6 @@ TASKS = (
     ),
     Task("span", "T5ForQuestionAnswering", heads=(Head("span", "each", 2, "qa_outputs"),)),
 )  # fmt: skip
-
 
 FAMILY = Family(
     name="t5",

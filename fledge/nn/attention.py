@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from fledge.nn.config import (
     StackConfig,
 )
 from fledge.nn.disentangled import DistanceBias, DistanceMaps
-from fledge.nn.kernels import attend, attend_cached, attend_cross
+from fledge.nn.kernels import attend, attend_cached, attend_cross, each_document, from_global_tokens
 from fledge.nn.linear import Joined, Linear
 from fledge.nn.linear_attention import kernelised
 from fledge.nn.low_rank import low_rank
@@ -128,7 +129,8 @@ class Attention(nn.Module):
         """Tokens of kind GLOBAL attend to everything through maps of their own (Longformer)."""
         assert self.global_qkv is not None
         q, k, v = self.project(x, context, self.global_qkv)
-        everything = attend(q, k, v, context.tokens, context.layout, Sight(self.sight.scale, causal=False), None)
+        kernel = partial(from_global_tokens, scale=self.sight.scale)
+        everything = each_document(kernel, q, k, v, kinds(context.tokens), context.layout)
         chosen = (kinds(context.tokens) == GLOBAL)[:, :, None, None]
         return torch.where(chosen, everything, mixed)
 
@@ -154,8 +156,6 @@ class CrossAttention(nn.Module):
         here = (context.tokens, context.layout)
         return self.out(attend_cross(q, k, v, here, context.source_tokens, self.sight).flatten(2))
 
-
-def qk_norms(config: Heads, norm: Norm) -> tuple[nn.Module | None, nn.Module | None]:
     def keys_and_values(self, source: Tensor, cache: KeyValueCache | None) -> tuple[Tensor, Tensor]:
         """Of the source, [B, S, K, C] each; with a cache computed once for as long as the same tensor is given."""
         known = cache.sources.get(self) if cache is not None else None
@@ -166,6 +166,8 @@ def qk_norms(config: Heads, norm: Norm) -> tuple[nn.Module | None, nn.Module | N
             cache.sources[self] = (source, k, v)
         return k, v
 
+
+def qk_norms(config: Heads, norm: Norm) -> tuple[nn.Module | None, nn.Module | None]:
     if not config.qk_norm:
         return None, None
     if config.qk_norm == "head":

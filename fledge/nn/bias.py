@@ -1,21 +1,30 @@
 """Numbers added to scores by distance. H heads, T query tokens, S key tokens.
 
-A bias is called as `bias(q_BTHC, k_BSKC, q_start, k_start)` -> [1 or B, H, T, S]: queries stand at positions q_start..,
-keys at k_start.. of their document. Most look at the positions alone and are computed once for all layers of a stack.
+A bias is called as `bias(q_BTHC, k_BSKC, q_at, k_at)` -> [1 or B, H, T, S]: an integer says that queries stand at
+positions q_at.. and keys at k_at.. of their document, int64 [T] and [S] where each of them stands. Most biases look at
+the positions alone and are computed once for all layers of a stack.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from fledge.nn.config import Alibi, Buckets
+from fledge.nn.config import Alibi, BigBird, Buckets
 
-Bias: TypeAlias = Callable[[Tensor, Tensor, int, int], Tensor]
+Places: TypeAlias = int | Tensor
+
+
+class Bias(Protocol):
+    """What is added to scores."""
+
+    def __call__(self, q: Tensor, k: Tensor, q_at: Places, k_at: Places) -> Tensor: ...
+
+    def learned(self) -> tuple[Tensor, ...]:
+        """The tensors that a gradient of it reaches, queries and keys apart."""
 
 
 class AlibiBias(nn.Module):
@@ -25,35 +34,64 @@ class AlibiBias(nn.Module):
         super().__init__()
         self.slopes, self.coarse = alibi_slopes(n_heads), coarse
 
-    def forward(self, q: Tensor, k: Tensor, q_start: int, k_start: int) -> Tensor:
+    def learned(self) -> tuple[Tensor, ...]:
+        return ()
+
+    def forward(self, q: Tensor, k: Tensor, q_at: Places, k_at: Places) -> Tensor:
         if self.coarse:
             slopes = torch.tensor(self.slopes, dtype=torch.bfloat16, device=q.device)
-            pos = torch.arange(k_start, k_start + k.shape[1], device=q.device)
-            added = (slopes[:, None, None] * pos).to(q.dtype) / math.sqrt(q.shape[-1])
+            added = (slopes[:, None, None] * positions(k, k_at)).to(q.dtype) / math.sqrt(q.shape[-1])
             return added.expand(1, -1, q.shape[1], -1)
-        distance = ahead_of(q, k, q_start, k_start).abs().to(q.dtype)
+        distance = ahead_of(q, k, q_at, k_at).abs().to(q.dtype)
         slopes = torch.tensor(self.slopes, dtype=q.dtype, device=q.device)
         return (-slopes[:, None, None] * distance)[None]
 
 
-def ahead_of(q_BTHC: Tensor, k_BSKC: Tensor, q_start: int, k_start: int) -> Tensor:
+def ahead_of(q_BTHC: Tensor, k_BSKC: Tensor, q_at: Places, k_at: Places) -> Tensor:
     """Key position - query position, int64 [T, S]."""
-    q_pos = torch.arange(q_start, q_start + q_BTHC.shape[1], device=q_BTHC.device)
-    return torch.arange(k_start, k_start + k_BSKC.shape[1], device=q_BTHC.device) - q_pos[:, None]
+    return positions(k_BSKC, k_at) - positions(q_BTHC, q_at)[:, None]
+
+
+def positions(x_BTHC: Tensor, at: Places) -> Tensor:
+    """int64 [T]."""
+    return at if isinstance(at, Tensor) else torch.arange(at, at + x_BTHC.shape[1], device=x_BTHC.device)
 
 
 class Once:
     """A bias by positions alone, computed once a forward pass for each pair of ranges."""
 
-    def __init__(self, bias: nn.Module):
+    def __init__(self, bias: AlibiBias | BucketBias):
         self.bias = bias
         self.known: dict[tuple[int, int, int, int], Tensor] = {}
 
-    def __call__(self, q: Tensor, k: Tensor, q_start: int, k_start: int) -> Tensor:
-        key = (q_start, q.shape[1], k_start, k.shape[1])
+    def learned(self) -> tuple[Tensor, ...]:
+        return self.bias.learned()
+
+    def __call__(self, q: Tensor, k: Tensor, q_at: Places, k_at: Places) -> Tensor:
+        if isinstance(q_at, Tensor) or isinstance(k_at, Tensor):
+            return self.bias(q, k, q_at, k_at)
+        key = (q_at, q.shape[1], k_at, k.shape[1])
         if key not in self.known:
-            self.known[key] = self.bias(q, k, q_start, k_start)
+            self.known[key] = self.bias(q, k, q_at, k_at)
         return self.known[key]
+
+
+class FirstBlock:
+    """A fixed BigBird counts the keys of the first block 1 + n_random times, for queries between the first block and
+    the last of a document of `n_tokens`: that many times a key is the key with its logarithm added to the score."""
+
+    def __init__(self, pattern: BigBird, n_tokens: int, bias: Bias | None):
+        self.block, self.last = pattern.block, (n_tokens - 1) // pattern.block
+        self.often, self.bias = math.log(1 + pattern.n_random), bias
+
+    def learned(self) -> tuple[Tensor, ...]:
+        return () if self.bias is None else self.bias.learned()
+
+    def __call__(self, q: Tensor, k: Tensor, q_at: Places, k_at: Places) -> Tensor:
+        q_block, k_block = (positions(x, at) // self.block for x, at in ((q, q_at), (k, k_at)))
+        often = ((q_block > 0) & (q_block < self.last))[:, None] & (k_block == 0)
+        added = (often * self.often).to(q.dtype)[None, None]
+        return added if self.bias is None else added + self.bias(q, k, q_at, k_at)
 
 
 def alibi_slopes(n_heads: int) -> tuple[float, ...]:
@@ -72,8 +110,11 @@ class BucketBias(nn.Module):
         self.config, self.causal = config, causal
         self.weight = nn.Parameter(torch.empty(config.n_buckets, n_heads))
 
-    def forward(self, q: Tensor, k: Tensor, q_start: int, k_start: int) -> Tensor:
-        index = bucket_of(ahead_of(q, k, q_start, k_start), self.config, self.causal)
+    def learned(self) -> tuple[Tensor, ...]:
+        return (self.weight,)
+
+    def forward(self, q: Tensor, k: Tensor, q_at: Places, k_at: Places) -> Tensor:
+        index = bucket_of(ahead_of(q, k, q_at, k_at), self.config, self.causal)
         return self.weight[index].permute(2, 0, 1)[None]
 
 
@@ -94,7 +135,7 @@ def bucket_of(ahead: Tensor, config: Buckets, causal: bool) -> Tensor:
     return start + torch.where(distance < exact, distance, far)
 
 
-def make_bias(position: object, n_heads: int, causal: bool) -> nn.Module | None:
+def make_bias(position: object, n_heads: int, causal: bool) -> AlibiBias | BucketBias | None:
     """The bias module of a position config, or None. A stack has one for all its layers."""
     if isinstance(position, Alibi):
         return AlibiBias(n_heads, position.coarse)

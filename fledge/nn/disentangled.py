@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fledge.nn.bias import ahead_of
+from fledge.nn.bias import Places, ahead_of
 from fledge.nn.config import Conv, Disentangled, Heads, Norm
 from fledge.nn.feedforward import activate
 from fledge.nn.linear import Joined, Linear
@@ -56,8 +56,11 @@ class DistanceBias:
         if config.position_to_content:
             self.queries = mapped(maps.q, table).unflatten(-1, (-1, channels))
 
-    def __call__(self, q: Tensor, k: Tensor, q_start: int, k_start: int) -> Tensor:
-        row = rows_of(-ahead_of(q, k, q_start, k_start), self.config)  # [T, S]
+    def learned(self) -> tuple[Tensor, ...]:
+        return tuple(t for t in (self.keys, self.queries) if t is not None)
+
+    def __call__(self, q: Tensor, k: Tensor, q_at: Places, k_at: Places) -> Tensor:
+        row = rows_of(-ahead_of(q, k, q_at, k_at), self.config)  # [T, S]
         shape = (q.shape[0], q.shape[2], *row.shape)
         total = q.new_zeros(())
         if self.keys is not None:

@@ -1,33 +1,57 @@
-"""Attention kernels: the only place where scores are computed. Each equals `dense` in a test.
+"""Attention kernels: with `blockwise` the only place where scores are computed. Each equals `dense` in a test.
 
 B rows, T query tokens, S key tokens, H heads, K key/value heads, C head channels. A query that sees no key gives zeros.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fledge.batch import Cached, Layout, OneDocument, Packed, Padded, Tokens, document_lengths, vars_in_order
-from fledge.nn.bias import Bias
+from fledge.batch import (
+    GLOBAL,
+    Cached,
+    Layout,
+    OneDocument,
+    Packed,
+    Padded,
+    Tokens,
+    document_lengths,
+    one_document,
+    vars_in_order,
+)
+from fledge.nn.bias import Bias, FirstBlock
+from fledge.nn.blockwise import blockwise
 from fledge.nn.cache import KeyValueCache
 from fledge.nn.config import BigBird, Longformer, Prefix
+from fledge.nn.pieces import from_globals, plan, plan_with_globals
 from fledge.nn.visibility import Sight, by_place, first_block_weight, visible
 
 BAND_FACTOR = 2  # documents longer than this many windows are attended band by band
+# longer documents are attended block by block, which is faster from about these lengths on (bench/attention_length.py)
+DENSE_TOKENS = 512  # instead of `dense`
+MASKED_TOKENS = 1024  # instead of `masked` with a bias
 
 
 def attend(
     q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, tokens: Tokens, layout: Layout, sight: Sight, bias: Bias | None
 ) -> Tensor:
     """Attention inside each document, the kernel chosen by layout and sight alone: [B, T, H, C]."""
-    if isinstance(sight.pattern, Longformer | BigBird | Prefix):
-        return by_tokens(q_BTHC, k_BTKC, v_BTKC, tokens, layout, sight, bias)
+    if sight.pattern is not None:
+        return each_document(partial(patterned, sight=sight, bias=bias), q_BTHC, k_BTKC, v_BTKC, tokens.kind, layout)
     if isinstance(layout, OneDocument):
         return rows(q_BTHC, k_BTKC, v_BTKC, sight, bias)
     if isinstance(layout, Packed):
         return by_document(q_BTHC, k_BTKC, v_BTKC, layout, layout, sight, bias)
+    if isinstance(layout, Padded) and q_BTHC.shape[1] > DENSE_TOKENS and not sight.causal and sight.window is None:
+        whole_rows = partial(rows, sight=sight, bias=bias)
+        return each_document(lambda q, k, v, _: whole_rows(q, k, v), q_BTHC, k_BTKC, v_BTKC, None, layout)
     if isinstance(layout, Padded):
         return padded_rows(q_BTHC, k_BTKC, v_BTKC, layout.lengths, layout.lengths, sight, bias)
     raise TypeError(f"{type(layout).__name__} is decoded by attend_cached")
@@ -54,33 +78,84 @@ def attend_cross(
     return dense(q_BTHC, k_BSKC, v_BSKC, visible(queries[0], keys[0], sight), sight, None)
 
 
-def by_tokens(
-    q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, tokens: Tokens, layout: Layout, sight: Sight, bias: Bias | None
+def each_document(
+    kernel: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
+    q_BTHC: Tensor,
+    k_BTKC: Tensor,
+    v_BTKC: Tensor,
+    kind_BT: Tensor | None,
+    layout: Layout,
 ) -> Tensor:
-    """Patterns that depend on the tokens themselves, document by document where rows hold several. [B, T, H, C]."""
-    if not isinstance(layout, Packed):
-        return dense(q_BTHC, k_BTKC, v_BTKC, visible(tokens, tokens, sight), sight, counted(bias, tokens, sight))
-    flat = [t.flatten(0, 1).split(document_lengths(layout)) for t in (q_BTHC, k_BTKC, v_BTKC)]
-    ids, pos, doc, kind = (None if t is None else t.flatten()[None] for t in vars_in_order(tokens)[:4])
-    assert ids is not None and pos is not None and doc is not None
+    """`kernel` for rows that are whole documents, on each document; padding gives zeros: [B, T, H, C]."""
+    runs = runs_of(layout, *q_BTHC.shape[:2])
+    sizes = [n * length for n, length, _ in runs]
+    # split, not slices: the gradient of a slice is a whole tensor of zeros
+    parts = zip(*(t.flatten(0, 1).split(sizes) for t in (q_BTHC, k_BTKC, v_BTKC)), strict=True)
+    kinds = [None] * len(runs) if kind_BT is None else kind_BT.flatten().split(sizes)
     outputs = []
-    for start, end, *document in zip(layout.cu_seqlens, layout.cu_seqlens[1:], *flat, strict=False):
-        cut = slice(start, end)
-        part = Tokens(ids[:, cut], pos[:, cut], doc[:, cut], None if kind is None else kind[:, cut])
-        q, k, v = (t[None] for t in document)
-        outputs.append(dense(q, k, v, visible(part, part, sight), sight, counted(bias, part, sight))[0])
+    for (n, length, there), (q, k, v), kind in zip(runs, parts, kinds, strict=True):
+        if there:
+            q, k, v = (t.unflatten(0, (n, length)) for t in (q, k, v))
+            outputs.append(kernel(q, k, v, None if kind is None else kind.view(n, length)).flatten(0, 1))
+        else:
+            outputs.append(torch.zeros_like(q))
     return torch.cat(outputs).view(q_BTHC.shape)
 
 
-def counted(bias: Bias | None, tokens: Tokens, sight: Sight) -> Bias | None:
-    """The bias, and how often keys count under a fixed BigBird."""
+def runs_of(layout: Layout, n_rows: int, n_tokens: int) -> list[tuple[int, int, bool]]:
+    """(how many documents, tokens of each, whether they are there or padding) over the flattened tokens; neighbours
+    of equal length go together."""
+    lengths = [(n_tokens, True)] * n_rows
+    if isinstance(layout, Packed):
+        lengths = [(n, True) for n in document_lengths(layout)]
+    if isinstance(layout, Padded):
+        lengths = [part for n in layout.lengths for part in ((n, True), (n_tokens - n, False)) if part[0]]
+    return [(len(list(same)), *one) for one, same in groupby(lengths)]
+
+
+def patterned(
+    q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, kind_BT: Tensor | None, sight: Sight, bias: Bias | None
+) -> Tensor:
+    """A pattern in rows that are whole documents: [B, T, H, C]. Global tokens cost a synchronisation a row."""
+    n_tokens, pattern, device = q_BTHC.shape[1], sight.pattern, q_BTHC.device
+    if n_tokens <= DENSE_TOKENS and not isinstance(pattern, BigBird):
+        tokens = replace(one_document(torch.zeros_like(q_BTHC[:, :, 0, 0], dtype=torch.int64)), kind=kind_BT)
+        return dense(q_BTHC, k_BTKC, v_BTKC, visible(tokens, tokens, sight), sight, bias)
+    if isinstance(pattern, BigBird) and pattern.fixed and n_tokens > pattern.full_tokens:
+        bias = FirstBlock(pattern, n_tokens, bias)
+    if kind_BT is None or not isinstance(pattern, Longformer | Prefix):
+        return blockwise(q_BTHC, k_BTKC, v_BTKC, plan(n_tokens, n_tokens, sight, device), sight, bias)
+    outputs = []
+    for q, k, v, kind in zip(q_BTHC.split(1), k_BTKC.split(1), v_BTKC.split(1), kind_BT, strict=True):
+        pieces = plan_with_globals(n_tokens, globals_of(kind), sight)
+        outputs.append(blockwise(q, k, v, pieces, sight, bias))
+    return torch.cat(outputs)
+
+
+def globals_of(kind_T: Tensor) -> Tensor:
+    """Positions of the tokens of kind GLOBAL: int64 [G]."""
+    return (kind_T == GLOBAL).nonzero().squeeze(1)
+
+
+def from_global_tokens(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, kind_BT: Tensor | None, scale: float) -> Tensor:
+    """What tokens of kind GLOBAL take from their whole document, zeros for the others: [B, T, H, C]."""
+    assert kind_BT is not None
+    outputs = []
+    for q, k, v, kind in zip(q_BTHC.split(1), k_BTKC.split(1), v_BTKC.split(1), kind_BT, strict=True):
+        pieces = from_globals(q.shape[1], globals_of(kind))
+        outputs.append(blockwise(q, k, v, pieces, Sight(scale, causal=False), None))
+    return torch.cat(outputs)
+
+
+def counted(bias: Bias | None, tokens: Tokens, sight: Sight) -> Callable[..., Tensor] | None:
+    """For `dense`: the bias, and how often keys count under a fixed BigBird."""
     pattern = sight.pattern
     if not isinstance(pattern, BigBird) or not pattern.fixed:
         return bias
     often = first_block_weight(pattern, tokens, tokens)
 
-    def both(q: Tensor, k: Tensor, q_start: int, k_start: int) -> Tensor:
-        return often.to(q.dtype) if bias is None else often + bias(q, k, q_start, k_start)
+    def both(q: Tensor, k: Tensor, q_at: int, k_at: int) -> Tensor:
+        return often.to(q.dtype) if bias is None else often + bias(q, k, q_at, k_at)
 
     return both
 
@@ -120,6 +195,8 @@ def rows(q_BTHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, sight: Sight, bias: Bia
         return banded(q_BTHC, k_BSKC, v_BSKC, None, sight, bias)
     if bias is None and sight.softcap is None and sees_by_causality_alone(sight, n_keys):
         return fast(q_BTHC, k_BSKC, v_BSKC, sight)
+    if n_keys > (MASKED_TOKENS if sight.softcap is None else DENSE_TOKENS):
+        return blockwise(q_BTHC, k_BSKC, v_BSKC, plan(q_BTHC.shape[1], n_keys, sight, q_BTHC.device), sight, bias)
     q_pos = torch.arange(q_BTHC.shape[1], device=q_BTHC.device)
     k_pos = torch.arange(n_keys, device=q_BTHC.device)
     mask = by_place(q_pos[:, None], k_pos[None, :], sight)[None]

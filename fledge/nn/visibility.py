@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -97,14 +98,25 @@ def first_block_weight(pattern: BigBird, queries: Tokens, keys: Tokens) -> Tenso
 
 
 def block_table(pattern: BigBird, n_blocks: int) -> Tensor:
-    """bool [N, N]: which block sees which. The random blocks are keyed by (seed, row): no generator state."""
-    index = torch.arange(n_blocks)
-    seen = (index[:, None] - index[None, :]).abs() <= 1
-    for edge in (0, n_blocks - 1):
-        seen[edge, :] = True
-        seen[:, edge] = True
-    for row in range(1, n_blocks - 1) if not pattern.fixed else ():
-        free = [i for i in range(n_blocks) if not seen[row, i]]
-        free.sort(key=lambda i: hashlib.sha256(f"{pattern.seed}/{row}/{i}".encode()).digest())
-        seen[row, free[: pattern.n_random]] = True
+    """bool [N, N]: which block sees which."""
+    seen = torch.zeros(n_blocks, n_blocks, dtype=torch.bool)
+    for row, blocks in enumerate(blocks_of(pattern, n_blocks)):
+        seen[row, list(blocks)] = True
     return seen
+
+
+@lru_cache(maxsize=256)
+def blocks_of(pattern: BigBird, n_blocks: int) -> tuple[tuple[int, ...], ...]:
+    """The blocks that each block sees, ascending. The random ones are keyed by (seed, row): no generator state."""
+    rows = []
+    for row in range(n_blocks):
+        if row in (0, n_blocks - 1):
+            rows.append(tuple(range(n_blocks)))
+            continue
+        seen = {0, row - 1, row, row + 1, n_blocks - 1}
+        if not pattern.fixed:
+            free = [i for i in range(n_blocks) if i not in seen]
+            free.sort(key=lambda i: hashlib.sha256(f"{pattern.seed}/{row}/{i}".encode()).digest())
+            seen.update(free[: pattern.n_random])
+        rows.append(tuple(sorted(seen)))
+    return tuple(rows)

@@ -74,6 +74,8 @@ def parse_config(raw: dict[str, Any]) -> tuple[Family, ModelConfig]:
     for candidate in FAMILIES.values():
         if candidate.model_type == model_type:
             return candidate, candidate.config_of(raw)
+        if candidate.inside is not None and candidate.inside.model_type == model_type:
+            return candidate, candidate.config_of(candidate.inside.text_config(raw))
     known = ", ".join(f.model_type for f in FAMILIES.values())
     raise ConfigError(f"config.json: model_type: expected one of {known}, got {str(model_type)[:40]!r}")
 
@@ -189,7 +191,7 @@ def their_names(
             copies.append(name)
         elif canonical in wanted:
             found[canonical] = name
-        elif name.endswith(own_family.ignored):
+        elif name.endswith(own_family.ignored) or own_family.inside and name.startswith(own_family.inside.others):
             continue
         elif not (config.tie and name == "lm_head.weight"):
             others = names_of_other_tasks(own_family, config) if others is None else others

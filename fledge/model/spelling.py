@@ -13,8 +13,10 @@ from fledge.model.safetensors_file import SafetensorsFile
 
 
 def canonical_name(own_family: Family, config: ModelConfig, name: str, wanted: set[str]) -> str:
-    """A file's name with the family's prefix where it is missing, LayerNorms named as today."""
+    """A file's name with the family's prefix where it is missing or another's, LayerNorms named as today."""
     name = name_of_today(name)
+    if own_family.inside is not None:
+        name = own_family.inside.name_of_text(name)
     task = task_of_config(own_family.all_tasks, config) if own_family.all_tasks else None
     if task is not None and task.prefix and name.startswith(task.prefix):
         name = own_family.prefix + name.removeprefix(task.prefix)

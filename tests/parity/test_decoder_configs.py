@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 
 from fledge.batch import OneDocument, one_document
-from fledge.errors import ConfigError
+from fledge.errors import CheckpointError, ConfigError
 from fledge.model.config import ModelConfig
-from fledge.model.folder import load_model, parse_config
+from fledge.model.folder import load_model, parse_config, save_model
 from tests.parity.decoder_cases import CASES, FULL, changed, sampled
-from tests.parity.reference import limit, some_ids
+from tests.parity.reference import limit, randomised, some_ids
 
 INERT = {
     "training alone": ("attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "hidden_dropout",
@@ -132,8 +134,6 @@ def same_logits(model, folder: Path) -> None:
 
 def test_experts_are_read_in_both_spellings(tmp_path):
     """transformers writes each expert by itself; in its memory, and in files of others, all stand in one tensor."""
-    from safetensors.torch import save_file
-
     model = CASES["mixtral"].model()
     model.save_pretrained(tmp_path)
     first = load_model(tmp_path)
@@ -144,10 +144,51 @@ def test_experts_are_read_in_both_spellings(tmp_path):
         assert torch.equal(a, b), name
 
 
+def gemma3_with_images() -> transformers.PreTrainedModel:
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 16, "patch_size": 4}  # fmt: skip
+    case = CASES["gemma3"]
+    text = case.config(**{**case.sizes, **case.more})
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=99
+    )
+    config._attn_implementation = "eager"
+    return randomised(transformers.Gemma3ForConditionalGeneration(config))
+
+
+@pytest.mark.parametrize("spelling", ["published", "in memory"])
+@torch.no_grad()
+def test_gemma_3_with_images_gives_its_text_model_and_is_saved_as_such(spelling, tmp_path):
+    model = gemma3_with_images()
+    model.save_pretrained(tmp_path / "theirs")
+    if spelling == "in memory":
+        state = {name: value.clone() for name, value in model.state_dict().items() if name != "lm_head.weight"}
+        assert "model.language_model.norm.weight" in state
+        save_file(state, tmp_path / "theirs" / "model.safetensors", {"format": "pt"})
+    mine, ids = load_model(tmp_path / "theirs"), some_ids(high=99)  # 99 stands for an image
+    expected, got = model(ids).logits, mine(one_document(ids), OneDocument())
+    assert (expected - got).abs().max() <= limit(expected)
+    save_model(mine, tmp_path / "ours")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
+    assert type(again) is transformers.Gemma3ForCausalLM
+    assert (expected - again(ids).logits).abs().max() <= limit(expected)
+
+
+def test_a_stranger_beside_the_tower_for_images_is_refused(tmp_path):
+    """The control: what is left out is named."""
+    gemma3_with_images().save_pretrained(tmp_path)
+    state = {name: value.clone() for name, value in load_file(tmp_path / "model.safetensors").items()}
+    load_model(tmp_path)
+    save_file({**state, "audio_tower.weight": torch.ones(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="audio_tower"):
+        load_model(tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    for text in (None, [], {"num_hidden_layers": 0}):
+        assert outcome({**raw, "text_config": text}) is None
+
+
 @pytest.mark.parametrize("name", ["gpt-neox-serial", "qwen2-window", "gpt1"])
 def test_a_tied_output_may_stand_in_the_file_and_prefixes_may_be_missing(name, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     model = CASES[name].model()
     model.save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")

@@ -60,13 +60,38 @@ class Weight:
 
 
 @dataclass(frozen=True)
+class Inside:
+    """A published model of images and text that holds a family's: its config stands under `text_config`, its tensors
+    begin with a key of `prefixes` instead of that key's value, and those that begin with `others` are not read."""
+
+    model_type: str
+    prefixes: dict[str, str]
+    others: tuple[str, ...]
+
+    def text_config(self, raw: dict[str, Any]) -> dict[str, Any]:
+        """The text model's config.json; ids of tokens may stand outside. Raises ConfigError."""
+        own = raw.get("text_config")
+        if not isinstance(own, dict):
+            raise ConfigError(f"config.json: text_config: expected a mapping in a {self.model_type}, got {own!r:.40}")
+        outside = {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in raw}
+        return {**outside, **own}
+
+    def name_of_text(self, name: str) -> str:
+        for theirs, ours in self.prefixes.items():
+            if name.startswith(theirs):
+                return ours + name.removeprefix(theirs)
+        return name
+
+
+@dataclass(frozen=True)
 class Family:
     """A family: `build` makes a ModelConfig from a ShapeConfig, `read`/`write` translate config.json,
     `weights(config)` is the name table; `prefix` may be missing in a file; `ignored` name endings hold no weights;
     `copies`: other names under which a file may hold a tensor once more, or instead. `tasks`: its classes in
     transformers, the first of a config without one (empty: those of every decoder); `adjust_head` changes a head by
     config.json. `spellings`: other name tables that files may follow; `weights` is the one that is written.
-    `own_names`: weights stand under our names, and the table is empty."""
+    `inside`: a larger model whose text model is of this family. `own_names`: weights stand under our names, and the
+    table is empty."""
 
     name: str
     model_type: str
@@ -82,6 +107,7 @@ class Family:
     tasks: tuple[Task, ...] = ()
     adjust_head: AdjustHead | None = None
     spellings: tuple[Callable[[ModelConfig], list[Weight]], ...] = ()
+    inside: Inside | None = None
     own_names: bool = False
 
     @property

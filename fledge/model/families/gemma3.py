@@ -9,11 +9,18 @@ from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families import gemma2
 from fledge.model.families.decoder import FULL, SLIDING, faithful, from_shape, read_window, read_windows
-from fledge.model.families.family import Family, integer, refuse
+from fledge.model.families.family import Family, Inside, integer, refuse
 from fledge.model.families.rotary import read_rope, rope_json
 from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Dense, LayerConfig, Rope, RopeScaling
 
+WITH_IMAGES = Inside(
+    "gemma3",
+    {"language_model.model.": "model.", "language_model.lm_head.": "lm_head.", "model.language_model.": "model."},
+    ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
+)
+"""The sizes from 4B on are published with a tower for images, which is not read: a model here reads text alone, and is
+saved as such."""
 DEFAULT = {**gemma2.DEFAULT, "max_position_embeddings": 131072, "vocab_size": 262208}
 
 
@@ -102,6 +109,7 @@ FAMILY = Family(
     weights=gemma2.weights,
     prefix="model.",
     ignored=(".rotary_emb.inv_freq",),
+    inside=WITH_IMAGES,
     presets={
         "gemma-3-270m": preset(640, 2048, 18, 4, 1),
         "gemma-3-1b": preset(1152, 6912, 26, 4, 1),

@@ -16,7 +16,7 @@ from fledge.lineage import make_folder, write_text_durably
 from fledge.text import sentencepiece_text, tokenizer_file
 from fledge.text.byte_alphabet import to_bytes
 from fledge.text.config import TokenizerConvertConfig
-from fledge.text.gguf_vocab import LLAMA_BPE, PREFIX, ROLES
+from fledge.text.gguf_vocab import PREFIX, ROLES
 from fledge.text.gguf_write import write_gguf
 from fledge.text.model_check import split_merge
 from fledge.text.sentencepiece_model import CONTROL, NORMAL, SPACE_MARK, UNKNOWN, UNUSED, USER_DEFINED, write_model
@@ -146,7 +146,7 @@ def bpe_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
     merges = [split_merge(merge) for merge in tokenizer.file.tree["model"].get("merges", [])]
     return {
         "model": "gpt2",
-        "pre": LLAMA_BPE[2] if whole else name,
+        "pre": "llama-bpe" if whole else name,
         "tokens": [f"[PAD{i}]" if token is None else token for i, token in enumerate(tokens)],
         "token_type": np.array([token_type(tokenizer, i) for i in range(len(tokens))], "<i4"),
         "merges": [" ".join(pair) for pair in merges if pair is not None],

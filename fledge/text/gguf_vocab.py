@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from fledge.errors import TokenizerError
-from fledge.text import pattern
+from fledge.log import warn
 from fledge.text.gguf_file import GgufFile
+from fledge.text.gguf_patterns import REFUSED, SPACES_MARKED, SPLITS, Split, pre_tokenizer_of
 from fledge.text.sentencepiece_model import SPACE_MARK, Piece, PieceModel
 from fledge.text.sentencepiece_tree import tree_of
 from fledge.text.vocab_files import bert_source, bpe_tree, entries, plain_config
@@ -30,42 +31,19 @@ ROLES = {
     "mask": "mask",
     "sep": "seperator",
 }
-LLAMA_BPE = ("llama3", "llama-v3", "llama-bpe", "falcon3")  # these take a word that is a token whole
-SAME_AS = {
-    **dict.fromkeys(("gpt-2", "gpt2", "phi-2", "olmo", "mpt", "jais", "roberta-bpe"), "gpt2"),
-    **dict.fromkeys((*LLAMA_BPE, "dbrx", "smaug-bpe"), "llama3"),
-    **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen"), "qwen2"),
-    "gpt-4o": "o200k",
-}
-
-
-def digits_then_gpt2() -> list[dict[str, Any]]:
-    return [{"type": "Digits", "individual_digits": True}, pattern.pre_tokenizer_of("gpt2")]
-
-
-def deepseek_coder() -> list[dict[str, Any]]:
-    regexes = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+")
-    splits = [split(regex) for regex in regexes]
-    return [*splits, {"type": "Digits", "individual_digits": True}, bytes_only()]
-
-
-def split(regex: str) -> dict[str, Any]:
-    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
-
-
-def bytes_only() -> dict[str, Any]:
-    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-
-
-STEPS = {
-    **dict.fromkeys(("starcoder", "refact", "command-r", "smollm", "codeshell"), digits_then_gpt2),
-    "deepseek-coder": deepseek_coder,
+READERS = ("gpt2", "gemma4", "llama", "t5", "bert")
+UNREAD = {
+    "rwkv": "it takes the longest match in a trie of bytes",
+    "plamo2": "it cuts by costs of suffixes",
+    "hybriddna": "it is for DNA",
+    "none": "the file has no vocabulary",
+    "no_vocab": "the file has no vocabulary",
 }
 
 
 def read_gguf(path: str | Path) -> tuple[str, dict[str, Any]]:
     """tokenizer.json's text and the configuration (with the chat template, if any) of a GGUF file's vocabulary: kinds
-    gpt2, llama, bert and t5. Raises TokenizerError."""
+    gpt2, gemma4, llama, bert and t5. Raises TokenizerError."""
     with GgufFile(path) as file:
         return source_of(file.metadata, str(path))
 
@@ -78,9 +56,10 @@ def source_of(metadata: dict[str, Any], at: str) -> tuple[str, dict[str, Any]]:
         raise TokenizerError(f"{at}: {PREFIX}tokens: expected a list of tokens, found none; the file has no vocabulary")
     n = len(tokens)
     types = numbers(metadata, "token_type", n, "iu", at)
-    readers = {"gpt2": read_bpe, "llama": read_pieces, "t5": read_pieces, "bert": read_wordpiece}
+    readers = dict(zip(READERS, (read_bpe, read_bpe, read_pieces, read_pieces, read_wordpiece), strict=True))
     if kind not in readers:
-        raise TokenizerError(f"{at}: {PREFIX}model: expected one of {', '.join(readers)}, got {kind!r:.40}")
+        why = f"; {UNREAD[kind]}" if isinstance(kind, str) and kind in UNREAD else ""
+        raise TokenizerError(f"{at}: {PREFIX}model: expected one of {', '.join(readers)}, got {kind!r:.40}{why}")
     ids = role_ids(metadata, n, at)
     text, config = readers[str(kind)](metadata, tokens, types, ids, at)
     config = {**{f"{role}_token": tokens[i] for role, i in ids.items() if kind != "bert"}, **config}
@@ -122,20 +101,44 @@ def read_bpe(
     for number, token in enumerate(tokens):
         if vocab.setdefault(token, number) != number:
             raise TokenizerError(f"{at}: {token!r:.40}: expected once, got it as {vocab[token]} and {number}")
-    pre = metadata.get(PREFIX + "pre")
     added = typed_entries(tokens, types)
     # some merges hold a token with a space in it, which is a space of the byte alphabet's own (U+0120) everywhere else
-    tree = bpe_tree(vocab, [merge.split(" ") for merge in merges], pre_tokenizer(pre, at), added, pre in LLAMA_BPE)
+    pairs = [merge.split(" ") for merge in merges]
+    pre = "gemma4" if metadata[PREFIX + "model"] == "gemma4" else metadata.get(PREFIX + "pre")
+    if pre in SPACES_MARKED:
+        tree = marked_tree(vocab, pairs, added, tokens[ids["unk"]] if "unk" in ids else None)
+    else:
+        split = split_of(pre, at)
+        tree = bpe_tree(vocab, pairs, pre_tokenizer_of(split), added, split.whole)
     return json.dumps(tree, ensure_ascii=False, indent=1), plain_config({})
 
 
-def pre_tokenizer(pre: Any, at: str) -> dict[str, Any]:
-    if pre in SAME_AS:
-        return pattern.pre_tokenizer_of(SAME_AS[pre])
-    if pre in STEPS:
-        return {"type": "Sequence", "pretokenizers": STEPS[pre]()}
-    known = ", ".join(sorted((*SAME_AS, *STEPS)))
+def split_of(pre: Any, at: str) -> Split:
+    """How a file with this `tokenizer.ggml.pre` splits a text. Raises TokenizerError with the reason if it is not
+    supported."""
+    if pre is None:
+        warn(f"{at}: {PREFIX}pre: expected the name of a split pattern, found none; texts are split as llama.cpp does")
+        pre = "default"
+    found = SPLITS.get(pre) if isinstance(pre, str) else None
+    if found is not None:
+        return found
+    if isinstance(pre, str) and pre in REFUSED:
+        raise TokenizerError(f"{at}: {PREFIX}pre: {pre!r} is not supported: {REFUSED[pre]}")
+    known = ", ".join(sorted((*SPLITS, *SPACES_MARKED)))
     raise TokenizerError(f"{at}: {PREFIX}pre: expected one of {known}; got {pre!r:.40}; use the model's tokenizer.json")
+
+
+def marked_tree(
+    vocab: dict[str, int], merges: list[list[str]], added: list[dict[str, Any]], unknown: str | None
+) -> dict[str, Any]:
+    """tokenizer.json of Gemma 4's BPE: characters with spaces as U+2581, bytes for what is no token, lines apart."""
+    lines = {"type": "Split", "pattern": {"Regex": r"\n+"}, "behavior": "Isolated", "invert": False}
+    tree = bpe_tree(vocab, merges, lines, added)
+    tree["model"] |= {"unk_token": unknown, "fuse_unk": True, "byte_fallback": "<0x00>" in vocab}
+    tree["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK}
+    back = {"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "}
+    tree["decoder"] = {"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}]}
+    return tree
 
 
 def typed_entries(tokens: list[str], types: list[int] | None) -> list[dict[str, Any]]:
@@ -181,5 +184,8 @@ def read_wordpiece(
             found.append(token)
         else:
             found.append(token[1:] if token.startswith(SPACE_MARK) else "##" + token)
-    roles = {f"{role}_token": found[number] for role, number in ids.items()}
+    roles: dict[str, Any] = {f"{role}_token": found[number] for role, number in ids.items()}
+    for key, told in (("lowercase", "do_lower_case"), ("strip_accents", "strip_accents")):
+        value = metadata.get(f"{PREFIX}normalizer.{key}")
+        roles |= {told: value} if isinstance(value, bool) else {}
     return bert_source(found, roles, at)

@@ -115,5 +115,7 @@ class TokenBytes:
             return data, self.drops_first_space
         if number == self.special.get("unk"):
             return data, False
+        if self.kind == "wordpiece" and not data.startswith(b" "):
+            return (self.file.tokens[number] or "").encode(), False  # half a word: nothing says what it belongs to
         kept = data.lstrip(b" ") if self.drops_all_first_spaces else data.removeprefix(b" ")
         return kept, self.drops_all_first_spaces and not kept

@@ -22,7 +22,7 @@ import tokenizers
 from fledge.errors import TokenizerError
 from fledge.lineage import make_folder, sha256_json, write_text_durably
 from fledge.text import fast, formats, pattern, special_tokens, tokenizer_file
-from fledge.text.byte_alphabet import CHARACTER_OF
+from fledge.text.byte_alphabet import BYTE_OF, CHARACTER_OF
 from fledge.text.encoder import Encoder, build, check_unicode, guarded, refuse_slow_pieces
 from fledge.text.framing import Framed, Framing
 from fledge.text.model_check import split_merge
@@ -48,9 +48,10 @@ class Tokenizer:
         self.ids_by_token = {token: number for number, token in enumerate(file.tokens) if token is not None}
         self.special = special_tokens.roles(file, self.config, self.ids_by_token)
         self.control = special_tokens.control_ids(file, self.config, self.ids_by_token)
-        # What is unknown may become `unk` without anybody having typed its name.
+        # What is unknown may become `unk` without anybody having typed its name; byte-level BPE knows every byte.
         unknown = self.special.get("unk")
-        self.forbidden = self.control if self.kind == "bpe" else self.control - {-1 if unknown is None else unknown}
+        complete = self.kind == "bpe" and all(character in self.ids_by_token for character in BYTE_OF)
+        self.forbidden = self.control if complete else self.control - {-1 if unknown is None else unknown}
         self.encoder = Encoder(file, self.config, self.control, unknown)
         self.plain = self.encoder.library
         pattern.refuse_slow(tokenizer_file.regexes(file.tree), self.probe)

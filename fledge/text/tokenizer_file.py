@@ -19,12 +19,21 @@ from fledge.text.sentencepiece_text import charsmap_of
 CONFIG = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
 
+MARK = "\u2581"  # a space, as SentencePiece's pieces spell it
 MAX_BYTES = 64 << 20  # the largest in wide use is half of it
 MAX_ELEMENTS = 4_000_000  # JSON values; the largest in wide use has 1.4 million
 MAX_TOKEN_CHARACTERS = 65_536
 MAX_STEPS = 16  # normalizers or pre-tokenizers in a row
 MAX_GROWTH = 64  # times longer a normalizer may make a text
 
+DECODERS = {  # steps that `token_bytes` does; without a decoder the library puts spaces between tokens
+    "bpe": ("ByteLevel",),
+    "sentencepiece-bpe": ("Metaspace", "Replace", "ByteFallback", "Fuse", "Strip"),
+    "unigram": ("Metaspace", "Replace", "ByteFallback", "Fuse", "Strip"),
+    "wordpiece": ("WordPiece",),
+    "word": (),
+    "characters": ("Fuse",),
+}
 NORMALIZERS = frozenset(
     ("NFC", "NFD", "NFKC", "NFKD", "Prepend", "Replace", "Sequence", "Lowercase", "Strip", "StripAccents", "Nmt")
     + ("BertNormalizer", "Precompiled")
@@ -78,6 +87,7 @@ def parse(text: str, at: str = "tokenizer.json") -> TokenizerFile:
     check_model(model, at)
     check_normalizer(tree.get("normalizer"), at)
     check_steps(tree.get("pre_tokenizer"), "pretokenizers", at)
+    check_decoder(tree.get("decoder"), kind, at)
     return TokenizerFile(text, tree, kind, tokens, added)
 
 
@@ -120,8 +130,9 @@ def kind_of(tree: dict[str, Any], model: dict[str, Any], at: str) -> str:
     if name in ("Unigram", "WordPiece"):
         return str(name).lower()
     raise TokenizerError(
-        f"{at}: model: expected byte-level BPE, SentencePiece-like BPE, WordPiece, Unigram or WordLevel, "
-        f"got {name!r:.40}; convert the tokenizer, or use a model with one of these"
+        f"{at}: model: expected byte-level BPE, SentencePiece-like BPE, WordPiece, Unigram or WordLevel, got "
+        f"{'BPE over whole characters, which loses unknown ones' if name == 'BPE' else repr(name)[:40]}; "
+        "use a model with one of these"
     )
 
 
@@ -199,6 +210,29 @@ def check_normalizer(normalizer: Any, at: str) -> None:
             charsmap.parts_of(charsmap_of([step]), f"{at}: normalizer")
     if growth > MAX_GROWTH:
         raise TokenizerError(f"{at}: normalizer: could make a text more than {MAX_GROWTH} times longer; refused")
+
+
+def check_decoder(decoder: Any, kind: str, at: str) -> None:
+    """Raises TokenizerError for a decoder that does something else than `token_bytes` for this kind. Byte-level BPE is
+    always decoded by its bytes, also where the file has no decoder."""
+    check_steps(decoder, "decoders", at)
+    steps = [step for step in walk(decoder) if step.get("type") != "Sequence"]
+    if not steps and kind in ("sentencepiece-bpe", "unigram"):
+        raise TokenizerError(
+            f"{at}: decoder: expected one of {', '.join(DECODERS[kind])}, found none; words would run apart into pieces"
+        )
+    for step in steps:
+        name = step.get("type")
+        usual = {
+            "Replace": step.get("pattern") == {"String": MARK} and step.get("content") == " ",
+            "Metaspace": step.get("replacement", MARK) == MARK,
+            "Strip": step.get("content") == " " and step.get("start") in (0, 1) and not step.get("stop"),
+        }
+        if name not in DECODERS[kind] or not usual.get(str(name), True):
+            known = ", ".join(DECODERS[kind]) or "none"
+            raise TokenizerError(
+                f"{at}: decoder: {describe(name)} as it stands is not supported for {kind}, of which are: {known}"
+            )
 
 
 def growth_of(found: Any, n_characters: int) -> float:

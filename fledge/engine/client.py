@@ -41,7 +41,7 @@ class EngineClient:
 
     `await start()` returns when the process is started; `await wait_ready()` when it can answer. `state` tells loading,
     ready, draining, dead (a restart is under way), failed (the model can't be loaded: `failure`) and stopped apart.
-    After the first `ready`, `facts` holds context_tokens, vocab_size, n_slots and pid.
+    After the first `ready`, `facts` holds context_tokens, vocab_size, n_slots, pid and files.
     """
 
     def __init__(self, model: str, config: EngineConfig | None = None):
@@ -226,6 +226,8 @@ class EngineClient:
             self.deliver([wire.event_from_plain(plain) for plain in frame["events"]])
         elif kind == "counters":
             self.current = frame["counters"]
+        elif kind == "ready" and self.facts and self.facts.get("files") != frame["facts"].get("files"):
+            self.refuse_another()
         elif kind == "ready":
             self.facts, self.was_ready = frame["facts"], True
             self.enter("draining" if self.stop_wanted.is_set() else "ready")
@@ -237,6 +239,15 @@ class EngineClient:
         elif kind == "failed" and not self.was_ready:
             self.failure = wire.error_from_plain(frame["error"])
         self.silent_ticks = 0 if any(pending.open_choices for pending in self.pending.values()) else None
+
+    def refuse_another(self) -> None:
+        """End a process that came back with another model than the one being served: whoever replaced the files has to
+        say so, by a new start. Until then, or until the files are back, the server is not ready."""
+        warn(
+            f"engine: expected the files of {self.model} as they were, got others; start the server anew to serve them"
+        )
+        if self.process is not None:
+            self.process.kill()
 
     def deliver(self, events: list[Event]) -> None:
         """Hand a frame's events to their readers. Who is 1 MB behind is given up, but not for this frame alone, however

@@ -47,14 +47,14 @@ def main(arguments: list[str] | None = None) -> int:
     threading.Thread(target=listen, args=(connection, commands), daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_OK))  # nothing to finish yet
     try:
-        from fledge.engine.load import load_engine  # torch: seconds, with the parent's end already watched
+        from fledge.engine.load import load_unchanged  # torch: seconds, with the parent's end already watched
 
-        engine = load_engine(model, EngineConfig(**options))
+        engine, files = load_unchanged(model, EngineConfig(**options))
     except Exception as error:
         return tell_failure(connection, error)
     patience = itertools.chain([DRAIN_SECONDS], itertools.repeat(0.0))  # a second signal leaves at once
     signal.signal(signal.SIGTERM, lambda *_: commands.put({"kind": "shutdown", "seconds": next(patience)}))
-    return Worker(engine, connection, commands).run()
+    return Worker(engine, connection, commands, files).run()
 
 
 def listen(connection: socket.socket, commands: Commands[wire.Frame]) -> None:
@@ -82,8 +82,11 @@ def tell_failure(connection: socket.socket, error: Exception) -> int:
 class Worker:
     """The loop around an engine: take commands, step, send events; counters now and then."""
 
-    def __init__(self, engine: Engine, connection: socket.socket, commands: Commands[wire.Frame]):
+    def __init__(
+        self, engine: Engine, connection: socket.socket, commands: Commands[wire.Frame], files: list[list[str | int]]
+    ):
         self.engine = engine
+        self.files = files
         self.connection = connection
         self.commands = commands
         self.deadline: float | None = None  # monotonic seconds; set once a shutdown is under way
@@ -97,6 +100,7 @@ class Worker:
             "vocab_size": self.engine.vocab_size,
             "n_slots": runner.n_slots,
             "pid": os.getpid(),
+            "files": self.files,
         }
         try:
             self.send({"kind": "ready", "facts": facts})

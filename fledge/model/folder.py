@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fledge.config import read_json
 from fledge.errors import CheckpointError, ConfigError
-from fledge.lineage import write_card
+from fledge.lineage import write_card, write_text_durably
 from fledge.model.config import ModelConfig
 from fledge.model.copies import as_stored, check_copy
 from fledge.model.families import FAMILIES, family
@@ -296,20 +296,29 @@ def write_sharded(folder: Path, state: dict[str, Tensor], shard_bytes: int) -> N
             size = 0
         shards[-1][name] = tensor
         size += n_bytes
+    weight_map: dict[str, str] = {}
     if len(shards) == 1:
         write_safetensors(folder / WEIGHTS, shards[0])
+        forget_other_weights(folder, {WEIGHTS})
         return
-    weight_map = {}
     for number, shard in enumerate(shards, 1):
         file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         write_safetensors(folder / file_name, shard)
         weight_map.update(dict.fromkeys(shard, file_name))
     total = sum(t.numel() * t.dtype.itemsize for t in state.values())
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    forget_other_weights(folder, {INDEX, *weight_map.values()})
+
+
+def forget_other_weights(folder: Path, kept: set[str]) -> None:
+    """Remove the weights that were saved here before in other files: an index of them would be read instead."""
+    for name in (INDEX, WEIGHTS, *(path.name for path in folder.glob("model-?????-of-?????.safetensors"))):
+        if name not in kept:
+            (folder / name).unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    write_text_durably(path, json.dumps(value, indent=2) + "\n")
 
 
 def stop_ids(folder: str | Path, tokenizer: Tokenizer) -> frozenset[int]:

@@ -59,10 +59,12 @@ class SafetensorsFile:
 
 
 def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors in name order, one after the other, and fsync. Equal tensors give equal bytes.
+    """Write tensors in name order, one after the other, beside `path`, fsync and rename. Equal tensors give equal
+    bytes; whoever has the file of before open or mapped keeps that one.
 
     transformers refuses files without the `format` key, so it is always there.
     """
+    path = Path(path)
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     at = 0
@@ -75,11 +77,16 @@ def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: di
         header[name], at = entry, at + size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name in order:
-            flat = tensors[name].detach().cpu().contiguous().view(-1)
-            if flat.numel():
-                file.write(flat.view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
+    scratch = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with open(scratch, "wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for name in order:
+                flat = tensors[name].detach().cpu().contiguous().view(-1)
+                if flat.numel():
+                    file.write(flat.view(torch.uint8).numpy().data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)

@@ -2,18 +2,19 @@
 
 A file is a header (magic, version 2 or 3, two counts), metadata (key, type, value), a table of tensors (name, sizes,
 type, offset) and the tensors' bytes, aligned. Every count and length is held against the bytes that are left before
-anything is allocated for it, so a hostile file costs no more than its own size. Tensors are views of the mapped file.
+anything is allocated for it, so a hostile file costs no more than its own size. The file is read, not mapped: one
+that is cut short meanwhile is an error, not a signal that ends the process.
 Source: ggml, docs/gguf.md; block sizes from gguf-py, `GGML_QUANT_SIZES`.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -65,13 +66,11 @@ class GgufFile:
         """Open and check the file. Raises TokenizerError naming the file and what is wrong."""
         self.path = Path(path)
         try:
-            with open(self.path, "rb") as file:
-                self.mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "it is empty"
-            raise TokenizerError(f"{self.path}: expected a GGUF file, can't be read ({reason})") from None
+            self.file = open(self.path, "rb")  # noqa: SIM115 (closed by close)
+        except OSError as error:
+            raise TokenizerError(f"{self.path}: expected a GGUF file, can't be read ({error.strerror})") from None
         try:
-            reader = Reader(self.mapped, str(self.path))
+            reader = Reader(self.file, str(self.path))
             self.version, n_tensors, n_keys = reader.head()
             self.metadata = reader.read_metadata(n_keys)
             self.alignment = reader.alignment(self.metadata)
@@ -81,10 +80,15 @@ class GgufFile:
             raise
 
     def data(self, name: str) -> np.ndarray:
-        """The tensor's values as a read-only view of the file: its `shape` for plain types; for BF16 its `shape` as
-        uint16; for block types uint8 [..., bytes of a row]. Raises KeyError for an unknown name."""
+        """The tensor's values, read from the file: its `shape` for plain types; for BF16 its `shape` as uint16; for
+        block types uint8 [..., bytes of a row]. Raises KeyError for an unknown name, TokenizerError for a file that
+        has been cut short since."""
         tensor = self.tensors[name]
-        raw = np.frombuffer(self.mapped, dtype=np.uint8, count=tensor.n_bytes, offset=tensor.start)
+        self.file.seek(tensor.start)
+        read = self.file.read(tensor.n_bytes)
+        if len(read) != tensor.n_bytes:
+            raise TokenizerError(f"{self.path}: tensor {name!r:.60}: the file ended early; it changed while being read")
+        raw = np.frombuffer(read, np.uint8)
         plain = "<u2" if tensor.type == "BF16" else PLAIN.get(tensor.type)
         if plain is not None:
             return raw.view(plain).reshape(tensor.shape)
@@ -92,11 +96,7 @@ class GgufFile:
         return raw.reshape(*rows, tensor.n_bytes // max(1, math.prod(rows)))
 
     def close(self) -> None:
-        """Unmap the file, or leave that to whoever drops the last view of a tensor."""
-        try:
-            self.mapped.close()
-        except BufferError:
-            pass
+        self.file.close()
 
     def __enter__(self) -> GgufFile:
         return self
@@ -108,9 +108,11 @@ class GgufFile:
 class Reader:
     """Reads one value after the other and refuses what reaches beyond the end."""
 
-    def __init__(self, data: mmap.mmap, path: str):
-        self.data, self.path = data, path
-        self.place, self.end = 0, len(data)
+    def __init__(self, file: BinaryIO, path: str):
+        self.file, self.path = file, path
+        self.place, self.end = 0, os.fstat(file.fileno()).st_size
+        if not self.end:
+            raise TokenizerError(f"{path}: expected a GGUF file, can't be read (it is empty)")
 
     def fail(self, what: str) -> TokenizerError:
         return TokenizerError(f"{self.path}, byte {self.place}: {what}; the file is damaged or no GGUF file")
@@ -118,7 +120,9 @@ class Reader:
     def take(self, n: int, what: str) -> bytes:
         if n > self.end - self.place:
             raise self.fail(f"{what}: expected {n} bytes, got {self.end - self.place} before the end")
-        found = self.data[self.place : self.place + n]
+        found = self.file.read(n)
+        if len(found) != n:
+            raise self.fail(f"{what}: the file ended early")
         self.place += n
         return found
 

@@ -121,6 +121,7 @@ SPLITS: dict[str, Split] = {
     "chameleon": Split(CHAMELEON),
     "kimi-k2": Split((KIMI,)),
 }
+LINEAR = frozenset(regex for split in SPLITS.values() for regex in split.regexes)  # so loading needn't try them out
 GROUPED_DIGITS = "digits are grouped from the right, which takes quadratic time on a long number"
 REFUSED = {
     **dict.fromkeys(("tiny_aya", "cohere2moe", "superbpe", "afmoe"), GROUPED_DIGITS),

@@ -25,6 +25,7 @@ from fledge.text import fast, formats, pattern, special_tokens, tokenizer_file
 from fledge.text.byte_alphabet import BYTE_OF, CHARACTER_OF
 from fledge.text.encoder import Encoder, build, check_unicode, guarded, refuse_slow_pieces
 from fledge.text.framing import Framed, Framing
+from fledge.text.gguf_patterns import LINEAR
 from fledge.text.model_check import split_merge
 from fledge.text.sentencepiece_text import KEY
 from fledge.text.special_tokens import SPECIAL_TOKENS, UNKNOWN
@@ -54,7 +55,8 @@ class Tokenizer:
         self.forbidden = self.control if complete else self.control - {-1 if unknown is None else unknown}
         self.encoder = Encoder(file, self.config, self.control, unknown)
         self.plain = self.encoder.library
-        pattern.refuse_slow(tokenizer_file.regexes(file.tree), self.probe)
+        unknown_regexes = [regex for regex in tokenizer_file.regexes(file.tree) if regex not in LINEAR]
+        pattern.refuse_slow(unknown_regexes, self.probe)
         refuse_slow_pieces(file, self.probe)
 
     @classmethod

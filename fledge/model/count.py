@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -11,6 +13,7 @@ from fledge.model.transformer import build
 from fledge.nn.config import Heads, Kernelised, LayerConfig, LowRank, Moe
 
 BITS = {"FP32": 32, "BF16": 16, "INT8": 8, "INT4": 4}
+DEEPEST = 6  # levels of the tree of modules
 STACK_POSITIONS = (".bias.weight", ".distances.weight")
 COMPONENTS = ("embedding", "positions", "kinds", "attention", "cross", "ffn", "norm", "output", "heads")
 
@@ -29,11 +32,31 @@ class Counts:
 def count(config: ModelConfig, cache_bits: int = 32) -> Counts:
     """Counts of a model from its config. FLOPs per token are for a full context (see `flops_per_token`)."""
     parts = dict.fromkeys(COMPONENTS, 0)
-    for name, parameter in build(config).named_parameters():
-        parts[component(name)] += parameter.numel()
+    for name, n_numbers, n_blocks in parameters(config):
+        parts[component(name)] += n_numbers * n_blocks
     training = flops_per_token(config, config.context_tokens)
     cache = sum(cached_numbers(layer) for layer in config.stack.layers) * cache_bits // 8 if config.stack.causal else 0
     return Counts(sum(parts.values()), {k: v for k, v in parts.items() if v}, training / 3, training, cache)
+
+
+def condensed(config: ModelConfig) -> tuple[ModelConfig, dict[str, list[int]]]:
+    """The model with one block of each kind, and how many blocks each of them stands for, by stack: thousands of
+    experts take seconds to build, even without memory."""
+    stacks, times = {}, {}
+    for name, stack in config.stacks.items():
+        kinds = list(dict.fromkeys(stack.layers))
+        stacks[name] = stack if stack.shared else replace(stack, layers=tuple(kinds))
+        times[name] = [1] * stack.n_blocks if stack.shared else [stack.layers.count(kind) for kind in kinds]
+    changed: dict[str, Any] = stacks
+    return replace(config, **changed), times
+
+
+def parameters(config: ModelConfig) -> Iterator[tuple[str, int, int]]:
+    """(name, numbers, blocks that have one) of every parameter of the condensed model."""
+    small, times = condensed(config)
+    for name, parameter in build(small).named_parameters():
+        stack, _, rest = name.partition(".layers.")
+        yield name, parameter.numel(), times[stack][int(rest.partition(".")[0])] if rest else 1
 
 
 def cached_numbers(layer: LayerConfig) -> int:
@@ -64,7 +87,8 @@ def flops_per_token(config: ModelConfig, document_tokens: int) -> float:
     """Training FLOPs a token: 6 N + 12 · layers · heads · channels · tokens (Chowdhery et al. 2022, appendix B; the
     scores are not halved for causality). N leaves out position tables, and the embedding too when it is not the output
     matrix: a look-up multiplies nothing. Forward alone is a third."""
-    n_parameters = sum(uses(name, config) * p.numel() for name, p in build(config).named_parameters())
+    small, _ = condensed(config)
+    n_parameters = sum(uses(name, small) * n_numbers * n_blocks for name, n_numbers, n_blocks in parameters(config))
     scores = 0.0
     for stack in config.stacks.values():
         scores += sum(seen(layer, document_tokens) * inner(layer.mixer) for layer in stack.layers)
@@ -112,17 +136,26 @@ def bytes_by_type(n_parameters: int) -> dict[str, int]:
     return {name: n_parameters * bits // 8 for name, bits in BITS.items()}
 
 
-def tree(module: nn.Module, name: str = "", depth: int = 0, deepest: int = 6) -> list[tuple[int, str, str]]:
-    """(depth, name, shapes) of a module tree; equal neighbours of a list are folded into one line `0..11`."""
-    rows = [(depth, name or module.__class__.__name__, shapes(module))]
-    if depth >= deepest:
+def tree(config: ModelConfig) -> list[tuple[int, str, str]]:
+    """(depth, name, shapes) of a model's modules; the members of a list are folded into one line `0..11`."""
+    model = build(condensed(config)[0])
+    blocks = {f"{name}.layers": stack.n_blocks for name, stack in config.stacks.items()}
+    return branch(model, model.__class__.__name__, "", blocks)
+
+
+def branch(module: nn.Module, label: str, path: str, lengths: dict[str, int]) -> list[tuple[int, str, str]]:
+    """`lengths`: members of the lists that stand for more than they hold, by path."""
+    depth = len(path.split(".")) if path else 0
+    rows = [(depth, label, shapes(module))]
+    if depth >= DEEPEST:
         return rows
     children = list(module.named_children())
     if isinstance(module, nn.ModuleList) and children:
-        label = f"0..{len(children) - 1}" if len(children) > 1 else "0"
-        return rows + tree(children[0][1], label, depth + 1, deepest)
-    for child_name, child in children:
-        rows += tree(child, child_name, depth + 1, deepest)
+        n = lengths.get(path, len(children))
+        children = children[:1]
+        return rows + branch(children[0][1], f"0..{n - 1}" if n > 1 else "0", f"{path}.0", lengths)
+    for name, child in children:
+        rows += branch(child, name, f"{path}.{name}" if path else name, lengths)
     return rows
 
 

@@ -13,7 +13,6 @@ from fledge.model.count import bytes_by_type, count, tree
 from fledge.model.families import FAMILIES, family, over_preset
 from fledge.model.folder import find_model, read_config
 from fledge.model.show_config import ShowConfig
-from fledge.model.transformer import build
 
 DEFAULT_VOCAB = 32000
 
@@ -31,7 +30,7 @@ def show(config: ShowConfig, json: bool = False) -> dict[str, Any]:
         "training_flops_per_token": counts.training_flops_per_token,
         "cache_bytes_per_token": counts.cache_bytes_per_token,
         "context_tokens": model.context_tokens,
-        "tree": [{"depth": d, "name": n, "shapes": s} for d, n, s in tree(build(model))],
+        "tree": [{"depth": d, "name": n, "shapes": s} for d, n, s in tree(model)],
     }
     if config.rows:
         from fledge.model.memory import training_memory  # torch's fake tensors take seconds to import

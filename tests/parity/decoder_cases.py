@@ -22,6 +22,9 @@ SIZES = {
 OLD_SIZES = {"n_embd": 48, "n_head": 4, "n_layer": 3, "n_positions": 64, "vocab_size": VOCAB, **IDS}
 NEOX = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
 FALCON = {key: value for key, value in NEOX.items() if key != "intermediate_size"} | {"num_attention_heads": 6}
+OPT = {"hidden_size": 48, "ffn_dim": 80, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": VOCAB,
+       "max_position_embeddings": 64, "word_embed_proj_dim": 48, **IDS}  # fmt: skip
+MOE = {**SIZES, "moe_intermediate_size": 40, "num_experts": 6, "num_experts_per_tok": 3}
 GEMMA = {**SIZES, "head_dim": 16}
 LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
 FULL = ["full_attention"] * 3
@@ -296,6 +299,35 @@ CASES: dict[str, Case] = {
         {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
         ({"alibi": False},),
         kernel="sdpa",  # its eager attention adds ALiBi twice
+    ),
+    "opt": Case(transformers.OPTConfig, OPT, {}, ({"activation_function": "gelu"},)),
+    "opt-after": Case(
+        transformers.OPTConfig,
+        OPT,
+        {"do_layer_norm_before": False, "enable_bias": False, "tie_word_embeddings": False},
+    ),
+    "opt-plain-norms": Case(
+        transformers.OPTConfig, OPT, {"layer_norm_elementwise_affine": False, "_remove_final_layer_norm": True}
+    ),
+    "qwen3-moe": Case(
+        transformers.Qwen3MoeConfig,
+        MOE,
+        {"head_dim": 20, "norm_topk_prob": True},
+        (
+            *RMS,
+            {"num_experts_per_tok": 1},
+            {"norm_topk_prob": False},
+            {"use_sliding_window": True, "sliding_window": 5},
+        ),
+    ),
+    "qwen3-moe-window": Case(
+        transformers.Qwen3MoeConfig, MOE, {"use_sliding_window": True, "sliding_window": 6, "attention_bias": True}
+    ),
+    "olmoe": Case(
+        transformers.OlmoeConfig,
+        {**SIZES, "num_experts": 6, "num_experts_per_tok": 3},
+        {},
+        (*RMS, {"num_experts_per_tok": 1}, {"norm_topk_prob": True}),
     ),
     "gpt2": Case(
         transformers.GPT2Config, OLD_SIZES, {}, ({"layer_norm_epsilon": 0.1}, {"activation_function": "gelu"})

@@ -21,7 +21,7 @@ from tests.parity.reference import limit, randomised, some_ids
 INERT = {
     "training alone": ("attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "hidden_dropout",
                        "residual_dropout", "embedding_dropout", "classifier_dropout",
-                       "initializer_range", "output_router_logits"),
+                       "initializer_range", "init_std", "dropout", "layerdrop", "output_router_logits"),
     "heads of other classes": ("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
                                "summary_first_dropout", "label2id", "id2label", "problem_type", "num_labels"),
     "how transformers computes, not what": ("dtype", "use_cache", "return_dict", "output_attentions",
@@ -39,6 +39,9 @@ UNREAD_IN = {
     "falcon-grouped": {"multi_query"},  # with new_decoder_architecture
     "falcon-one-norm": {"multi_query"},
     "falcon-alibi": {"rope_parameters"},
+    "opt-after": {"_remove_final_layer_norm"},  # which it has not
+    "qwen3-moe": {"intermediate_size", "sliding_window"},  # of layers without experts; as in qwen2
+    "qwen3-moe-window": {"intermediate_size"},
     "qwen2": {"sliding_window"},  # with use_sliding_window false
     "qwen3": {"sliding_window"},
 }

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import time
 
+import psutil
 import pytest
 import torch
 import transformers
 
 from fledge.errors import ConfigError
 from fledge.model.config import ShapeConfig
-from fledge.model.families import DECODERS, family, over_preset
+from fledge.model.families import DECODERS, FAMILIES, family, over_preset
 from fledge.model.folder import config_json, save_model
 from fledge.model.show import show
 from fledge.model.show_config import ShowConfig
@@ -89,6 +90,15 @@ PUBLISHED = {
     "starcoder2-3b": 3_030_371_328,
     "starcoder2-7b": 7_173_923_840,
     "starcoder2-15b": 15_957_889_024,
+    "falcon-7b": 6_921_720_704,
+    "falcon-40b": 41_303_293_952,
+    "falcon-180b": 178_557_088_768,
+    "opt-125m": 125_239_296,
+    "opt-1.3b": 1_315_758_080,
+    "opt-66b": 65_719_701_504,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "qwen3-235b-a22b": 235_093_634_560,
+    "olmoe-1b-7b": 6_919_161_856,
     "olmo-2-1b": 1_484_916_736,
     "olmo-2-7b": 7_298_617_344,
     "olmo-2-13b": 13_716_198_400,
@@ -111,6 +121,40 @@ def test_a_preset_has_the_published_number_of_parameters(preset, expected):
     assert result["parameters"] == expected
     assert sum(result["by_component"].values()) == expected
     assert time.process_time() - began < 2
+
+
+def test_every_preset_is_shown_within_two_seconds_and_without_its_weights():
+    before = psutil.Process().memory_info().rss
+    names = [name for own in FAMILIES.values() for name in own.presets]
+    for name in names:
+        began = time.process_time()
+        assert show(ShowConfig(name), json=True)["parameters"] > 1e6
+        assert time.process_time() - began < 2, name
+    assert len(names) == len(set(names))
+    assert psutil.Process().memory_info().rss - before < 500e6  # PaLM 540B alone has 2 TB
+
+
+SIZES = {  # every published size of a family, by what its names begin with
+    "llama-": ("7b", "13b", "33b", "65b", "2-7b", "2-13b", "2-70b", "3-8b", "3-70b", "3.1-8b", "3.1-70b", "3.1-405b",
+               "3.2-1b", "3.2-3b", "3.3-70b"),
+    "smollm": ("-135m", "-360m", "-1.7b", "2-135m", "2-360m", "2-1.7b"),
+    "flan-t5-": ("small", "base", "large", "xl", "xxl"),
+    "t5-v1.1-": ("small", "base", "large", "xl", "xxl"),
+    "pythia-": ("14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b"),
+    "gpt-3-": ("125m", "350m", "760m", "1.3b", "2.7b", "6.7b", "13b", "175b"),
+    "palm-": ("8b", "62b", "540b"),
+    "qwen2.5-": ("0.5b", "1.5b", "3b", "7b", "14b", "32b", "72b"),
+    "qwen3-": ("0.6b", "1.7b", "4b", "8b", "14b", "32b", "30b-a3b", "235b-a22b"),
+    "gemma-3-": ("270m", "1b", "4b", "12b", "27b"),
+    "bloom-": ("560m", "1b1", "1b7", "3b", "7b1", "176b"),
+    "olmo-2-": ("1b", "7b", "13b", "32b"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stem", list(SIZES))
+def test_every_published_size_is_a_preset(stem):
+    presets = {name for own in FAMILIES.values() for name in own.presets}
+    assert [size for size in SIZES[stem] if stem + size not in presets] == []
 
 
 @pytest.mark.slow

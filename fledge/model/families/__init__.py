@@ -32,12 +32,15 @@ from fledge.model.families import (
     native,
     olmo,
     olmo2,
+    olmoe,
     openai_gpt,
+    opt,
     palm,
     phi,
     phi3,
     qwen2,
     qwen3,
+    qwen3_moe,
     roberta,
     stablelm,
     starcoder2,
@@ -47,7 +50,7 @@ from fledge.model.families.family import Family
 
 DECODERS = (
     llama, gpt2, mistral, qwen2, qwen3, gemma, gemma2, gemma3, openai_gpt, gpt_neox, mixtral, phi3, bloom, olmo2, palm,
-    olmo, stablelm, phi, gptj, starcoder2, falcon,
+    olmo, stablelm, phi, gptj, starcoder2, falcon, opt, qwen3_moe, olmoe,
 )  # fmt: skip
 MODULES = (
     *DECODERS,

@@ -13,7 +13,7 @@ from fledge.model.families.rotary import longest, max_position_embeddings, read_
 from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Alibi, Dense, Heads, LayerConfig, Norm, Position, Rope, StackConfig
 
-DEFAULT = {
+DEFAULT: dict[str, Any] = {
     "hidden_size": 4544, "num_hidden_layers": 32, "num_attention_heads": 71, "max_position_embeddings": 2048,
     "vocab_size": 65024, "activation": "gelu", "intermediate_size": 0,
 }  # fmt: skip

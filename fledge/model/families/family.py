@@ -202,7 +202,9 @@ def token_ids(raw: dict[str, Any], key: str, at: str = "config.json") -> list[in
 
 def refuse(raw: dict[str, Any], key: str, allowed: tuple[Any, ...], why: str) -> None:
     """Raise ConfigError if config.json asks for something this family file does not do."""
-    if key in raw and raw[key] not in allowed:
+    if key in raw and not any(
+        raw[key] == one and isinstance(raw[key], bool) == isinstance(one, bool) for one in allowed
+    ):
         raise ConfigError(f"config.json: {key}: {str(raw[key])[:60]!r} is not supported ({why})")
 
 

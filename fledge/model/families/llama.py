@@ -95,6 +95,7 @@ FAMILY = Family(
         "llama-3.1-8b": preset(4096, 14336, 32, 32, 8, LONG, **llama3(8.0)),
         "llama-3.1-70b": preset(8192, 28672, 80, 64, 8, LONG, **llama3(8.0)),
         "llama-3.1-405b": preset(16384, 53248, 126, 128, 8, LONG, **llama3(8.0)),
+        "llama-3.3-70b": preset(8192, 28672, 80, 64, 8, LONG, **llama3(8.0)),
         "llama-3.2-1b": preset(2048, 8192, 16, 32, 8, LONG, head_channels=64, tie=True, **llama3(32.0)),
         "llama-3.2-3b": preset(3072, 8192, 28, 24, 8, LONG, head_channels=128, tie=True, **llama3(32.0)),
         "smollm-135m": preset(576, 1536, 30, 9, 3, 2048, **SMOL),

@@ -124,3 +124,33 @@ def test_many_lengths_leave_few_tables(tmp_path):
     for length in range(17, 60):
         mine(one_document(some_ids(1, length)), OneDocument())
     assert len(mine._angles) < 20
+
+
+@torch.no_grad()
+def test_longrope_across_its_original_length_is_what_transformers_generates_with_a_cache_for_either_side(tmp_path):
+    """transformers computes all keys anew where a document crosses the length. Here a cache has one set of factors: one
+    of at most the original length has the short ones, a longer one the long ones, from the first token on."""
+    parts = {"short_factor": SHORT[:6], "long_factor": LONG[:6]}
+    parameters = {"rope_type": "longrope", "rope_theta": 1e4, **parts, "original_max_position_embeddings": 16}
+    model, mine = model_of(parameters, 64, tmp_path, transformers.Phi3Config, original_max_position_embeddings=16)
+    prompt, original = some_ids(1, 9), 16
+    output = model.generate(
+        prompt, max_new_tokens=20, do_sample=False, eos_token_id=None, output_logits=True, return_dict_in_generate=True
+    )
+    ids, steps = output.sequences, torch.stack(output.logits, 1)[0]
+    expected = dict(enumerate(steps, start=prompt.shape[1]))  # tokens of the document -> logits of the next one
+
+    def decoded(capacity: int, until: int) -> dict[int, torch.Tensor]:
+        cache, logits = new_cache(mine, 1, capacity), {}
+        for p in range(until):
+            pos = torch.full((1, 1), p)
+            tokens = Tokens(ids[:, p : p + 1], pos, torch.zeros_like(pos))
+            logits[p + 1] = mine(tokens, Cached((0,), (p,), (1,)), cache)[0, 0]
+        return logits
+
+    short, long = decoded(original, original), decoded(40, ids.shape[1])
+    for n, one in expected.items():
+        whole = mine(one_document(ids[:, :n]), OneDocument())[0, -1]
+        assert (whole - one).abs().max() <= limit(one)
+        near = [(cached[n] - one).abs().max() <= limit(one) for cached in (short, long) if n in cached]
+        assert [bool(equal) for equal in near] == ([True, False] if n <= original else [True]), n

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fledge.model.config import ShapeConfig
+from fledge.text.config import ChatConfig
 from fledge.train.config import RunConfig, TrainConfig
 
 
@@ -71,6 +72,7 @@ class SftConfig:
 
     model: BaseModelConfig = field(default_factory=BaseModelConfig)
     data: ChatDataConfig = field(default_factory=ChatDataConfig)
+    chat: ChatConfig = field(default_factory=ChatConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)

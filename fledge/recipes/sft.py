@@ -18,7 +18,7 @@ from fledge.recipes.config import SftConfig
 from fledge.recipes.language import LanguageRecipe, row_tokens_of
 from fledge.recipes.sample import sample_hook
 from fledge.recipes.session import run_recipe
-from fledge.text.chat import ChatRenderer, Message, read_conversations, render_all, renderer_for
+from fledge.text.chat import ChatRenderer, Message, read_conversations, render_all, renderer_for, with_format
 from fledge.text.tokenizer import Tokenizer
 from fledge.train.lock import RunLock
 from fledge.train.recipe import Hook, Recipe
@@ -46,7 +46,7 @@ def sft(config: SftConfig) -> dict[str, Any]:
         raise ConfigError("data.path: expected conversations as JSON lines; set data.path=…")
     base = find_model(config.model.path)
     _, base_config = read_config(base)
-    tokenizer = Tokenizer.load(base)
+    tokenizer = with_format(Tokenizer.load(base), config.chat.format)
     renderer = renderer_for(tokenizer)
     training, held_out = conversations(config)
     row_tokens = row_tokens_of(config.train, base_config.context_tokens)

@@ -27,6 +27,7 @@ __all__ = [
     "read_conversations",
     "render_all",
     "renderer_for",
+    "with_format",
 ]
 
 
@@ -88,7 +89,8 @@ class ChatRenderer:
             needs = ", ".join(getattr(self.form, "needs", ())) or "an EOS token"
             raise ConfigError(
                 f"chat format {self.name}: expected a tokenizer with {needs}, got one without, as of a base model; "
-                "use completions, or tune the model with fledge sft on a tokenizer made by fledge tokenizer train"
+                "use completions, or tune the model with fledge sft on a tokenizer made by "
+                f"fledge tokenizer train chat.format={self.name}"
             )
 
 
@@ -110,6 +112,16 @@ def renderer_for(tokenizer: Tokenizer, template_text: str | None = None) -> Chat
     chatml = ChatRenderer(tokenizer, CHATML)
     ours = ChatRenderer(tokenizer)
     return chatml if chatml.fits and not ours.fits else fitting(ours)
+
+
+def with_format(tokenizer: Tokenizer, name: str) -> Tokenizer:
+    """The tokenizer with the template of the format `name` (`FORMATS`), which its folder then keeps; "" changes
+    nothing. Raises ConfigError for a tokenizer without the format's tokens."""
+    if not name:
+        return tokenizer
+    template = renderer_for(tokenizer, name).template()
+    config = {key: value for key, value in tokenizer.config.items() if key != "chat_template"}
+    return Tokenizer(tokenizer.file, config, template)
 
 
 def fitting(renderer: ChatRenderer) -> ChatRenderer:

@@ -1,12 +1,27 @@
-"""Configuration of `tokenizer train` and `tokenizer report`. Imports no torch."""
+"""Configuration of the tokenizer verbs, and the choice of a chat format. Imports no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from fledge.errors import ConfigError
+
+
+ChatFormatName = Literal[
+    "", "fledge", "chatml", "qwen2", "qwen2.5", "llama-3", "llama-2", "mistral-v0.1", "mistral-v0.2", "gemma", "phi-3",
+    "phi-3.5", "alpaca", "vicuna",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ChatConfig:
+    """How conversations are written."""
+
+    format: ChatFormatName = ""
+    """A chat format by name, whose template goes into the folder; empty: the folder's own template, else the format
+    whose special tokens the tokenizer has."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +48,12 @@ class TokenizerTrainConfig:
     """Read whole documents up to about this many UTF-8 bytes; 0 reads all."""
     special_tokens: bool | None = None
     """Add <|bos|>, <|eos|>, <|pad|> and the chat roles; without a value: yes, but for characters
-    and wordpiece, which has [PAD] [UNK] [CLS] [SEP] [MASK]."""
+    and wordpiece, which has [PAD] [UNK] [CLS] [SEP] [MASK]. With chat.format that format's tokens, for every kind."""
+    chat: ChatConfig = field(default_factory=ChatConfig)
 
     def __post_init__(self) -> None:
+        if self.chat.format and self.special_tokens is False:
+            raise ConfigError("special_tokens: expected true for a chat.format, whose tokens they are, got false")
         if not 1 <= self.vocab_size <= 1 << 20:
             raise ConfigError(f"vocab_size: expected 1..{1 << 20}, got {self.vocab_size}")
         if self.limit_bytes < 0:
@@ -53,6 +71,7 @@ class TokenizerConvertConfig:
     form: Literal["tokenizer.json", "gpt2", "bert", "sentencepiece", "tiktoken", "gguf"] = "tokenizer.json"
     """gpt2: vocab.json and merges.txt; bert: vocab.txt; sentencepiece: tokenizer.model; tiktoken: tokenizer.tiktoken;
     gguf: the vocabulary without a model."""
+    chat: ChatConfig = field(default_factory=ChatConfig)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from fledge.errors import TokenizerError
 from fledge.lineage import make_folder, write_text_durably
 from fledge.text import sentencepiece_text, tokenizer_file
 from fledge.text.byte_alphabet import to_bytes
+from fledge.text.chat import with_format
 from fledge.text.config import TokenizerConvertConfig
 from fledge.text.gguf_vocab import PREFIX, ROLES
 from fledge.text.gguf_write import write_gguf
@@ -29,7 +30,7 @@ PRE_NAMES = {"gpt2": "gpt-2", "llama3": "dbrx", "qwen2": "qwen2", "o200k": "gpt-
 
 def convert_tokenizer(config: TokenizerConvertConfig, json: bool = False) -> dict[str, Any]:
     """`fledge tokenizer convert`: read a tokenizer of any form and write it in another; gives what was written."""
-    tokenizer = Tokenizer.load(config.tokenizer)
+    tokenizer = with_format(Tokenizer.load(config.tokenizer), config.chat.format)
     folder = make_folder(config.out)
     files = WRITERS[config.form](tokenizer, folder)
     result = {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "out": str(folder), "files": files}

@@ -74,6 +74,8 @@ class Tokenizer:
         write_text_durably(folder / tokenizer_file.CONFIG, json.dumps(self.config, indent=2, ensure_ascii=False) + "\n")
         if self.template is not None:
             write_text_durably(folder / tokenizer_file.TEMPLATE, self.template)
+        else:
+            (folder / tokenizer_file.TEMPLATE).unlink(missing_ok=True)  # of another tokenizer, that would be read
 
     @cached_property
     def digest(self) -> str:

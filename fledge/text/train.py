@@ -16,18 +16,20 @@ from fledge import config as fields
 from fledge.errors import CheckpointError, ConfigError, DataError
 from fledge.lineage import CARD, make_folder, sha256_file, sha256_json, verify, write_card
 from fledge.log import say, warn
-from fledge.text import pattern
+from fledge.text import pattern, tokenizer_file
+from fledge.text.chat import FORMATS, with_format
 from fledge.text.config import TokenizerTrainConfig
 from fledge.text.documents import CORPUS, read_documents, refuse_inside, total_bytes
 from fledge.text.encoder import guarded
 from fledge.text.learners import train_unigram, train_wordpiece, train_words
 from fledge.text.model_check import split_merge
-from fledge.text.special_tokens import SPECIAL_TOKENS
+from fledge.text.special_tokens import BOS, EOS, PAD, SPECIAL_TOKENS
 from fledge.text.tokenizer import Tokenizer, byte_bpe, byte_level, characters
 from fledge.text.training_text import counted, in_short_runs, within
 
 RECIPE = 1  # raised when the same config and text would give another tokenizer
 KIND = "tokenizer"
+OURS = ("tokenizer.json", tokenizer_file.CONFIG, tokenizer_file.TEMPLATE)  # what a folder of ours holds
 LONGEST_TOKEN = 128  # characters: a longer one is a ruler of dashes or somebody's base64
 BUDGET = 4 << 30  # bytes of text; memory goes by its distinct words
 LEAST_COUNT = 2  # a pair seen once is no regularity
@@ -119,7 +121,7 @@ def finished(config: TokenizerTrainConfig) -> dict[str, Any] | None:
 def write(config: TokenizerTrainConfig) -> dict[str, Any]:
     """Learn the tokenizer and write its folder; gives the card."""
     seen = Seen()
-    tokenizer = learn(config, seen)
+    tokenizer = with_format(learn(config, seen), config.chat.format)
     facts = {
         "kind": tokenizer.kind,
         "vocab_size": tokenizer.vocab_size,
@@ -131,7 +133,7 @@ def write(config: TokenizerTrainConfig) -> dict[str, Any]:
     (make_folder(config.out) / CARD).unlink(missing_ok=True)
     tokenizer.save(config.out)
     files = [p.relative_to(config.out).as_posix() for p in config.out.rglob("*") if p.is_file()]
-    strangers = tuple(name for name in files if name not in ("tokenizer.json", "tokenizer_config.json"))
+    strangers = tuple(name for name in files if name not in OURS)
     corpus = config.text / CORPUS
     parents = {"corpus": sha256_file(corpus)} if learns(config) and corpus.is_file() else {}
     return write_card(config.out, KIND, parents, fields.to_dict(config), facts, strangers)
@@ -139,9 +141,7 @@ def write(config: TokenizerTrainConfig) -> dict[str, Any]:
 
 def learn(config: TokenizerTrainConfig, seen: Seen) -> Tokenizer:
     """The tokenizer that `config` asks for; `seen` counts the text that it is learnt from."""
-    plain = config.kind in ("characters", "wordpiece")
-    with_special = not plain if config.special_tokens is None else config.special_tokens
-    special = SPECIAL_TOKENS if with_special else ()
+    special = special_tokens(config)
     if config.kind == "bytes":
         return byte_level(special)
     if config.kind == "characters":
@@ -164,6 +164,15 @@ def learn(config: TokenizerTrainConfig, seen: Seen) -> Tokenizer:
     if tokenizer.vocab_size < size:
         say(f"the text has too few regularities for {size} ids; the tokenizer has {tokenizer.vocab_size}")
     return tokenizer
+
+
+def special_tokens(config: TokenizerTrainConfig) -> tuple[str, ...]:
+    """Those that are put behind the ids that are learnt: ours, or BOS, EOS, padding and the chat format's own."""
+    if config.chat.format:
+        return tuple(dict.fromkeys((BOS, EOS, PAD, *FORMATS[config.chat.format].needs)))
+    usual = config.kind not in ("characters", "wordpiece")
+    wanted = usual if config.special_tokens is None else config.special_tokens
+    return SPECIAL_TOKENS if wanted else ()
 
 
 def learns(config: TokenizerTrainConfig) -> bool:

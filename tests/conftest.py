@@ -66,7 +66,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """The last line of a run: what passed, failed and was skipped, and which data were missing."""
+    """The last line of a run: what passed, failed and was skipped, and what was missing."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None or hasattr(config, "workerinput") or config.option.collectonly:
         return
@@ -82,9 +82,10 @@ def reason(report: pytest.TestReport) -> str:
 
 def summary(counts: dict[str, int], reasons: list[str]) -> str:
     absent = Counter(text.removeprefix(MISSING) for text in reasons if text.startswith(MISSING))
+    others = Counter(text or "no reason given" for text in reasons if not text.startswith(MISSING))
     failed = counts["failed"] + counts["error"]
     line = f"{counts['passed']} passed, {failed} failed, {counts['skipped']} skipped"
     if absent:
         named = ", ".join(f"{name} ({n})" if n > 1 else name for name, n in sorted(absent.items()))
         line += f"; missing data in {sum(absent.values())}: {named}"
-    return line
+    return line + "".join(f"; {text} in {n}" for text, n in sorted(others.items()))

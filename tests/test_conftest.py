@@ -21,6 +21,14 @@ def test_wants_data(data_folder): pass
 def test_wants_a_set(data_file): data_file("nowhere.txt")
 """
 
+ANOTHER = """
+import pytest
+
+def test_wants_a_browser(): pytest.skip("no Chromium")
+@pytest.mark.skip
+def test_never_runs(): pass
+"""
+
 
 def run(folder: Path, **env: str) -> str:
     (folder / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
@@ -37,6 +45,11 @@ def test_the_last_line_counts_everything_and_names_missing_data(tmp_path):
     tests.mkdir()
     line = run(tests, FLEDGE_DATA=str(data), FLEDGE_TEST_ALL="")
     assert line == "2 passed, 2 failed, 1 skipped; missing data in 1: nowhere.txt"
+    (tests / "test_another.py").write_text(ANOTHER)
+    line = run(tests, FLEDGE_DATA=str(data), FLEDGE_TEST_ALL="")
+    assert line == (
+        "2 passed, 2 failed, 3 skipped; missing data in 1: nowhere.txt; no Chromium in 1; unconditional skip in 1"
+    )
 
 
 def test_where_everything_must_run_missing_data_fail(tmp_path):

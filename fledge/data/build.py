@@ -20,7 +20,7 @@ from fledge.data.beside import beside, clean, remove
 from fledge.data.config import PYTHON, BuildConfig
 from fledge.data.corpus import CORPUS, DOCUMENTS, Record, read_corpus, read_records
 from fledge.data.shards import KIND, SPLITS, TOKENIZER, Dataset, open_shards, token_type, write_shard
-from fledge.errors import CheckpointError, ConfigError
+from fledge.errors import CheckpointError, ConfigError, DataError, TokenizerError
 from fledge.lineage import CARD, fsync_folder, make_folder, read_card, sha256_file, verify, write_card
 from fledge.log import Progress, warn
 from fledge.text.documents import refuse_inside
@@ -62,6 +62,18 @@ def from_text_path(path: str | Path, tokenizer: str | Path, val_fraction: float,
     source = str(Path(path).absolute())  # a folder named `python` is meant, not the installation
     build(BuildConfig(Path(folder), source, str(tokenizer), val_fraction), json=True)
     return open_shards(folder)
+
+
+def check_text_path(path: str | Path, tokenizer: str | Path, folder: str | Path) -> None:
+    """Raises what `from_text_path` would for a path or a tokenizer that isn't there and for a `folder` inside of the
+    text, before anything is made."""
+    source = Path(path)
+    if not source.exists():
+        raise DataError(f"{path}: expected a dataset folder, a folder of text or a text file, found none; check it")
+    if not (source / CARD).is_file():
+        refuse_own_output(BuildConfig(Path(folder), str(source.absolute()), str(tokenizer)))
+    if str(tokenizer) not in ("characters", "bytes") and not Path(tokenizer).exists():
+        raise TokenizerError(f"{tokenizer}: expected characters, bytes or a tokenizer, found none; check the path")
 
 
 def refuse_own_output(config: BuildConfig) -> None:

@@ -15,7 +15,7 @@ class EvaluateConfig:
     model: Path
     """Model folder or run folder."""
     text: Path | None = None
-    """A file or folder of text, or a folder written by `data build` (its held-out documents)."""
+    """The path of a file or folder of text, or of a folder written by `data build` (its held-out documents)."""
     compare: Path | None = None
     """Another model, the one before tuning: the same figures for it, and the change."""
     questions: Path | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fledge.data.config import PYTHON
 from fledge.data.corpus import CORPUS, read_corpus
 from fledge.data.document import Document
 from fledge.data.shards import Shard, open_shards
@@ -24,13 +25,19 @@ class EvaluationText:
 
 
 def evaluation_text(path: Path, tokenizer_digest: str) -> EvaluationText:
-    """The text at a path. Raises DataError if there is none."""
+    """The text at a path. Raises DataError if there is none. `python` is a path like any other here: the installation
+    is a source for `data build` alone."""
+    if not path.exists():
+        hint = "; of the Python installation, build a folder with fledge data build" if str(path) == PYTHON else ""
+        raise DataError(f"text: expected a file or folder of text, found none at {path}; check the path{hint}")
     if (path / CORPUS).is_file():
         documents = tuple(read_corpus(path, "val"))
         train, why = training_shard(path, tokenizer_digest)
         found = EvaluationText(documents, "held-out documents of a dataset", train, why)
     else:
-        found = EvaluationText(tuple(gather(str(path))), "all of it", None, "the text comes without a training shard")
+        found = EvaluationText(
+            tuple(gather(str(path.absolute()))), "all of it", None, "the text comes without a training shard"
+        )
     if not found.documents:
         raise DataError(f"{path}: expected text to evaluate on, found none; nothing is held out there")
     return found

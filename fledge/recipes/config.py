@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fledge.errors import ConfigError
 from fledge.model.config import ShapeConfig
 from fledge.text.config import ChatConfig
 from fledge.train.config import RunConfig, TrainConfig
@@ -22,6 +23,9 @@ class TextDataConfig:
     cross_documents: bool = False
     """Let attention and loss cross document boundaries (the classic concatenation); off keeps documents apart."""
 
+    def __post_init__(self) -> None:
+        check_fraction(self.val_fraction)
+
 
 @dataclass(frozen=True)
 class ChatDataConfig:
@@ -33,6 +37,14 @@ class ChatDataConfig:
     """Held-out conversations (.jsonl); empty: the last val_fraction of the training file."""
     val_fraction: float = 0.05
     """Share held out when `val` is empty."""
+
+    def __post_init__(self) -> None:
+        check_fraction(self.val_fraction)
+
+
+def check_fraction(value: float) -> None:
+    if not 0 <= value < 1:
+        raise ConfigError(f"val_fraction: expected at least 0 and below 1, got {value}")
 
 
 @dataclass(frozen=True)

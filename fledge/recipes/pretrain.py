@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fledge.data.batches import TextBatches, windows
-from fledge.data.build import from_text_path
+from fledge.data.build import check_text_path, from_text_path
 from fledge.data.shards import Dataset, open_shards
 from fledge.errors import ConfigError
 from fledge.log import RunLog
@@ -25,6 +25,8 @@ from fledge.text.tokenizer import Tokenizer
 from fledge.train.lock import RunLock
 from fledge.train.recipe import Hook, Recipe
 
+DATA = "data"  # of the run folder: shards made from raw text
+
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """Train, or go on training, and publish `run.dir`/model.
@@ -33,6 +35,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """
     if not config.data.path:
         raise ConfigError("data.path: expected a dataset folder, a folder of text or a text file; set data.path=…")
+    check_text_path(config.data.path, config.data.tokenizer or "bytes", Path(config.run.dir) / DATA)
+    row_tokens_of(config.train, shaped(config.model, config.model.vocab_size or 1).context_tokens)
     with RunLock(config.run.dir):  # from here on: raw text becomes shards inside the run folder
         return pretrain_on(config, open_dataset(config.data, Path(config.run.dir)))
 
@@ -70,7 +74,7 @@ def open_dataset(data: TextDataConfig, run_folder: Path) -> Dataset:
         if data.tokenizer:
             raise ConfigError("data.tokenizer: a dataset folder brings its own tokenizer; leave it out")
         return open_shards(path)
-    return from_text_path(path, data.tokenizer or "bytes", data.val_fraction, run_folder / "data")
+    return from_text_path(path, data.tokenizer or "bytes", data.val_fraction, run_folder / DATA)
 
 
 def resolve_shape(shape: ShapeConfig, tokenizer: Tokenizer) -> ModelConfig:
@@ -84,11 +88,17 @@ def resolve_shape(shape: ShapeConfig, tokenizer: Tokenizer) -> ModelConfig:
             f"model.vocab_size: expected at least the tokenizer's {tokenizer.vocab_size}, got {vocab_size}"
         )
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
+    config = shaped(shape, vocab_size)
+    return replace(config, special_ids={role: i for role, i in ids.items() if i is not None})
+
+
+def shaped(shape: ShapeConfig, vocab_size: int) -> ModelConfig:
+    """The ModelConfig of a new model with `vocab_size` entries."""
     shape = replace(over_preset(shape), vocab_size=vocab_size)
     own_family = family(shape.family)
     config = own_family.new_config(shape)
     own_family.write(config)  # a model that can't be saved is refused now, not at the first checkpoint
-    return replace(config, special_ids={role: i for role, i in ids.items() if i is not None})
+    return config
 
 
 def with_dropout(model: Transformer, dropout: float) -> Transformer:

@@ -84,12 +84,19 @@ def conversations(config: SftConfig) -> tuple[list[Any], list[Any]]:
     training = list(read_conversations(Path(config.data.path)))
     if config.data.val:
         held_out = list(read_conversations(Path(config.data.val)))
-    else:
-        n_held_out = max(1, round(len(training) * config.data.val_fraction))
-        training, held_out = training[:-n_held_out], training[-n_held_out:]
-    if not training or not held_out:
-        raise DataError(f"{config.data.path}: expected at least two conversations, got {len(training)}; add some")
-    return training, held_out
+        for key, path, found in (("path", config.data.path, training), ("val", config.data.val, held_out)):
+            if not found:
+                raise DataError(
+                    f"data.{key}: {path}: expected conversations, found none; add some, or name another file"
+                )
+        return training, held_out
+    if len(training) < 2:
+        raise DataError(
+            f"data.path: {config.data.path}: expected at least two conversations, one to hold out, got "
+            f"{len(training)}; add some, or name held-out ones by data.val"
+        )
+    n_held_out = min(len(training) - 1, max(1, round(len(training) * config.data.val_fraction)))
+    return training[:-n_held_out], training[-n_held_out:]
 
 
 def data_digest(config: SftConfig, base: Path, tokenizer: Tokenizer) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fledge.config import to_dict
+from fledge.config import to_dict, to_yaml
 from fledge.errors import CheckpointError
 from fledge.lineage import write_text_durably
 from fledge.train import checkpointing
@@ -65,8 +65,5 @@ def changed_keys(before: dict[str, Any], now: dict[str, Any], at: str = "") -> l
 
 def write_run_yaml(folder: Path, config: Any, facts: dict[str, Any]) -> None:
     """run.yaml: the resolved config, from which alone the run can be repeated, and what decided its bits."""
-    import yaml
-
     comment = "".join(f"# {key}: {value}\n" for key, value in facts.items())
-    text = comment + yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
-    write_text_durably(folder / "run.yaml", text)
+    write_text_durably(folder / "run.yaml", comment + to_yaml(config))

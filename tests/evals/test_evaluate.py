@@ -183,6 +183,20 @@ def test_nothing_to_evaluate_is_refused(folder, tmp_path):
         evaluate(EvaluateConfig(folder / "model", text=tmp_path / "empty.txt"), json=True)
 
 
+def test_text_is_a_path_whatever_its_name(folder, tmp_path, monkeypatch):
+    """`python` is the installation as a source of `data build` alone."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        DataError, match="text: expected a file or folder of text, found none at nowhere; check the pat"
+    ):
+        evaluate(EvaluateConfig(folder / "model", text=Path("nowhere")), json=True)
+    with pytest.raises(DataError, match="found none at python; .* build a folder with fledge data build"):
+        evaluate(EvaluateConfig(folder / "model", text=Path("python")), json=True)
+    (tmp_path / "python").write_text(essay(1, 50))
+    found = evaluate(EvaluateConfig(folder / "model", text=Path("python"), threads=1), json=True)
+    assert found["documents"] == 1
+
+
 def test_the_command_line_gives_one_object_or_a_table(folder, capsys):
     words = ["evaluate", str(folder / "model"), "--text", str(folder / "data"), "--threads", "1"]
     assert main([*words, "--json"]) == 0

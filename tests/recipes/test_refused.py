@@ -1,0 +1,85 @@
+"""A run that is refused leaves nothing behind, and the error names the key that can mend it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fledge.cli.main import main
+from fledge.config import load
+from fledge.errors import ConfigError, DataError
+from fledge.recipes.config import ChatDataConfig, PretrainConfig, SftConfig
+from fledge.recipes.sft import conversations
+from fledge.train.resume import write_run_yaml
+
+SMALL = ("model.width=16", "model.layers=1", "model.heads=2", "model.context_tokens=16", "train.steps=1")
+
+
+@pytest.fixture
+def text(tmp_path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("The cat sat on the mat.\n" * 50)
+    return tmp_path / "text"
+
+
+REFUSED = {
+    "run folder inside of the text": ("run.dir={text}/run", "expected a folder outside of the text"),
+    "run folder deep inside of the text": ("run.dir={text}/a/b", "expected a folder outside of the text"),
+    "text that isn't there": ("data.path={text}/nowhere", "found none; check"),
+    "tokenizer that isn't there": ("data.tokenizer={text}/nowhere", "characters, bytes or a tokenizer, found none"),
+    "heads that don't divide": ("model.heads=3", "nearest is 15"),
+    "rows beyond the context": ("train.row_tokens=17", "at most the context of 16"),
+    "a family that can't be saved": ("model.family=palm", "can be counted but not saved"),
+    "a share above 1": ("data.val_fraction=2.5", "data: val_fraction: expected at least 0 and below 1"),
+    "a key with a typo": ("model.widht=16", "did you mean model.width"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_makes_nothing(name, text, tmp_path, capsys):
+    word, message = REFUSED[name]
+    words = ["pretrain", f"data.path={text}", f"run.dir={tmp_path / 'run'}", *SMALL, word.format(text=text)]
+    assert main(words) in (1, 2)
+    assert message in capsys.readouterr().err
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {"text", "text/a.txt"}
+
+
+def test_the_control_the_same_words_without_a_mistake_train(text, tmp_path):
+    assert main(["pretrain", f"data.path={text}", f"run.dir={tmp_path / 'run'}", *SMALL, "--json"]) == 0
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
+
+
+def talk(path, n: int) -> str:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
+    path.write_text("".join(json.dumps({"messages": turns}) + "\n" for _ in range(n)))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("n", "n_val", "message"),
+    [(3, 0, "data.val: .*val.jsonl: expected conversations, found none"),
+     (0, 3, "data.path: .*train.jsonl: expected conversations, found none"),
+     (1, None, "data.path: .*train.jsonl: expected at least two conversations, one to hold out, got 1"),
+     (0, None, "at least two conversations, one to hold out, got 0")],
+)  # fmt: skip
+def test_conversations_that_are_missing_are_named_by_their_own_key(n, n_val, message, tmp_path):
+    val = "" if n_val is None else talk(tmp_path / "val.jsonl", n_val)
+    data = ChatDataConfig(talk(tmp_path / "train.jsonl", n), val)
+    with pytest.raises(DataError, match=message):
+        conversations(SftConfig(data=data))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_some_conversations_are_always_left_to_train_on_and_some_held_out(share, tmp_path):
+    training, held_out = conversations(SftConfig(data=ChatDataConfig(talk(tmp_path / "a.jsonl", 2), "", share)))
+    assert len(training) == len(held_out) == 1
+    with pytest.raises(ConfigError, match="val_fraction"):
+        ChatDataConfig("a.jsonl", "", 1.0)
+
+
+def test_a_run_s_config_is_read_back_equal_whatever_its_texts_look_like(tmp_path):
+    changes = {"data.path": "3e4", "run.dir": "010", "sample.prompt": "1:30", "data.tokenizer": "no"}
+    config = load(PretrainConfig, changes=changes)
+    write_run_yaml(tmp_path, config, {"torch": "2"})
+    assert load(PretrainConfig, tmp_path / "run.yaml") == config

@@ -8,6 +8,7 @@ the positions alone and are computed once for all layers of a stack.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
 import torch
@@ -42,14 +43,28 @@ class AlibiBias(nn.Module):
             slopes = torch.tensor(self.slopes, dtype=torch.bfloat16, device=q.device)
             added = (slopes[:, None, None] * positions(k, k_at)).to(q.dtype) / math.sqrt(q.shape[-1])
             return added.expand(1, -1, q.shape[1], -1)
-        distance = ahead_of(q, k, q_at, k_at).abs().to(q.dtype)
         slopes = torch.tensor(self.slopes, dtype=q.dtype, device=q.device)
-        return (-slopes[:, None, None] * distance)[None]
+        return by_distance(lambda ahead: -ahead.abs().to(q.dtype)[..., None] * slopes, q, k, q_at, k_at)
 
 
 def ahead_of(q_BTHC: Tensor, k_BSKC: Tensor, q_at: Places, k_at: Places) -> Tensor:
     """Key position - query position, int64 [T, S]."""
     return positions(k_BSKC, k_at) - positions(q_BTHC, q_at)[:, None]
+
+
+def by_distance(values: Callable[[Tensor], Tensor], q: Tensor, k: Tensor, q_at: Places, k_at: Places) -> Tensor:
+    """`values` gives numbers [..., H] for distances [...], key position - query position: [1, H, T, S] of them.
+
+    Between ranges each diagonal is one distance: T + S values instead of T · S, laid out by shifting row by row.
+    """
+    if isinstance(q_at, Tensor) or isinstance(k_at, Tensor):
+        return values(ahead_of(q, k, q_at, k_at)).movedim(-1, 0)[None]
+    n_queries, n_keys = q.shape[1], k.shape[1]
+    low, size = k_at - q_at - n_queries + 1, n_queries + n_keys
+    row = values(torch.arange(low, low + size, device=q.device)).t()  # [H, T + S]
+    rows = row[:, None].expand(-1, n_queries, size).flatten(1)
+    shifted = rows[:, n_queries - 1 :][:, : n_queries * (size - 1)]  # row t begins T - 1 - t into the values
+    return shifted.unflatten(1, (n_queries, size - 1))[None, ..., :n_keys]
 
 
 def positions(x_BTHC: Tensor, at: Places) -> Tensor:
@@ -68,12 +83,16 @@ class Once:
         return self.bias.learned()
 
     def __call__(self, q: Tensor, k: Tensor, q_at: Places, k_at: Places) -> Tensor:
-        if isinstance(q_at, Tensor) or isinstance(k_at, Tensor):
-            return self.bias(q, k, q_at, k_at)
+        assert not isinstance(q_at, Tensor) and not isinstance(k_at, Tensor)
         key = (q_at, q.shape[1], k_at, k.shape[1])
         if key not in self.known:
             self.known[key] = self.bias(q, k, q_at, k_at)
         return self.known[key]
+
+
+def uncached(bias: Bias | None) -> Bias | None:
+    """The bias itself: blocks that are kept would add up to the whole square."""
+    return bias.bias if isinstance(bias, Once) else bias
 
 
 class FirstBlock:
@@ -82,7 +101,7 @@ class FirstBlock:
 
     def __init__(self, pattern: BigBird, n_tokens: int, bias: Bias | None):
         self.block, self.last = pattern.block, (n_tokens - 1) // pattern.block
-        self.often, self.bias = math.log(1 + pattern.n_random), bias
+        self.often, self.bias = math.log(1 + pattern.n_random), uncached(bias)
 
     def learned(self) -> tuple[Tensor, ...]:
         return () if self.bias is None else self.bias.learned()
@@ -114,8 +133,7 @@ class BucketBias(nn.Module):
         return (self.weight,)
 
     def forward(self, q: Tensor, k: Tensor, q_at: Places, k_at: Places) -> Tensor:
-        index = bucket_of(ahead_of(q, k, q_at, k_at), self.config, self.causal)
-        return self.weight[index].permute(2, 0, 1)[None]
+        return by_distance(lambda a: self.weight[bucket_of(a, self.config, self.causal)], q, k, q_at, k_at)
 
 
 def bucket_of(ahead: Tensor, config: Buckets, causal: bool) -> Tensor:

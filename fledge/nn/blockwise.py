@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from fledge.nn.bias import Bias
+from fledge.nn.bias import Bias, uncached
 from fledge.nn.visibility import Sight
 
 Place: TypeAlias = slice | Tensor
@@ -36,6 +36,7 @@ def blockwise(
     Scale and softcap are of `sight`; what is seen, the pieces say alone. A query that meets nothing gives zeros.
     """
     q, k, v = (t.transpose(1, 2).contiguous() for t in (q_BTHC, k_BSKC, v_BSKC))
+    bias = uncached(bias)
     learned = () if bias is None else bias.learned()
     return Blockwise.apply(q, k, v, pieces, sight, bias, *learned).transpose(1, 2)
 
@@ -97,6 +98,12 @@ class Places:
     def __init__(self, q: Tensor, k: Tensor):
         self.queries, self.keys = (torch.arange(t.shape[2], device=t.device) for t in (q, k))
 
+    def of(self, piece: Piece) -> tuple[int | Tensor, int | Tensor]:
+        """Where a range begins, or where each token stands."""
+        both = ((self.queries, piece.queries), (self.keys, piece.keys))
+        q_at, k_at = (at.start if isinstance(at, slice) and at.step is None else pos[at] for pos, at in both)
+        return q_at, k_at
+
 
 def scores_of(q: Tensor, k: Tensor, piece: Piece, places: Places, sight: Sight, bias: Bias | None) -> Tensor:
     """Scores of a piece before anything is hidden: float32 or better [B, H, t, s]."""
@@ -110,7 +117,7 @@ def scores_of(q: Tensor, k: Tensor, piece: Piece, places: Places, sight: Sight, 
 
 def added_to(q: Tensor, k: Tensor, piece: Piece, places: Places, bias: Bias) -> Tensor:
     """What the bias adds to a piece: [1 or B, H, t, s]."""
-    return bias(q.transpose(1, 2), k.transpose(1, 2), places.queries[piece.queries], places.keys[piece.keys])
+    return bias(q.transpose(1, 2), k.transpose(1, 2), *places.of(piece))
 
 
 def hidden(scores: Tensor, piece: Piece) -> Tensor:

@@ -170,7 +170,7 @@ def dense(
 
 
 def probabilities(q_BTHC: Tensor, k_BSKC: Tensor, visible_BTS: Tensor, sight: Sight, added: Tensor | None) -> Tensor:
-    """What each query gives each key, float32 [B, H, T, S]; rows sum to 1, or to 0 where nothing is seen."""
+    """What each query gives each key, float32 or better [B, H, T, S]; rows sum to 1, or to 0 where nothing is seen."""
     q, k = q_BTHC.transpose(1, 2), heads_first(k_BSKC, q_BTHC.shape[2])
     scores = (q @ k.transpose(-1, -2)) * sight.scale
     if added is not None:
@@ -178,7 +178,8 @@ def probabilities(q_BTHC: Tensor, k_BSKC: Tensor, visible_BTS: Tensor, sight: Si
     if sight.softcap is not None:
         scores = torch.tanh(scores / sight.softcap) * sight.softcap
     mask = visible_BTS[:, None]
-    weights = torch.softmax(scores.float().masked_fill(~mask, -torch.inf), -1)
+    exact = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    weights = torch.softmax(exact.masked_fill(~mask, -torch.inf), -1)
     return torch.where(mask.any(-1, keepdim=True), weights, 0.0)  # softmax of nothing is NaN
 
 

@@ -329,6 +329,41 @@ CASES: dict[str, Case] = {
         {},
         (*RMS, {"num_experts_per_tok": 1}, {"norm_topk_prob": True}),
     ),
+    "smollm3": Case(
+        transformers.SmolLM3Config,
+        SIZES,
+        {"no_rope_layers": [1, 0, 1], "tie_word_embeddings": False},
+        (*RMS, {"no_rope_layers": [1, 1, 1]}, {"no_rope_layers": [0, 1, 1]}),
+    ),
+    "smollm3-biased": Case(
+        transformers.SmolLM3Config, SIZES, {"no_rope_layer_interval": 2, "attention_bias": True, "mlp_bias": True}
+    ),
+    "gpt-bigcode": Case(
+        transformers.GPTBigCodeConfig, OLD_SIZES, {}, ({"layer_norm_epsilon": 0.1}, {"activation_function": "relu"})
+    ),
+    "gpt-bigcode-heads": Case(
+        transformers.GPTBigCodeConfig,
+        OLD_SIZES,
+        {"multi_query": False, "n_inner": 80, "tie_word_embeddings": False},
+    ),
+    "cohere": Case(
+        transformers.CohereConfig,
+        SIZES,
+        {},
+        ({"layer_norm_eps": 0.1}, {"logit_scale": 0.5}, RMS[1], {"hidden_act": "gelu"}),
+    ),
+    "cohere-biased": Case(
+        transformers.CohereConfig, SIZES, {"attention_bias": True, "tie_word_embeddings": False, "logit_scale": 0.3}
+    ),
+    "glm4": Case(
+        transformers.Glm4Config,
+        {**SIZES, "head_dim": 12},
+        {"rope_parameters": {**HALF, "partial_rotary_factor": 0.5}},
+        (RMS[0], {"rope_parameters": {**HALF, "partial_rotary_factor": 1.0}}, {"hidden_act": "gelu"}),
+    ),
+    "glm4-unbiased": Case(
+        transformers.Glm4Config, {**SIZES, "head_dim": 20}, {"attention_bias": False, "tie_word_embeddings": True}
+    ),
     "gpt2": Case(
         transformers.GPT2Config, OLD_SIZES, {}, ({"layer_norm_epsilon": 0.1}, {"activation_function": "gelu"})
     ),

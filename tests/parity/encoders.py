@@ -31,6 +31,8 @@ CASES: dict[str, Case] = {
     "bert-untied-relu": ("Bert", {**BODY, **UNTIED, "hidden_act": "relu", "type_vocab_size": 1}),
     "roberta": ("Roberta", {**BODY, "type_vocab_size": 1}),
     "roberta-pad-5-untied": ("Roberta", {**BODY, **UNTIED, "pad_token_id": 5, "layer_norm_eps": 1e-5}),
+    "xlm-roberta": ("XLMRoberta", {**BODY, "type_vocab_size": 1}),
+    "camembert": ("Camembert", {**BODY, "type_vocab_size": 1, "layer_norm_eps": 1e-5}),
     "distilbert": ("DistilBert", DISTIL),
     "albert": ("Albert", {**BODY, "embedding_size": 12}),
     "albert-groups": ("Albert", {**BODY, "embedding_size": 32, "num_hidden_groups": 2, "hidden_act": "gelu"}),
@@ -56,8 +58,8 @@ CASES: dict[str, Case] = {
     ),
 }  # fmt: skip
 FAMILIES = (
-    "bert", "roberta", "distilbert", "albert", "electra-narrow", "mpnet", "deberta", "deberta-v3", "longformer",
-    "bigbird", "modernbert",
+    "bert", "roberta", "xlm-roberta", "camembert", "distilbert", "albert", "electra-narrow", "mpnet", "deberta",
+    "deberta-v3", "longformer", "bigbird", "modernbert",
 )  # fmt: skip
 
 

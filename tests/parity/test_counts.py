@@ -57,6 +57,7 @@ ENCODERS = {
     ("roberta-base", "lm"): 124_697_433,
     ("roberta-large", "base"): 355_359_744,
     ("roberta-large", "lm"): 355_412_057,
+    ("xlm-roberta-base", "lm"): 278_295_186,
     ("distilbert-base-uncased", "base"): 66_362_880,
     ("distilbert-base-uncased", "lm"): 66_985_530,
     ("distilbert-base-uncased", "sequence"): 66_955_010,

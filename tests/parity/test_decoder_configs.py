@@ -26,7 +26,8 @@ INERT = {
                                "summary_first_dropout", "label2id", "id2label", "problem_type", "num_labels"),
     "how transformers computes, not what": ("dtype", "use_cache", "return_dict", "output_attentions",
                                             "output_hidden_states", "chunk_size_feed_forward", "slow_but_exact",
-                                            "reorder_and_upcast_attn", "pretraining_tp", "is_decoder"),
+                                            "reorder_and_upcast_attn", "attention_softmax_in_fp32",
+                                            "scale_attention_softmax_in_fp32", "pretraining_tp", "is_decoder"),
     "names": ("_name_or_path", "transformers_version", "architectures"),
     "said again by another key": ("_sliding_window_pattern", "max_window_layers", "use_sliding_window"),
 }  # fmt: skip
@@ -42,11 +43,13 @@ UNREAD_IN = {
     "opt-after": {"_remove_final_layer_norm"},  # which it has not
     "qwen3-moe": {"intermediate_size", "sliding_window"},  # of layers without experts; as in qwen2
     "qwen3-moe-window": {"intermediate_size"},
+    "smollm3": {"no_rope_layer_interval", "sliding_window"},  # beside no_rope_layers; as in qwen2
+    "smollm3-biased": {"no_rope_layer_interval", "sliding_window"},
     "qwen2": {"sliding_window"},  # with use_sliding_window false
     "qwen3": {"sliding_window"},
 }
-LARGE = ("query_pre_attn_scalar", "final_logit_softcapping", "attn_logit_softcapping", "rms_norm_eps", "layer_norm_eps",
-         "layer_norm_epsilon", "norm_epsilon", "router_aux_loss_coef")  # fmt: skip
+LARGE = ("query_pre_attn_scalar", "logit_scale", "final_logit_softcapping", "attn_logit_softcapping", "rms_norm_eps",
+         "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "router_aux_loss_coef")  # fmt: skip
 ZERO = ("rms_norm_eps", "router_jitter_noise", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon",
         "router_aux_loss_coef")  # fmt: skip
 HOSTILE = (10**9, -1, 0, float("nan"), 1e999, "48", True, [48], {}, 10**400)

@@ -129,6 +129,8 @@ def test_one_step_gradients_equal_those_of_transformers(pair, lengths):
 KNOBS = {
     "bert": {"hidden_act": "relu", "layer_norm_eps": 0.5, "num_attention_heads": 2},
     "roberta": {"pad_token_id": 3, "layer_norm_eps": 0.5},
+    "xlm-roberta": {"pad_token_id": 3, "layer_norm_eps": 0.5, "hidden_act": "relu"},
+    "camembert": {"pad_token_id": 3, "layer_norm_eps": 0.5, "hidden_act": "relu"},
     "distilbert": {"activation": "relu", "n_heads": 2},
     "albert-groups": {"hidden_act": "relu", "num_hidden_layers": 5},
     "electra-narrow": {"hidden_act": "gelu", "layer_norm_eps": 0.5},

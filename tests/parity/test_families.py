@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -65,6 +66,19 @@ def test_a_file_of_several_that_is_missing_is_named(tmp_path):
     lost.unlink()
     with pytest.raises(Exception, match=lost.name):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in cases.first_of_each_family() if name != "longformer"])
+def test_what_config_json_leaves_out_is_as_transformers_has_it(name):
+    """Names of token ids aside; a Longformer of its class's two segments is refused."""
+    their_class = type(cases.config_of(name))
+    whole = json.loads(their_class().to_json_string(use_diff=False))
+    full, bare = parse_config(whole)[1], parse_config({"model_type": their_class.model_type})[1]
+    assert replace(bare, special_ids={}) == replace(full, special_ids={})
+    layers = next(
+        key for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers") if key in whole
+    )
+    assert parse_config({"model_type": their_class.model_type, layers: 1})[1].stacks != full.stacks  # the control
 
 
 @pytest.mark.shows("spelling")

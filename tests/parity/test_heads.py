@@ -47,8 +47,12 @@ DECODERS = {
 GROUPED = {**NUMBERS, "num_key_value_heads": 2, "head_dim": 8}
 MORE = {
     stem: lambda stem=stem, **more: getattr(transformers, f"{stem}Config")(**GROUPED, **more)
-    for stem in ("Mistral", "Mixtral", "Qwen3", "Gemma", "Gemma2", "Gemma3Text", "Phi3", "Olmo2")
+    for stem in ("Mistral", "Mixtral", "Qwen3", "Gemma", "Gemma2", "Gemma3Text", "Phi3", "Olmo2", "Qwen3Moe", "SmolLM3",
+                 "Glm4")
 } | {
+    "Falcon": lambda **more: transformers.FalconConfig(**NUMBERS, **more),
+    "OPT": lambda **more: transformers.OPTConfig(**NUMBERS, ffn_dim=48, word_embed_proj_dim=32, **more),
+    "GPTBigCode": lambda **more: transformers.GPTBigCodeConfig(**GPT2, **more),
     "GPTNeoX": lambda **more: transformers.GPTNeoXConfig(**NUMBERS, **more),
     "Bloom": lambda **more: transformers.BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=VOCAB,
                                                      pad_token_id=0, **more),

@@ -12,6 +12,8 @@ from fledge.model.families import (
     bert,
     bigbird,
     bloom,
+    camembert,
+    cohere,
     deberta,
     deberta_v2,
     distilbert,
@@ -20,7 +22,9 @@ from fledge.model.families import (
     gemma,
     gemma2,
     gemma3,
+    glm4,
     gpt2,
+    gpt_bigcode,
     gpt_neox,
     gptj,
     llama,
@@ -42,15 +46,18 @@ from fledge.model.families import (
     qwen3,
     qwen3_moe,
     roberta,
+    smollm3,
     stablelm,
     starcoder2,
     t5,
+    xlm_roberta,
 )
 from fledge.model.families.family import Family
 
 DECODERS = (
     llama, gpt2, mistral, qwen2, qwen3, gemma, gemma2, gemma3, openai_gpt, gpt_neox, mixtral, phi3, bloom, olmo2, palm,
     olmo, stablelm, phi, gptj, starcoder2, falcon, opt, qwen3_moe, olmoe,
+    smollm3, gpt_bigcode, cohere, glm4,
 )  # fmt: skip
 MODULES = (
     *DECODERS,
@@ -58,6 +65,8 @@ MODULES = (
     bart,
     bert,
     roberta,
+    xlm_roberta,
+    camembert,
     distilbert,
     albert,
     electra,

@@ -215,6 +215,18 @@ def weight_table(
     return table
 
 
+def in_pairs(table: list[Weight], config: ModelConfig) -> list[Weight]:
+    """A name table whose queries and keys turn in pairs of neighbouring channels."""
+    mixer = config.stack.layers[0].mixer
+    channels = rope_of(config, config.family).channels or mixer.head_channels
+    n_heads = {"q_proj": mixer.n_heads, "k_proj": mixer.n_kv_heads}
+    rows = []
+    for row in table:
+        n = n_heads.get(row.theirs.split(".")[-2])
+        rows.append(replace(row, how="pairs", heads=n, channels=channels) if n else row)
+    return rows
+
+
 def norm_rows(theirs: str, ours: str, norm: Norm) -> list[Weight]:
     ends = [end for end, there in (("weight", norm.weight), ("bias", norm.bias)) if there]
     return [Weight(f"{theirs}.{end}", (f"{ours}.{end}",)) for end in ends]

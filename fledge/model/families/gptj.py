@@ -3,7 +3,6 @@ a head turn in neighbouring pairs."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from fledge.errors import ConfigError
@@ -13,6 +12,7 @@ from fledge.model.families.decoder import (
     decoder_config,
     faithful,
     from_shape,
+    in_pairs,
     read_sizes,
     rope_of,
     weight_table,
@@ -72,15 +72,9 @@ def write(config: ModelConfig) -> dict[str, Any]:
 
 
 def weights(config: ModelConfig) -> list[Weight]:
-    mixer, rope = config.stack.layers[0].mixer, rope_of(config, "gptj")
-    channels = rope.channels or mixer.head_channels
     norms = {"ln_1": "attention_norms.before"}
     table = weight_table(config, LINEARS, norms, "transformer.h.{i}.", "transformer.wte", "transformer.ln_f")
-    in_pairs = ("q_proj.weight", "k_proj.weight")
-    table = [
-        replace(row, how="pairs", heads=mixer.n_heads, channels=channels) if row.theirs.endswith(in_pairs) else row
-        for row in table
-    ]
+    table = in_pairs(table, config)
     return [*table, Weight("lm_head.bias", ("output_bias",))] if config.output_bias else table
 
 

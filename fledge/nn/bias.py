@@ -60,7 +60,7 @@ def by_distance(values: Callable[[Tensor], Tensor], q: Tensor, k: Tensor, q_at: 
     if isinstance(q_at, Tensor) or isinstance(k_at, Tensor):
         return values(ahead_of(q, k, q_at, k_at)).movedim(-1, 0)[None]
     n_queries, n_keys = q.shape[1], k.shape[1]
-    low, size = k_at - q_at - n_queries + 1, n_queries + n_keys
+    low, size = k_at - q_at - n_queries + 1, max(1, n_queries) + n_keys
     row = values(torch.arange(low, low + size, device=q.device)).t()  # [H, T + S]
     rows = row[:, None].expand(-1, n_queries, size).flatten(1)
     shifted = rows[:, n_queries - 1 :][:, : n_queries * (size - 1)]  # row t begins T - 1 - t into the values

@@ -44,11 +44,16 @@ def plan_with_globals(n_tokens: int, chosen: Tensor, sight: Sight) -> list[Piece
 
 def from_globals(n_tokens: int, chosen: Tensor) -> list[Piece]:
     """The tokens at positions `chosen` see all."""
-    return [Piece(some, keys) for some in chosen.split(QUERIES) for keys in ranges(n_tokens, KEYS)]
+    return [Piece(some, keys) for some in parts(chosen, QUERIES) for keys in ranges(n_tokens, KEYS)]
 
 
 def ranges(end: int, size: int, start: int = 0) -> Iterator[slice]:
     return (slice(at, min(end, at + size)) for at in range(start, end, size))
+
+
+def parts(chosen: Tensor, size: int) -> Iterator[Tensor]:
+    """None for none: `split` alone gives an empty one."""
+    return (part for part in chosen.split(size) if len(part))
 
 
 def near(n_queries: int, n_keys: int, sight: Sight, device: torch.device) -> Iterator[Piece]:
@@ -97,7 +102,7 @@ def local_and_global(n_tokens: int, chosen: Tensor, sight: Sight) -> Iterator[Pi
     for queries in ranges(n_tokens, QUERIES):
         yield Piece(queries, chosen, ~by_place(places(queries, device)[:, None], chosen, sight))
     is_global = torch.zeros(n_tokens, dtype=torch.bool, device=device).index_fill_(0, chosen, True)
-    for some in chosen.split(QUERIES):
+    for some in parts(chosen, QUERIES):
         for keys in ranges(n_tokens, KEYS):
             yield Piece(some, keys, ~by_place(some[:, None], places(keys, device), sight) & ~is_global[keys])
 
@@ -155,4 +160,4 @@ def fixed(n_tokens: int, pattern: Fixed, sight: Sight, device: torch.device) -> 
             if shape not in masks:
                 masks[shape] = seen_by_place(queries, queries, sight, device)
             yield Piece(queries, queries, masks[shape])
-            yield from (Piece(queries, part) for part in before.split(KEYS) if len(part))
+            yield from (Piece(queries, part) for part in parts(before, KEYS))

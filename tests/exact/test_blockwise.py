@@ -70,6 +70,7 @@ def test_a_plan_with_global_tokens_does_too(name, chosen):
     sight, tokens = SIGHTS[name], marked(LENGTH, chosen)
     pieces = plan_with_globals(LENGTH, torch.tensor(chosen, dtype=torch.int64), sight)
     assert torch.equal(shown(pieces, LENGTH), visible(tokens, tokens, sight)[0].long())
+    assert all(len(torch.arange(LENGTH)[at]) for piece in pieces for at in piece[:2])  # an empty piece has no scores
     everything = shown(from_globals(LENGTH, torch.tensor(chosen, dtype=torch.int64)), LENGTH)
     assert torch.equal(everything.bool().all(1).nonzero().squeeze(1), torch.tensor(chosen, dtype=torch.int64))
     assert int(everything.sum()) == len(chosen) * LENGTH

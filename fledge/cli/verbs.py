@@ -61,6 +61,7 @@ VERBS = (
         "fledge.text.config:TokenizerReportConfig",
         "fledge.text.report:report_tokenizers",
         ("[tokenizer]", "[text]"),
+        aliases=(("out", "out"),),
     ),
     Verb(
         "pretrain",

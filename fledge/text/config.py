@@ -8,7 +8,6 @@ from typing import Literal
 
 from fledge.errors import ConfigError
 
-
 ChatFormatName = Literal[
     "", "fledge", "chatml", "qwen2", "qwen2.5", "llama-3", "llama-2", "mistral-v0.1", "mistral-v0.2", "gemma", "phi-3",
     "phi-3.5", "alpaca", "vicuna",
@@ -86,9 +85,13 @@ class TokenizerReportConfig:
     """Which documents of a folder written by `data build` to read."""
     words: tuple[str, ...] = ("strawberry",)
     """Words whose pieces are shown."""
+    out: Path | None = None
+    """Also write the comparison as a self-contained page: a file ending in .html."""
     limit_bytes: int = 0
     """Read whole documents up to about this many UTF-8 bytes; 0 reads all."""
 
     def __post_init__(self) -> None:
         if self.limit_bytes < 0:
             raise ConfigError(f"limit_bytes: expected 0 or more, got {self.limit_bytes}")
+        if self.out is not None and self.out.suffix != ".html":
+            raise ConfigError(f"out: expected a file ending in .html, got {self.out}")

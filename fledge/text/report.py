@@ -6,7 +6,7 @@ A domain is the first folder of a document's path, or the file. A word is what s
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,16 @@ from typing import Any
 import numpy as np
 
 from fledge.errors import ConfigError, DataError
+from fledge.lineage import make_folder, write_text_durably
 from fledge.log import Progress
 from fledge.text.config import TokenizerReportConfig
 from fledge.text.documents import Document, read_documents, total_bytes
+from fledge.text.report_page import page
 from fledge.text.tokenizer import Tokenizer, byte_level
 
 MAX_DOMAINS = 40
 UNUSED_SHOWN = 12
+MAX_DISTINCT_WORDS = 200_000  # counted of a text; later new ones are left out
 
 
 @dataclass
@@ -60,18 +63,21 @@ class Measured:
 
     def unused(self) -> list[int]:
         """Ordinary ids that never came up: rows of the embedding that would not be trained."""
-        return [int(i) for i in np.flatnonzero(self.used == 0) if not self.tokenizer.is_special(int(i))]
+        never = map(int, np.flatnonzero(self.used == 0))
+        return [i for i in never if self.tokenizer.token_of(i) and not self.tokenizer.is_special(i)]
 
 
 def report_tokenizers(config: TokenizerReportConfig, json: bool = False) -> dict[str, Any]:
     """`fledge tokenizer report`: the figures of every tokenizer named; a table for people unless `json`."""
     measured = [Measured(name, open_tokenizer(name)) for name in names_of(config.tokenizer)]
     amounts: dict[str, Amount] = defaultdict(Amount)
+    vocabulary: Counter[str] = Counter()
     expected = min(total_bytes(config.text), config.limit_bytes or 1 << 62)
     progress = Progress("measure, bytes", expected)
     done = 0
     for document in read_documents(config.text, config.split, config.limit_bytes):
         amounts[document.domain].add(document)
+        count_words(vocabulary, document.text)
         for one in measured:
             one.add(document)
         done += document.n_bytes
@@ -87,11 +93,34 @@ def report_tokenizers(config: TokenizerReportConfig, json: bool = False) -> dict
         "characters": whole.n_characters,
         "words": whole.n_words,
         "bytes_per_character": ratio(whole.n_bytes, whole.n_characters),
-        "tokenizers": [figures(one, amounts, whole, config.words) for one in measured],
+        "tokenizers": [figures(one, amounts, whole, vocabulary, config.words) for one in measured],
     }
+    if config.out is not None:
+        make_folder(config.out.parent)
+        write_text_durably(config.out, page(result))
+        result["out"] = str(config.out)
     if not json:
         print(table(result))
+        if config.out is not None:
+            print(f"wrote {config.out}")
     return result
+
+
+def count_words(vocabulary: Counter[str], text: str) -> None:
+    words = text.split()
+    if len(vocabulary) >= MAX_DISTINCT_WORDS:
+        words = [word for word in words if word in vocabulary]
+    vocabulary.update(words)
+
+
+def single_token_share(tokenizer: Tokenizer, vocabulary: Counter[str]) -> float:
+    """Share of the text's words, each as often as it stands there, that are one token at the beginning of a text or
+    after a space."""
+    words = list(vocabulary)
+    alone = tokenizer.encode_batch(words)
+    spaced = tokenizer.encode_batch([" " + word for word in words])
+    found = sum(vocabulary[word] for word, *ways in zip(words, alone, spaced, strict=True) if min(map(len, ways)) == 1)
+    return ratio(found, vocabulary.total())
 
 
 def names_of(text: str) -> list[str]:
@@ -118,7 +147,9 @@ def ratio(above: int, below: int) -> float:
     return round(above / below, 4) if below else 0.0
 
 
-def figures(one: Measured, amounts: dict[str, Amount], whole: Amount, words: tuple[str, ...]) -> dict[str, Any]:
+def figures(
+    one: Measured, amounts: dict[str, Amount], whole: Amount, vocabulary: Counter[str], words: tuple[str, ...]
+) -> dict[str, Any]:
     """One tokenizer's part of the result."""
     n_tokens = sum(one.tokens.values())
     unused = one.unused()
@@ -132,6 +163,7 @@ def figures(one: Measured, amounts: dict[str, Amount], whole: Amount, words: tup
         "bytes_per_token": ratio(whole.n_bytes, n_tokens),
         "characters_per_token": ratio(whole.n_characters, n_tokens),
         "tokens_per_word": ratio(n_tokens, whole.n_words),
+        "single_token_words": single_token_share(one.tokenizer, vocabulary),
         "lossless": one.lossless,
         "unused": len(unused),
         "unused_examples": [shown(one.tokenizer, i) for i in unused[-UNUSED_SHOWN:]],
@@ -163,14 +195,15 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['text']}: {result['documents']} documents, {result['bytes']} bytes, {result['words']} words",
         "",
-        f"{'tokenizer':32} {'ids':>8} {'bytes/token':>12} {'chars/token':>12} {'tokens/word':>12} {'unused':>8}"
-        "  lossless",
+        f"{'tokenizer':32} {'ids':>8} {'bytes/token':>12} {'chars/token':>12} {'tokens/word':>12} "
+        f"{'one token':>10} {'unused':>8}  lossless",
         f"{'(one token per character)':32} {'':>8} {result['bytes_per_character']:12.3f} {1:12.3f}",
     ]
     for row in rows:
         lines.append(
             f"{short(row['name'], 32):32} {row['vocab_size']:8d} {row['bytes_per_token']:12.3f} "
-            f"{row['characters_per_token']:12.3f} {row['tokens_per_word']:12.3f} {row['unused']:8d}  "
+            f"{row['characters_per_token']:12.3f} {row['tokens_per_word']:12.3f} "
+            f"{100 * row['single_token_words']:8.1f} % {row['unused']:8d}  "
             f"{'yes' if row['lossless'] else 'no'}"
         )
     lines += [

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import torch
 import transformers
 
+from fledge.batch import OneDocument, one_document
 from fledge.model.families import FAMILIES
+from fledge.model.transformer import Transformer
 from tests.parity import decoder_cases, encoder_decoder_cases, encoders
+from tests.parity.reference import some_ids
 
 DECODERS, BOTH, ENCODERS = decoder_cases.CASES, encoder_decoder_cases.CASES, encoders.CASES
 NAMES = (*DECODERS, *BOTH, *ENCODERS)
@@ -32,6 +36,16 @@ def model_of(name: str) -> transformers.PreTrainedModel:
     if name in DECODERS:
         return DECODERS[name].model()
     return encoder_decoder_cases.reference(name) if name in BOTH else encoders.reference(name)
+
+
+def output_of(name: str, ours: Transformer) -> torch.Tensor:
+    """Logits of our model of a case for some rows of ids."""
+    if name in ENCODERS:
+        return ours(*encoders.inputs(name, (40, 40))[1])
+    tokens, layout = one_document(some_ids(2)), OneDocument()
+    return (
+        ours(tokens, layout, source=(one_document(some_ids(2, 33)), layout)) if name in BOTH else ours(tokens, layout)
+    )
 
 
 def families() -> dict[str, str]:

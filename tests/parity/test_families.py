@@ -7,14 +7,21 @@ import copy
 import json
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
+from fledge.errors import CheckpointError, ConfigError
+from fledge.model.config import ModelConfig
 from fledge.model.families import FAMILIES
+from fledge.model.families.family import ACTIVATIONS
 from fledge.model.folder import INDEX, WEIGHTS, load_model, parse_config, save_model
+from fledge.nn.config import LayerConfig, Moe
 from tests.conftest import ROOT
 from tests.parity import cases, coverage
+from tests.parity.decoder_cases import sampled
+from tests.parity.reference import limit
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +102,59 @@ def test_the_spelling_of_transformers_4_is_the_same_model(name):
     for key in ("rope_theta", "rotary_emb_base", "global_rope_theta", "rope_local_base_freq"):  # the control
         if key in old and not raw.get("alibi"):
             assert parse_config({**old, key: 77.0})[1] != base, key
+
+
+SILENT = {
+    "tie_word_embeddings",  # a file's output matrix that differs from the embedding decides, as in transformers
+    "max_position_embeddings",  # how long documents may be; with dynamic scaling also more
+}
+
+
+def other_values(value: Any) -> list[Any]:
+    """Values that a key of config.json may have instead of `value`."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1, value // 2]
+    if isinstance(value, float):
+        return [value * 2 + 0.5]
+    if isinstance(value, str):
+        return ["relu", "silu", "gelu"] if value in ACTIVATIONS else []
+    if isinstance(value, dict):
+        return [{**value, key: other} for key, inside in value.items() for other in other_values(inside)]
+    if isinstance(value, list):
+        return [[*value[:i], other, *value[i + 1 :]] for i, one in enumerate(value) for other in other_values(one)]
+    return []
+
+
+def essence(config: ModelConfig) -> ModelConfig:
+    """A config without what says nothing about the states: names, the longest document, the loss of a router."""
+
+    def quiet(layer: LayerConfig) -> LayerConfig:
+        return replace(layer, ffn=replace(layer.ffn, balance=0.0)) if isinstance(layer.ffn, Moe) else layer
+
+    stacks = {name: replace(stack, layers=tuple(map(quiet, stack.layers))) for name, stack in config.stacks.items()}
+    return replace(config, special_ids={}, heads=(), context_tokens=1, **stacks)
+
+
+@pytest.mark.shows("control")
+@torch.no_grad()
+@pytest.mark.parametrize("name", sampled(cases.first_of_each_family(), ("gemma2", "falcon", "t5", "bigbird")))
+def test_every_key_that_changes_the_config_changes_what_is_computed(name, tmp_path):
+    """A value that is refused, or asks for tensors of other shapes, is not ignored either."""
+    cases.model_of(name).save_pretrained(tmp_path)
+    raw = {**cases.raw_config(name), **json.loads((tmp_path / "config.json").read_text())}
+    before, base = cases.output_of(name, load_model(tmp_path)), parse_config(raw)[1]
+    shown, silent = set(), set()
+    for key, value in raw.items():
+        for other in other_values(value):
+            try:
+                if essence(parse_config({**raw, key: other})[1]) == essence(base):
+                    continue
+                (tmp_path / "config.json").write_text(json.dumps({**raw, key: other}))
+                after = cases.output_of(name, load_model(tmp_path))
+            except (ConfigError, CheckpointError):
+                continue
+            differs = after.shape != before.shape or bool((after - before).abs().max() > limit(before))
+            (shown if differs else silent).add(key)
+    assert len(shown) > 1 and silent - shown <= SILENT

@@ -1,4 +1,5 @@
-"""Next-token training, the recipe behind `pretrain` and `sft`: batches in, Σ weight · nats out."""
+"""Next-token training, the recipe behind `pretrain` and `sft`: batches in, Σ weight · nats out, and the load balance of
+mixtures of experts."""
 
 from __future__ import annotations
 
@@ -8,10 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from fledge.batch import Batch, Loss, Term
+from torch import Tensor
+
+from fledge.batch import PADDING, Batch, Loss, Term, Tokens
 from fledge.errors import ConfigError
 from fledge.model.folder import save_model
 from fledge.model.transformer import Transformer
+from fledge.nn.feedforward import Experts, load_balance
 from fledge.text.tokenizer import Tokenizer
 from fledge.train.config import TrainConfig
 
@@ -37,11 +41,16 @@ class LanguageRecipe:
         return self.source.batch(index)
 
     def weights(self, batch: Batch) -> dict[str, float]:
-        return {"nats": float(batch.weight.sum())}
+        nats = {"nats": float(batch.weight.sum())}
+        return nats | {"balance": 1.0} if balanced_layers(self.model) else nats
 
     def loss(self, batch: Batch) -> Loss:
         total = self.model.loss_sum(batch.tokens, batch.layout, batch.targets, batch.weight)
-        return Loss({"nats": Term(total, float(batch.weight.sum()))})
+        terms = {"nats": Term(total, float(batch.weight.sum()))}
+        if balanced_layers(self.model):
+            # a product of two means over the batch: that of parts is another
+            terms["balance"] = Term(balance(self.model, batch.tokens), 1.0, coupled=True)
+        return Loss(terms)
 
     def validate(self, rows: int) -> dict[str, float]:
         """`val_loss`: nats per held-out target; `val_tokens`: how many. `rows` > 0 takes evenly spaced batches."""
@@ -58,6 +67,21 @@ class LanguageRecipe:
 
     def save(self, folder: Path) -> None:
         save_model(self.model, folder, self.tokenizer, card=False)
+
+
+def balanced_layers(model: Transformer) -> list[Experts]:
+    """The mixtures of experts that ask for a load-balancing loss."""
+    return [part for part in model.modules() if isinstance(part, Experts) and part.config.balance]
+
+
+def balance(model: Transformer, tokens: Tokens) -> Tensor:
+    """What load balancing adds to the loss after a pass in training: the mean over layers of coefficient · top_k ·
+    `load_balance`. The factor makes a coefficient mean what it does in transformers, which counts each of a token's
+    top_k choices as one (and multiplies shares and probabilities of all layers together where we go layer by layer).
+    """
+    layers = balanced_layers(model)
+    there = tokens.doc != PADDING
+    return sum(part.config.balance * part.config.top_k * load_balance(part, there) for part in layers) / len(layers)  # type: ignore[return-value]
 
 
 def row_tokens_of(train: TrainConfig, context_tokens: int) -> int:

@@ -135,7 +135,8 @@ class Loop:
         state, config, recipe = self.state, self.config, self.run.recipe
         began = time.monotonic()
         batch = recipe.batch(state.drawn)
-        loss_value = self.accumulate(batch, recipe.weights(batch))
+        terms = self.accumulate(batch, recipe.weights(batch))
+        loss_value = sum(terms.values())
         if self.faults.due("nan_loss", state.drawn):
             loss_value = math.nan
         norm = self.optimizer.clip(config.clip_norm)
@@ -155,14 +156,15 @@ class Loop:
         seconds = time.monotonic() - began
         return {
             "loss": loss_value,
+            **({f"loss_{name}": value for name, value in terms.items()} if len(terms) > 1 else {}),
             "learning_rate": rate,
             "gradient_norm": norm,
             "tokens": n_tokens,
             "seconds": seconds,
         }
 
-    def accumulate(self, batch: Batch, weights: dict[str, float]) -> float:
-        """Gradients of the global batch's loss, micro-batch by micro-batch; gives the loss."""
+    def accumulate(self, batch: Batch, weights: dict[str, float]) -> dict[str, float]:
+        """Gradients of the global batch's loss, by micro-batches; gives the loss by terms, which add up to it."""
         device, rows = self.run.device.device, self.config.rows
         micro_rows = self.config.micro_rows or rows
         totals: dict[str, float] = {}
@@ -181,7 +183,7 @@ class Loop:
             for name, term in loss.terms.items():
                 totals[name] = totals.get(name, 0.0) + float(term.total.detach())
                 coefficients[name] = term.coefficient
-        return sum(coefficients[n] * t / weights[n] for n, t in totals.items() if weights[n] > 0)
+        return {n: coefficients[n] * t / weights[n] for n, t in totals.items() if weights[n] > 0}
 
     def check_split(self, loss: Loss, micro_rows: int, rows: int) -> None:
         coupled = [name for name, term in loss.terms.items() if term.coupled]
@@ -205,7 +207,8 @@ class Loop:
         rate = figures["tokens"] / max(1e-9, figures["seconds"])
         mfu = rate * self.flops / self.peak
         if state.step % self.config.log_every_steps == 0 or state.step == self.config.steps:
-            self.run.log.write("step", step=state.step, loss=figures["loss"], learning_rate=figures["learning_rate"],
+            losses = {name: figures[name] for name in figures if name.startswith("loss")}
+            self.run.log.write("step", step=state.step, **losses, learning_rate=figures["learning_rate"],
                                gradient_norm=figures["gradient_norm"], tokens=state.tokens,
                                tokens_per_second=round(rate, 1), mfu=round(mfu, 4),
                                seconds=round(self.seconds(), 4), skipped=state.skipped)  # fmt: skip

@@ -15,7 +15,7 @@ from fledge.errors import CheckpointError, ConfigError
 from fledge.lineage import sha256_file
 from fledge.log import say
 from fledge.model.convert_config import ConvertConfig
-from fledge.model.folder import load_model, read_config, refuse_pickle, save_model
+from fledge.model.folder import is_pickle, load_model, read_config, refuse_pickle, save_model
 from fledge.model.gguf import load_gguf
 from fledge.model.llama2c import load_llama2c
 from fledge.model.safetensors_file import write_safetensors
@@ -60,8 +60,9 @@ def read_source(source: Path, config: ConvertConfig, scratch: Path) -> tuple[Tra
         if is_gguf(source):
             model = load_gguf(source)
             return model, read_tokenizer(config.tokenizer) or own_tokenizer(source)
-        if source.suffix != ".bin" or is_archive(source):
+        if is_pickle(source):
             refuse_pickle(source.parent)
+        if source.suffix != ".bin" or is_pickle(source):
             raise CheckpointError(f"{source.name}: expected a llama2.c .bin file, a .gguf file or a model folder")
         return load_llama2c(source), read_tokenizer(config.tokenizer)
     folder = source
@@ -83,13 +84,6 @@ def own_tokenizer(path: Path) -> Tokenizer | None:
     with GgufFile(path) as file:
         inside = any(key.startswith("tokenizer.ggml.tokens") for key in file.metadata)
     return Tokenizer.load(path) if inside else None
-
-
-def is_archive(path: Path) -> bool:
-    """Whether a .bin is one of torch's zip or pickle files rather than llama2.c's."""
-    with open(path, "rb") as file:
-        head = file.read(4)
-    return head.startswith((b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
 
 
 def read_tokenizer(path: str) -> Tokenizer | None:

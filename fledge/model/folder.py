@@ -50,7 +50,11 @@ def find_model(path: str | Path) -> Path:
             return candidate
     if not path.exists():
         raise CheckpointError(f"{path}: expected a model folder, found nothing; check the path")
-    refuse_pickle(path if path.is_dir() else path.parent)
+    if path.is_file():
+        raise CheckpointError(
+            f"{path}: expected a model folder, got a file; fledge convert makes one of a .gguf or a llama2.c .bin file"
+        )
+    refuse_pickle(path)
     if (path / WEIGHTS).is_file():
         raise CheckpointError(
             f"{path}: expected config.json beside {WEIGHTS}, found none; weights alone don't say what a model "
@@ -136,12 +140,20 @@ def points_into_cache(path: Path) -> bool:
 
 
 def refuse_pickle(folder: Path) -> None:
+    """Raise CheckpointError for a folder that holds weights in pickled form."""
     for pattern in PICKLES:
-        for path in sorted(folder.glob(pattern)):
+        for path in filter(is_pickle, sorted(folder.glob(pattern))):
             raise CheckpointError(
                 f"{path.name}: pickled weights can run code and are not loaded; save them as safetensors where you "
                 "trust them (transformers: model.save_pretrained(folder)), then load that folder"
             )
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file is a pickle or one of torch's zip files, by its first bytes (a .bin may be llama2.c's)."""
+    with open(path, "rb") as file:
+        head = file.read(4)
+    return head.startswith((b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
 
 
 def read_weights(

@@ -99,6 +99,19 @@ def test_trial_20_a_pickle_is_refused_with_the_way_to_convert_and_never_run(tmp_
         assert canary.exists()
 
 
+def test_trial_20_what_is_no_pickle_is_not_called_one_and_the_way_to_load_it_is_told(data_file):
+    """A llama2.c checkpoint ends in .bin too; RETSim's weights come without a config.json."""
+    folder = data_file("ckpt_stories260K")
+    with pytest.raises(CheckpointError, match="with config.json, found none; fledge convert makes one"):
+        load_model(folder)
+    with pytest.raises(
+        CheckpointError, match="got a file; fledge convert makes one of a .gguf or a llama2.c .bin file"
+    ):
+        load_model(folder / "stories260K.bin")
+    with pytest.raises(CheckpointError, match="weights alone don't say what a model computes"):
+        load_model(data_file("ckpt_retsim"))
+
+
 def test_trial_20_plain_pickled_tensors_convert_when_asked(tmp_path):
     folder = tiny_folder(tmp_path / "m")
     state = safetensors.torch.load_file(folder / "model.safetensors")

@@ -73,8 +73,9 @@ def in_the_spelling_of_transformers_4(raw: dict[str, Any]) -> dict[str, Any]:
         raw["global_attn_every_n_layers"] = 3
         del raw["layer_types"]
         return raw
-    if raw["model_type"] == "gemma3_text":
-        raw["rope_local_base_freq"] = parameters["sliding_attention"]["rope_theta"]
+    if raw["model_type"] in ("gemma3_text", "olmo3"):
+        if raw["model_type"] == "gemma3_text":
+            raw["rope_local_base_freq"] = parameters["sliding_attention"]["rope_theta"]
         parameters = parameters["full_attention"]
     if parameters is None:
         return raw

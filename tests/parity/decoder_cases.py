@@ -34,6 +34,10 @@ LLAMA3 = {
     "original_max_position_embeddings": 16, "rope_theta": 500.0,
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+OLMO3 = {
+    "full_attention": {**YARN, "rope_theta": 500000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 500000.0},
+}
 HALF = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 LONG = {
     "rope_type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 2.0], "rope_theta": 10000.0,
@@ -363,6 +367,18 @@ CASES: dict[str, Case] = {
     ),
     "glm4-unbiased": Case(
         transformers.Glm4Config, {**SIZES, "head_dim": 20}, {"attention_bias": False, "tie_word_embeddings": True}
+    ),
+    "olmo3": Case(
+        transformers.Olmo3Config,
+        SIZES,
+        {"sliding_window": 6, "layer_types": LAYERS, "rope_parameters": OLMO3},
+        (
+            RMS[0],
+            {"sliding_window": 5},
+            {"layer_types": FULL},
+            {"rope_parameters": {**OLMO3, "full_attention": {"rope_type": "default", "rope_theta": 500.0}}},
+            {"rope_parameters": {**OLMO3, "sliding_attention": {"rope_type": "default", "rope_theta": 77.0}}},
+        ),
     ),
     "gpt2": Case(
         transformers.GPT2Config, OLD_SIZES, {}, ({"layer_norm_epsilon": 0.1}, {"activation_function": "gelu"})

@@ -20,6 +20,8 @@ CASES = {
     "t5": lambda: transformers.T5Config(**T5),
     "t5-v1.1": lambda: transformers.T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
     "t5-gated-silu": lambda: transformers.T5Config(**T5, feed_forward_proj="gated-silu", layer_norm_epsilon=1e-2),
+    "mt5": lambda: transformers.MT5Config(**T5, feed_forward_proj="gated-gelu"),
+    "mt5-relu": lambda: transformers.MT5Config(**T5, feed_forward_proj="relu"),
     "bart": lambda: transformers.BartConfig(**BART),
     "bart-scaled": lambda: transformers.BartConfig(**BART, scale_embedding=True, activation_function="relu"),
     "bart-untied": lambda: transformers.BartConfig(**BART, tie_word_embeddings=False),
@@ -31,7 +33,7 @@ SOURCE_LENGTHS, TARGET_LENGTHS = (33, 7, 20), (5, 21, 12)
 def reference(name: str) -> transformers.PreTrainedModel:
     config = CASES[name]()
     model = transformers.AutoModelForSeq2SeqLM.from_config(config)
-    if name == "t5-v1.1":  # transformers 5 ties it until a file with two matrices is loaded
+    if name in ("t5-v1.1", "mt5"):  # transformers 5 ties it until a file with two matrices is loaded
         model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.shared.weight))
     if name == "bart-untied":  # untied, transformers 5 has three embeddings
         for stack in (model.model.encoder, model.model.decoder):

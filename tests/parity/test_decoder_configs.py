@@ -45,6 +45,7 @@ UNREAD_IN = {
     "qwen3-moe-window": {"intermediate_size"},
     "smollm3": {"no_rope_layer_interval", "sliding_window"},  # beside no_rope_layers; as in qwen2
     "smollm3-biased": {"no_rope_layer_interval", "sliding_window"},
+    "olmo3": {"max_position_embeddings"},  # as in llama-yarn
     "qwen2": {"sliding_window"},  # with use_sliding_window false
     "qwen3": {"sliding_window"},
 }
@@ -203,6 +204,13 @@ def test_a_tied_output_may_stand_in_the_file_and_prefixes_may_be_missing(name, t
     prefix = model.base_model_prefix + "."
     save_file({key.removeprefix(prefix): value for key, value in state.items()}, tmp_path / "model.safetensors")
     same_logits(model, tmp_path)
+
+
+def test_olmo_3_s_rotary_base_that_transformers_4_and_5_read_differently_is_refused(tmp_path):
+    raw = {key: value for key, value in raw_of("olmo3", tmp_path).items() if key != "rope_parameters"}
+    assert outcome({**raw, "rope_theta": 500000.0}) is not None
+    with pytest.raises(ConfigError, match="rope_theta"):
+        parse_config({**raw, "rope_theta": 10000.0})
 
 
 def test_gemma_2_without_layer_types_has_a_window_in_every_other_layer(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,9 @@ KNOBS = [
     ("t5", "layer_norm_epsilon", 1e-6, {"layer_norm_epsilon": 1e-1}),
     ("t5", "scale_decoder_outputs", True, {"scale_decoder_outputs": False}),
     ("t5-v1.1", "feed_forward_proj", "gated-gelu", {"feed_forward_proj": "gated-silu", "dense_act_fn": "silu"}),
+    ("mt5", "feed_forward_proj", "gated-gelu", {"feed_forward_proj": "gated-silu", "dense_act_fn": "silu"}),
+    ("mt5-relu", "layer_norm_epsilon", 1e-6, {"layer_norm_epsilon": 1e-1}),
+    ("mt5-relu", "relative_attention_num_buckets", 8, {"relative_attention_max_distance": 40}),
     ("bart", "scale_embedding", False, {"scale_embedding": True}),
     ("bart", "activation_function", "gelu", {"activation_function": "relu"}),
     ("bart", "decoder_attention_heads", 6, {"decoder_attention_heads": 4}),
@@ -257,6 +261,8 @@ HEADS = {
     "T5ForSequenceClassification": "sequence",
     "T5ForTokenClassification": "token",
     "T5ForQuestionAnswering": "span",
+    "MT5ForSequenceClassification": "sequence",
+    "MT5ForTokenClassification": "token",
     "BartForSequenceClassification": "sequence",
     "BartForQuestionAnswering": "span",
 }
@@ -265,7 +271,8 @@ HEADS = {
 @torch.no_grad()
 @pytest.mark.parametrize("architecture", list(HEADS))
 def test_a_head_answers_as_transformers_does_and_its_folder_opens_there(architecture, tmp_path):
-    config = CASES["t5" if architecture.startswith("T5") else "bart"]()
+    stem = architecture.split("For")[0].lower()
+    config = CASES["mt5-relu" if stem == "mt5" else stem]()
     config.num_labels, head = (2 if HEADS[architecture] == "span" else 4), HEADS[architecture]
     model = randomised(getattr(transformers, architecture)(config))
     if architecture.startswith("Bart"):
@@ -352,6 +359,19 @@ def test_what_a_family_cannot_do_is_refused_by_name(name, change, named):
         parse_config({**{k: v for k, v in raw.items() if k not in ("dense_act_fn", "is_gated_act")}, **change})
 
 
+@pytest.mark.parametrize("name", ["t5", "mt5"])
+def test_an_exact_gelu_behind_a_gate_is_refused_as_no_folder_can_say_it(name):
+    shape = ShapeConfig(name, width=32, layers=2, heads=4, context_tokens=64, vocab_size=VOCAB, gated=True)
+    own = family(name)
+    for activation in ("gelu_tanh", "silu", "relu"):
+        config = own.build(replace(shape, activation=activation))
+        assert (
+            own.read({**own.write(config), "vocab_size": VOCAB, "tie_word_embeddings": False}).stacks == config.stacks
+        )
+    with pytest.raises(ConfigError, match=r"model\.activation: expected gelu_tanh"):
+        own.write(own.build(replace(shape, activation="gelu")))
+
+
 HOSTILE = (10**9, -1, float("nan"), float("inf"), "many", True, [3], {"a": 1}, 2**70)
 
 
@@ -378,6 +398,9 @@ PUBLISHED = {
     "t5-11b": 11_307_321_344,
     "t5-v1.1-base": 247_577_856,
     "flan-t5-base": 247_577_856,
+    "mt5-small": 300_176_768,
+    "mt5-base": 582_401_280,
+    "mt5-xl": 3_742_619_648,
     "bart-base": 139_420_416,
     "bart-large": 406_291_456,
 }

@@ -100,7 +100,7 @@ def test_the_spelling_of_transformers_4_is_the_same_model(name):
     theirs = type(cases.config_of(name)).from_dict(copy.deepcopy(old)).to_json_string(use_diff=False)
     assert parse_config(json.loads(theirs))[1] == base
     for key in ("rope_theta", "rotary_emb_base", "global_rope_theta", "rope_local_base_freq"):  # the control
-        if key in old and not raw.get("alibi"):
+        if key in old and not raw.get("alibi") and raw["model_type"] != "olmo3":
             assert parse_config({**old, key: 77.0})[1] != base, key
 
 

@@ -33,9 +33,11 @@ from fledge.model.families import (
     mixtral,
     modernbert,
     mpnet,
+    mt5,
     native,
     olmo,
     olmo2,
+    olmo3,
     olmoe,
     openai_gpt,
     opt,
@@ -57,11 +59,12 @@ from fledge.model.families.family import Family
 DECODERS = (
     llama, gpt2, mistral, qwen2, qwen3, gemma, gemma2, gemma3, openai_gpt, gpt_neox, mixtral, phi3, bloom, olmo2, palm,
     olmo, stablelm, phi, gptj, starcoder2, falcon, opt, qwen3_moe, olmoe,
-    smollm3, gpt_bigcode, cohere, glm4,
+    smollm3, gpt_bigcode, cohere, glm4, olmo3,
 )  # fmt: skip
 MODULES = (
     *DECODERS,
     t5,
+    mt5,
     bart,
     bert,
     roberta,

@@ -21,6 +21,7 @@ WITH_IMAGES = Inside(
 )
 """The sizes from 4B on are published with a tower for images, which is not read: a model here reads text alone, and is
 saved as such."""
+THETAS = (1000000.0, 10000.0)
 DEFAULT = {**gemma2.DEFAULT, "max_position_embeddings": 131072, "vocab_size": 262208}
 
 
@@ -39,8 +40,15 @@ def read(raw: dict[str, Any]) -> ModelConfig:
     return gemma2.assembled(raw, "gemma3", sizes, layers, sizes.context, None)
 
 
-def ropes(raw: dict[str, Any], channels: int, context: int) -> tuple[Rope, Rope]:
-    """Rotary positions of layers that see everything and of those with a window, in either spelling."""
+def ropes(
+    raw: dict[str, Any],
+    channels: int,
+    context: int,
+    thetas: tuple[float, float] = THETAS,
+    local_key: str = "rope_local_base_freq",
+) -> tuple[Rope, Rope]:
+    """Rotary positions of layers that see everything and of those with a window, in either spelling. `thetas`: their
+    bases where config.json has none; `local_key`: where transformers 4 has the second."""
     group = raw.get("rope_parameters")
     groups: dict[str, Any] = {}
     if group is not None:
@@ -55,24 +63,29 @@ def ropes(raw: dict[str, Any], channels: int, context: int) -> tuple[Rope, Rope]
             raise ConfigError(f"config.json: rope_scaling: expected a mapping, got {str(raw['rope_scaling'])[:40]!r}")
         own = groups.get(FULL)
         whole["rope_parameters"] = {**(own if isinstance(own, dict) else {}), **raw["rope_scaling"]}
-    local = {"rope_parameters": groups.get(SLIDING), "rope_theta": raw.get("rope_local_base_freq")}
-    return read_rope(whole, channels, context, 1000000.0), read_rope(local, channels, context, 10000.0)
+    local = {"rope_parameters": groups.get(SLIDING), "rope_theta": raw.get(local_key)}
+    return read_rope(whole, channels, context, thetas[0]), read_rope(local, channels, context, thetas[1])
 
 
-def write(config: ModelConfig) -> dict[str, Any]:
+def ropes_json(config: ModelConfig, thetas: tuple[float, float] = THETAS) -> dict[str, Any]:
+    """config.json's entries for both, in both spellings; a kind of layer that the model lacks gets its custom."""
     layers = config.stack.layers
     channels = layers[0].mixer.head_channels
     found = {layer.window is not None: layer.position for layer in layers}
-    whole, local = found.get(False, Rope(1000000.0)), found.get(True, Rope(10000.0))
+    whole, local = found.get(False, Rope(thetas[0])), found.get(True, Rope(thetas[1]))
     if not isinstance(whole, Rope) or not isinstance(local, Rope):
-        raise ConfigError("model: gemma3's folder format needs rotary positions")
+        raise ConfigError(f"model: {config.family}'s folder format needs rotary positions")
     old = rope_json(whole, channels)
     groups = {FULL: old["rope_parameters"], SLIDING: rope_json(local, channels)["rope_parameters"]}
+    return {**old, "rope_parameters": groups}
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    ropes = ropes_json(config)
     return {
         **gemma2.shared_json(config),
-        **old,
-        "rope_parameters": groups,
-        "rope_local_base_freq": local.theta,
+        **ropes,
+        "rope_local_base_freq": ropes["rope_parameters"][SLIDING]["rope_theta"],
     }
 
 

@@ -24,7 +24,7 @@ from fledge.model.families.family import (
 from fledge.model.families.task import Head, Task
 from fledge.nn.config import MAX_LAYERS, Buckets, Dense, Heads, LayerConfig, Norm, StackConfig
 
-ENCODERS = (["T5EncoderModel"], ["T5ForTokenClassification"])
+ENCODERS = ("T5EncoderModel", "T5ForTokenClassification")  # mT5's too, with an M before it
 CONTEXT = 512  # tokens of pre-training; config.json's n_positions, where it is given
 
 
@@ -64,7 +64,8 @@ def assembled(
 
 def read(raw: dict[str, Any]) -> ModelConfig:
     refuse(raw, "is_decoder", (False, None), "T5 is an encoder with a decoder")
-    if raw.get("architectures") not in ENCODERS:
+    names = raw.get("architectures")
+    if not (isinstance(names, list) and names and str(names[0]).endswith(ENCODERS)):
         refuse(raw, "is_encoder_decoder", (True, None), "T5 is an encoder with a decoder")
     activation, gated = feed_forward(raw)
     width, vocab_size = integer(raw, "d_model", 512), integer(raw, "vocab_size", 32128)
@@ -133,6 +134,11 @@ def write(config: ModelConfig) -> dict[str, Any]:
         )
     gate = "gated-" if layer.dense.gated else ""
     activation = activation_name(layer.dense.activation, ("gelu_new",))
+    if gate and activation == "gelu":  # transformers reads gated-gelu as the tanh form
+        raise ConfigError(
+            "model.activation: expected gelu_tanh, silu or relu behind T5's gate, got gelu; "
+            "set model.activation=gelu_tanh"
+        )
     return {
         "is_encoder_decoder": config.decoder is not None,
         "d_model": decoder.width,

@@ -22,6 +22,10 @@ Places: TypeAlias = int | Tensor
 class Bias(Protocol):
     """What is added to scores."""
 
+    @property
+    def shifts(self) -> bool:
+        """Whether it goes by distance alone, so that any range of a document is like the first."""
+
     def __call__(self, q: Tensor, k: Tensor, q_at: Places, k_at: Places) -> Tensor: ...
 
     def learned(self) -> tuple[Tensor, ...]:
@@ -33,7 +37,7 @@ class AlibiBias(nn.Module):
 
     def __init__(self, n_heads: int, coarse: bool = False):
         super().__init__()
-        self.slopes, self.coarse = alibi_slopes(n_heads), coarse
+        self.slopes, self.coarse, self.shifts = alibi_slopes(n_heads), coarse, not coarse
 
     def learned(self) -> tuple[Tensor, ...]:
         return ()
@@ -76,7 +80,7 @@ class Once:
     """A bias by positions alone, computed once a forward pass for each pair of ranges."""
 
     def __init__(self, bias: AlibiBias | BucketBias):
-        self.bias = bias
+        self.bias, self.shifts = bias, bias.shifts
         self.known: dict[tuple[int, int, int, int], Tensor] = {}
 
     def learned(self) -> tuple[Tensor, ...]:
@@ -101,7 +105,7 @@ class FirstBlock:
 
     def __init__(self, pattern: BigBird, n_tokens: int, bias: Bias | None):
         self.block, self.last = pattern.block, (n_tokens - 1) // pattern.block
-        self.often, self.bias = math.log(1 + pattern.n_random), uncached(bias)
+        self.often, self.bias, self.shifts = math.log(1 + pattern.n_random), uncached(bias), False
 
     def learned(self) -> tuple[Tensor, ...]:
         return () if self.bias is None else self.bias.learned()
@@ -126,7 +130,7 @@ class BucketBias(nn.Module):
 
     def __init__(self, config: Buckets, n_heads: int, causal: bool):
         super().__init__()
-        self.config, self.causal = config, causal
+        self.config, self.causal, self.shifts = config, causal, True
         self.weight = nn.Parameter(torch.empty(config.n_buckets, n_heads))
 
     def learned(self) -> tuple[Tensor, ...]:

@@ -160,7 +160,9 @@ def check_position(layer: LayerConfig, at: str) -> None:
                 f"got {position.buckets}"
             )
         if heads.n_kv_heads != heads.n_heads:
-            raise ConfigError(f"{at}: disentangled positions need as many key/value heads as heads")
+            raise ConfigError(
+                f"{at}: disentangled positions need as many key/value heads as heads; use {heads.n_heads}, or rope"
+            )
 
 
 def check_scaling(scaling: RopeScaling, theta: float, turned: int, at: str) -> None:
@@ -207,19 +209,15 @@ def no_definition(layer: LayerConfig, causal: bool) -> str:
         if layer.window is not None or pattern is not None:
             return "kernelised attention sums over all it sees, so it has no window; use ordinary heads"
         if mixer.softcap is not None:
-            return "kernelised attention forms no scores, so a softcap has no meaning"
-    if isinstance(position, Disentangled) and causal:
-        return "DeBERTa's disentangled positions are defined for encoders; use rope, alibi or buckets in a decoder"
-    if isinstance(position, Disentangled) and layer.window is not None:
-        return "disentangled positions read the content of all keys, so they have no window; use rope or buckets"
+            return "kernelised attention forms no scores, so a softcap has no meaning; use ordinary heads"
     if isinstance(position, Alibi) and position.coarse and layer.window is not None:
         return "Falcon's ALiBi goes by the key's position in the document, so it has no window; use alibi or rope"
     if pattern is not None and layer.window is not None:
-        return "a window and a pattern at once have no definition; the pattern has its own window"
+        return "a pattern has its own window, so another beside it has no meaning; use one of them"
     if isinstance(pattern, Longformer | BigBird) and causal:
         return "Longformer and BigBird see both ways; use window, strided or fixed in a decoder"
     if isinstance(pattern, Strided | Fixed) and not causal:
         return "Sparse Transformer's patterns are defined for decoders; use window, longformer or bigbird in an encoder"
     if isinstance(pattern, Prefix) and not causal:
-        return "a prefix means something only where attention is causal"
+        return "an encoder sees the whole document, so a prefix has no meaning; use it in a decoder"
     return ""

@@ -48,7 +48,7 @@ class DistanceBias:
     """The two score terms of one layer: q_BTHC, k_BSHC -> [B, H, T, S], scaled as the content's scores are."""
 
     def __init__(self, config: Disentangled, heads: Heads, scale: float, table: Tensor, maps: Joined | DistanceMaps):
-        self.config, self.scale = config, scale
+        self.config, self.scale, self.shifts = config, scale, False
         channels = heads.head_channels
         self.keys = self.queries = None
         if config.content_to_position:

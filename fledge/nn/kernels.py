@@ -192,7 +192,7 @@ def heads_first(x_BSKC: Tensor, n_heads: int) -> Tensor:
 def rows(q_BTHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, sight: Sight, bias: Bias | None) -> Tensor:
     """Rows that are whole documents, or whole documents' queries of a whole source: [B, T, H, C]."""
     n_keys = k_BSKC.shape[1]
-    if sight.window is not None and sight.softcap is None and n_keys > BAND_FACTOR * reach(sight):
+    if by_bands(sight, bias, n_keys):
         return banded(q_BTHC, k_BSKC, v_BSKC, None, sight, bias)
     if bias is None and sight.softcap is None and sees_by_causality_alone(sight, n_keys):
         return fast(q_BTHC, k_BSKC, v_BSKC, sight)
@@ -205,6 +205,13 @@ def rows(q_BTHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, sight: Sight, bias: Bia
         return dense(q_BTHC, k_BSKC, v_BSKC, mask, sight, bias)
     added = None if bias is None else bias(q_BTHC, k_BSKC, 0, 0)
     return masked(q_BTHC, k_BSKC, v_BSKC, None if whole(sight) else mask, added, sight)
+
+
+def by_bands(sight: Sight, bias: Bias | None, n_keys: int) -> bool:
+    """Whether a window is attended band by band."""
+    if sight.window is None or sight.softcap is not None or (bias is not None and not bias.shifts):
+        return False
+    return n_keys > BAND_FACTOR * reach(sight)
 
 
 def whole(sight: Sight) -> bool:
@@ -261,7 +268,7 @@ def padded_rows(
     q_there = there(q_lengths, q_BTHC)
     if sight.causal:  # padding lies after every token, so causality hides it already
         mixed = rows(q_BTHC, k_BSKC, v_BSKC, sight, bias)
-    elif sight.softcap is None and sight.window is not None and k_BSKC.shape[1] > BAND_FACTOR * reach(sight):
+    elif by_bands(sight, bias, k_BSKC.shape[1]):
         mixed = banded(q_BTHC, k_BSKC, v_BSKC, k_lengths, sight, bias)
     else:
         q_pos, k_pos = (torch.arange(t.shape[1], device=q_BTHC.device) for t in (q_BTHC, k_BSKC))

@@ -144,6 +144,7 @@ CASES = [
     *((name, bias, "one", None) for name in ("longformer", "fixed bigbird", "strided", "fixed", "prefix")
       for bias in BIASES if bias != "none"),
     *((name, bias, "one", 2.0) for name in ("window", "window both ways") for bias in BIASES),
+    ("window", "disentangled", "one", None), ("window both ways", "disentangled", "padded", None),
 ]  # fmt: skip
 
 

@@ -182,7 +182,6 @@ def encoder(layer: LayerConfig, **more) -> ModelConfig:
 @pytest.mark.parametrize(
     ("layer", "more", "reason"),
     [
-        (LayerConfig(Heads(2, 2, 4), Dense(8, "gelu"), Disentangled(8), window=4), {}, "no window"),
         (LayerConfig(Heads(2, 1, 4), Dense(8, "gelu"), Disentangled(8)), {}, "as many key/value heads"),
         (LayerConfig(Heads(2, 2, 4), Dense(8, "gelu"), Disentangled(8, buckets=14)), {}, "buckets"),
         (LayerConfig(Heads(2, 2, 4), Dense(8, "gelu"), pattern=BigBird(0, 1)), {}, "block"),

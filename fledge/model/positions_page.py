@@ -33,6 +33,21 @@ kept the family's type would open there and compute another model. fledge loads 
 cross-attention stays full.
 """
 
+NOTES = """\
+## Time and memory
+
+Attention is exact and its memory linear in the document's length, forward and back, whatever the pair. Time is
+quadratic for full attention; linear for windows, longformer (with few global tokens), bigbird, linformer and linear;
+n · √n for strided and fixed at a stride of √n. `python bench/attention_length.py` measures the exponents.
+
+## BigBird's random blocks
+
+A block's random blocks depend on (seed, block, number of blocks): the same in every layer and head, in training and
+after. transformers draws them from numpy's generator, for each layer and head, in training only; outside training it
+repeats the first block instead. A BigBird folder of transformers computes the latter here, always; a model of
+`attention=bigbird` what it was trained with. With the same blocks both give the same states and gradients (a test).
+"""
+
 
 def attempt(position: str, attention: str, causal: bool) -> str:
     """Why a pair has no definition, or ''."""
@@ -75,6 +90,7 @@ def page() -> str:
     )
     numbers = [f"| `model.{n}` | {', '.join(readers)} | {DEFAULTS[n]} |" for n, readers in NUMBERS.items()]
     parts.append("## Their numbers\n\n| key | read by | unset |\n|---|---|---|\n" + "\n".join(numbers) + "\n")
+    parts.append(NOTES)
     return "\n".join(parts)
 
 

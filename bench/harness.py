@@ -87,8 +87,8 @@ def ratio(figures: dict[str, list[float]], ours: str, theirs: str) -> dict[str, 
     return {"ratio": statistics.median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios)}
 
 
-def keep(name: str, what: dict[str, Any]) -> None:
-    """Print the result and keep it with machine, versions and date in bench/results/NAME.json."""
+def keep(name: str, what: dict[str, Any], quiet: bool = False) -> None:
+    """Print the result unless `quiet` and keep it with machine, versions and date in bench/results/NAME.json."""
     import torch
     import transformers
 
@@ -100,7 +100,8 @@ def keep(name: str, what: dict[str, Any]) -> None:
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(what, indent=1))
+    if not quiet:
+        print(json.dumps(what, indent=1))
 
 
 def processor() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from fledge.errors import ConfigError
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -47,8 +49,21 @@ def pick(name: str = "auto", dtype: str = "auto", threads: int = 0) -> Device:
         raise ConfigError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     if threads:
         torch.set_num_threads(threads)
+    keep_freed_memory()
     where = torch.device(name, 0) if name == "cuda" else torch.device(name)
     return Device(where, DTYPES[dtype], torch.get_num_threads())
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep large freed blocks for the next tensor instead of giving them back to the system, which hands
+    them out again as fresh zeroed pages: for tensors of 100 MB that can take longer than computing them. Other C
+    libraries are left as they are."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mallopt(M_TRIM_THRESHOLD, -1)
+    mallopt(M_MMAP_MAX, 0)
 
 
 def refuse_many() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
+
 import pytest
 
 from fledge.device import pick
@@ -33,3 +37,27 @@ def test_one_of_several_processes_is_refused(world_size, monkeypatch):
 def test_an_unknown_device_or_dtype_is_refused(words, message):
     with pytest.raises(ConfigError, match=message):
         pick(**{"name": "cpu", **words})
+
+
+FAULTS = """
+import resource, torch
+from fledge import device
+if {keep}: device.keep_freed_memory()
+def once():
+    torch.ones(10_000_000)
+for _ in range(12): once()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3): once()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
+def test_freed_memory_is_used_again_without_new_pages():
+    """40 MB have 9,766 pages of 4 KiB, or 20 of 2 MiB."""
+    kept, given_back = (
+        int(subprocess.run([sys.executable, "-c", FAULTS.format(keep=keep)], capture_output=True, check=True).stdout)
+        for keep in (True, False)
+    )
+    assert kept < 20
+    assert given_back > 5 * max(kept, 20)  # the control

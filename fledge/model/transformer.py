@@ -114,11 +114,13 @@ class Transformer(nn.Module):
         """The output product: [..., D] -> [..., V], rows that fill the vocabulary up left out."""
         config = self.config
         hidden = self.before_output(hidden)
-        logits = F.linear(hidden, self.output_matrix) if self.output is None else self.output(hidden)
         n_tokens = config.tokens or config.vocab_size
-        logits = logits[..., :n_tokens]
-        if self.output_bias is not None:
-            logits = logits + self.output_bias[:n_tokens]
+        bias = None if self.output_bias is None else self.output_bias[:n_tokens]
+        if isinstance(self.output, PackedLinear):
+            logits = self.output(hidden)[..., :n_tokens]
+            logits = logits if bias is None else logits + bias
+        else:
+            logits = F.linear(hidden, self.output_matrix, bias)
         if config.logit_softcap is not None:
             logits = torch.tanh(logits / config.logit_softcap) * config.logit_softcap
         return logits
@@ -147,9 +149,11 @@ class Transformer(nn.Module):
         if isinstance(layout, Cached):
             raise TypeError("loss_sum: expected a layout of whole documents, got Cached")
         hidden = self.hidden(tokens, layout, source=source)
-        if self.output_bias is not None or self.config.logit_softcap is not None:
+        if self.config.logit_softcap is not None:
             return cross_entropy_sum(self.logits(hidden), targets, weight)
-        return fused_cross_entropy_sum(self.before_output(hidden), self.output_matrix, targets, weight)
+        matrix = self.output_matrix
+        bias = None if self.output_bias is None else self.output_bias[: matrix.shape[0]]
+        return fused_cross_entropy_sum(self.before_output(hidden), matrix, targets, weight, bias)
 
     def head(self, name: str, tokens: Tokens, layout: Layout, source: Source | None = None) -> Tensor:
         """What the task head `name` answers: [B, labels] or [B, T, labels].

@@ -1,11 +1,13 @@
 """Linear maps behind one face: `y = map(x)`. Several maps of one input stand side by side in `Joined`.
 
-The parameters stay separate (q, k, v, gate, up: names and adapters need that); joining their outputs in one product is
-the caller's gain. `pack` stores weights input-first for inference: the engine's own step on a built model.
+The parameters stay separate (q, k, v, gate, up: names and adapters need that) but lie together in memory, so that one
+product computes all of them. `pack` stores weights input-first for inference: the engine's own step on a built model.
 Shapes: x [..., I] -> [..., O]. Weights are [O, I]; packed ones [I, O].
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +35,8 @@ class Joined(nn.Module):
         self.sizes = tuple(outputs.values())
         for name, size in outputs.items():
             self.add_module(name, Linear(inputs, size, bias and name not in unbiased))
+        if len(self.sizes) > 1:
+            lay_together([one.weight for one in self.maps()])
 
     def maps(self) -> list[Linear]:
         return [child for child in self.children() if isinstance(child, Linear)]
@@ -41,8 +45,66 @@ class Joined(nn.Module):
         maps = self.maps()
         if len(maps) == 1:
             return maps[0](x)
-        # one product of the stacked weights reads x once; copying the weights costs less than reading x again
-        return F.linear(x, torch.cat([m.weight for m in maps]), joined_bias(maps))
+        if torch.compiler.is_compiling():
+            return torch.cat([one(x) for one in maps], -1)
+        weights: list[Tensor] = [one.weight for one in maps]
+        bias = joined_bias(maps)
+        if torch.is_autocast_enabled(x.device.type):
+            return F.linear(x, torch.cat(weights), bias)
+        if not adjacent(weights):
+            lay_together(weights)
+        if not torch.is_grad_enabled():
+            return F.linear(x, one_matrix(weights), bias)
+        return Together.apply(x.flatten(0, -2), bias, *weights).unflatten(0, x.shape[:-1])
+
+
+class Together(torch.autograd.Function):
+    """One product with weights that lie one after the other in memory, and one for each gradient: x [N, I], weights
+    [O, I] -> [N, Σ O]."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, bias: Tensor | None, *weights: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x, *weights)
+        return F.linear(x, one_matrix(weights), bias)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, *weights = ctx.saved_tensors
+        for_x, for_bias, *for_weights = ctx.needs_input_grad
+        sizes = [w.shape[0] for w in weights]
+        grad_x = grad @ one_matrix(weights) if for_x else None
+        grad_bias = grad.sum(0) if for_bias else None
+        if not any(for_weights):
+            return grad_x, grad_bias, *(None for _ in weights)
+        parts = (grad.t() @ x).split(sizes)
+        return grad_x, grad_bias, *(part if asked else None for part, asked in zip(parts, for_weights, strict=True))
+
+
+def adjacent(weights: Sequence[Tensor]) -> bool:
+    """Whether matrices [O, I] lie one after the other in one piece of memory."""
+    first = weights[0]
+    end, memory = first.data_ptr(), first.untyped_storage().data_ptr()
+    for weight in weights:
+        if weight.data_ptr() != end or weight.untyped_storage().data_ptr() != memory or not weight.is_contiguous():
+            return False
+        end += weight.numel() * weight.itemsize
+    return True
+
+
+def one_matrix(weights: Sequence[Tensor]) -> Tensor:
+    """Adjacent matrices as one, [Σ O, I], without a copy; a copy where something has moved them."""
+    if not adjacent(weights):
+        return torch.cat(list(weights))
+    width = weights[0].shape[1]
+    return weights[0].as_strided((sum(w.shape[0] for w in weights), width), (width, 1))
+
+
+def lay_together(weights: Sequence[Tensor]) -> None:
+    """Move parameters [O, I] into one piece of memory, one after the other; objects and values stay the same."""
+    with torch.inference_mode(False), torch.no_grad():
+        together = torch.cat([w.detach() for w in weights])
+        for weight, part in zip(weights, together.split([w.shape[0] for w in weights]), strict=True):
+            weight.data = part
 
 
 def joined_bias(maps: list[Linear]) -> Tensor | None:

@@ -19,51 +19,79 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor, weight: Tensor) -> Tensor
 
 class FusedCrossEntropy(torch.autograd.Function):
     """Output product and cross-entropy in one, in chunks of rows: the logits of a chunk exist once and become their own
-    gradient in place. hidden [N, D], matrix [V, D]; gives Σ weight · nats. The gradient is p − y, scaled."""
+    gradient in place. hidden [N, D], matrix [V, D], bias [V] or None; gives Σ weight · nats. The gradient is p − y,
+    scaled."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, matrix: Tensor, targets: Tensor, weight: Tensor, chunk_rows: int) -> Tensor:  # type: ignore[override]
-        need_hidden, need_matrix = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_matrix = torch.zeros_like(matrix) if need_matrix else None
+    def forward(
+        ctx,
+        hidden: Tensor,
+        matrix: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        weight: Tensor,
+        chunk_rows: int,
+    ) -> Tensor:  # type: ignore[override]
+        for_hidden, for_matrix, for_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if for_hidden else None
+        grad_matrix: Tensor | None = None
+        grad_bias: Tensor | None = None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for start in range(0, hidden.shape[0], chunk_rows):
             rows = slice(start, start + chunk_rows)
-            h, y, w = hidden[rows], targets[rows], weight[rows]
-            logits = (h @ matrix.t()).float()
-            shift = logits.logsumexp(-1)
-            nats = shift - logits.gather(1, y[:, None]).squeeze(1)
+            h, y, w = hidden[rows], targets[rows, None], weight[rows, None]
+            logits = F.linear(h, matrix, bias).float()
+            of_target, most = logits.gather(1, y), logits.amax(1, keepdim=True)
+            p = softmax_in_place(logits)
+            nats = most - p.amax(1, keepdim=True).log_() - of_target  # the largest p is 1 / Σ exp(logit - most)
             total += torch.where(w > 0, nats * w, 0.0).sum()
-            if not (need_hidden or need_matrix):
+            if not (for_hidden or for_matrix or for_bias):
                 continue
-            gradient = logits.sub_(shift[:, None]).exp_()
-            gradient.scatter_add_(1, y[:, None], torch.full_like(y, -1, dtype=gradient.dtype)[:, None])
-            gradient.mul_(w[:, None])
-            gradient = gradient.to(hidden.dtype)
+            p.scatter_add_(1, y, torch.full_like(nats, -1))
+            gradient, w = p.to(hidden.dtype), w.to(hidden.dtype)
             if grad_hidden is not None:
-                torch.mm(gradient, matrix, out=grad_hidden[rows])
-            if grad_matrix is not None:
-                grad_matrix.addmm_(gradient.t(), h)
-        ctx.save_for_backward(grad_hidden, grad_matrix)
+                torch.mm(gradient, matrix, out=grad_hidden[rows]).mul_(w)
+            if for_matrix:
+                grad_matrix = add_product(grad_matrix, gradient.t(), h * w)
+            if for_bias:
+                grad_bias = add_product(grad_bias, gradient.t(), w)
+        if not len(hidden):
+            grad_matrix, grad_bias = torch.zeros_like(matrix), None if bias is None else torch.zeros_like(bias)
+        ctx.save_for_backward(grad_hidden, grad_matrix, None if grad_bias is None else grad_bias.flatten())
+        ctx.scaled = False
         return total
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # type: ignore[override]
-        grad_hidden, grad_matrix = ctx.saved_tensors
-        scaled = (None if g is None else g.mul(grad) for g in (grad_hidden, grad_matrix))
-        return (*scaled, None, None, None)  # type: ignore[return-value]
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if ctx.scaled:
+            raise RuntimeError("cross-entropy: expected one backward pass, got a second; compute the loss again")
+        ctx.scaled = True  # in place: a copy of the matrix's gradient would cost as much as its computing
+        grads = (None if g is None else g.mul_(grad) for g in ctx.saved_tensors)
+        return (*grads, None, None, None)
+
+
+def add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """total + a b, in place where there is a total."""
+    return a @ b if total is None else total.addmm_(a, b)
+
+
+def softmax_in_place(x: Tensor) -> Tensor:
+    """Softmax over the last axis of a tensor that is not needed any more."""
+    return torch.softmax(x, -1, out=x) if x.device.type == "cpu" else torch.softmax(x, -1)
 
 
 def fused_cross_entropy_sum(
-    hidden: Tensor, matrix: Tensor, targets: Tensor, weight: Tensor, chunk_rows: int = 1024
+    hidden: Tensor, matrix: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None = None, chunk_rows: int = 1024
 ) -> Tensor:
-    """Σ weight · (−log softmax(hidden · matrixᵀ)[target]) in nats, without ever holding all logits.
+    """Σ weight · (−log softmax(hidden · matrixᵀ + bias)[target]) in nats, without ever holding all logits.
 
-    hidden [..., D], matrix [V, D], targets int64 [...], weight float32 [...]; chunks of `chunk_rows` targets.
+    hidden [..., D], matrix [V, D], bias [V], targets int64 [...], weight float32 [...]; chunks of `chunk_rows` targets.
+    On a CPU, rows of weight 0 are not computed.
     """
-    width = hidden.shape[-1]
+    hidden, targets, weight = hidden.flatten(0, -2), targets.flatten(), weight.flatten()
     if not torch.is_grad_enabled():  # a Parameter asks for its gradient even here; computing it would triple the work
-        hidden, matrix = hidden.detach(), matrix.detach()
-    return FusedCrossEntropy.apply(
-        hidden.reshape(-1, width), matrix, targets.reshape(-1), weight.reshape(-1), chunk_rows
-    )
+        hidden, matrix, bias = hidden.detach(), matrix.detach(), None if bias is None else bias.detach()
+    if hidden.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((weight > 0).all()):
+        chosen = (weight > 0).nonzero()[:, 0]
+        hidden, targets, weight = hidden[chosen], targets[chosen], weight[chosen]
+    return FusedCrossEntropy.apply(hidden, matrix, bias, targets, weight, chunk_rows)

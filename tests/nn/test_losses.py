@@ -18,13 +18,18 @@ def setting(n: int = 50):
 
 
 @pytest.mark.parametrize("chunk_rows", [7, 50, 1000])
-def test_the_fused_loss_and_gradients_equal_torchs(chunk_rows):
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_fused_loss_and_gradients_equal_torchs(chunk_rows, biased):
     hidden, matrix, targets, weight = setting()
-    loss = fused_cross_entropy_sum(hidden, matrix, targets, weight, chunk_rows) / 3
-    got = torch.autograd.grad(loss, (hidden, matrix))
-    rows = torch.nn.functional.cross_entropy((hidden @ matrix.t()).flatten(0, 1), targets.flatten(), reduction="none")
+    weight = weight * 0.7
+    bias = torch.randn(31, generator=torch.Generator().manual_seed(5), requires_grad=True) if biased else None
+    leaves = (hidden, matrix) if bias is None else (hidden, matrix, bias)
+    loss = fused_cross_entropy_sum(hidden, matrix, targets, weight, bias, chunk_rows) / 3
+    got = torch.autograd.grad(loss, leaves)
+    logits = torch.nn.functional.linear(hidden, matrix, bias)
+    rows = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     expected_loss = (rows * weight.flatten()).sum() / 3
-    expected = torch.autograd.grad(expected_loss, (hidden, matrix))
+    expected = torch.autograd.grad(expected_loss, leaves)
     assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-6)
     for a, b in zip(got, expected, strict=True):
         assert (a - b).abs().max() < 1e-5
@@ -59,10 +64,28 @@ def test_without_gradients_only_the_loss_is_computed(monkeypatch):
     """Validation must not pay for the output matrix's gradient, though a Parameter asks for one."""
     hidden, matrix, targets, weight = setting()
     products = []
-    whole = torch.Tensor.addmm_
-    monkeypatch.setattr(torch.Tensor, "addmm_", lambda *args, **more: products.append(1) or whole(*args, **more))
+    whole = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda *args, **more: products.append(1) or whole(*args, **more))
     with torch.no_grad():
         quiet = fused_cross_entropy_sum(hidden, matrix, targets, weight)
     assert not products
     loud = fused_cross_entropy_sum(hidden, matrix, targets, weight)
     assert products and quiet.item() == loud.item()  # the control
+
+
+def test_a_second_backward_pass_is_refused():
+    """The kept gradients are scaled in place: a second pass would scale them twice."""
+    hidden, matrix, targets, weight = setting()
+    loss = fused_cross_entropy_sum(hidden, matrix, targets, weight)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="compute the loss again"):
+        loss.backward()
+
+
+def test_extreme_logits_give_finite_losses():
+    hidden, matrix, targets, weight = setting()
+    loss = fused_cross_entropy_sum(hidden * 1e4, matrix, targets, weight)
+    rows = torch.nn.functional.cross_entropy(
+        (hidden * 1e4 @ matrix.t()).flatten(0, 1), targets.flatten(), reduction="none"
+    )
+    assert loss.item() == pytest.approx((rows * weight.flatten()).sum().item(), rel=1e-5)

@@ -1,14 +1,15 @@
 """Sentence embeddings: sentence-transformers' folders in and out, and texts to vectors.
 
-Such a folder is a model folder with modules.json (which steps follow the model), 1_Pooling/config.json and at times
-2_Normalize, whose folder holds nothing and is missing in many copies. Source of the method: Reimers & Gurevych 2019
-(arXiv 1908.10084).
+Such a folder is a model folder with modules.json (which steps follow the model), 1_Pooling/config.json, at times
+2_Dense with weights of its own, and at times 3_Normalize, whose folder holds nothing and is missing in many copies.
+Source of the method: Reimers & Gurevych 2019 (arXiv 1908.10084).
 
 B rows, T tokens, D width.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from fledge.batch import Padded, padded
 from fledge.config import read_json
 from fledge.errors import ConfigError
 from fledge.model.folder import find_model, load_model, save_model, write_json
+from fledge.model.sentence_dense import DenseLayer, load_dense, save_dense
 from fledge.model.transformer import Transformer
 from fledge.nn.config import MAX_CONTEXT, bounded
 from fledge.text.tokenizer import Tokenizer
@@ -35,7 +37,7 @@ FLAGS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 """The old spelling of a pooling, which versions 2 to 6 of sentence-transformers read."""
-MODULES, POOLING, NORMALIZE = "modules.json", "1_Pooling", "2_Normalize"
+MODULES, POOLING = "modules.json", "1_Pooling"
 LENGTH, PROMPTS = "sentence_bert_config.json", "config_sentence_transformers.json"
 
 
@@ -61,20 +63,26 @@ class SentenceConfig:
 
 
 class SentenceModel:
-    """Texts to vectors by a model, its tokenizer and what follows."""
+    """Texts to vectors by a model, its tokenizer and what follows: pooling, the layers of `dense`, normalising."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, config: SentenceConfig):
-        self.model, self.tokenizer, self.config = model.eval(), tokenizer, config
+    def __init__(
+        self, model: Transformer, tokenizer: Tokenizer, config: SentenceConfig, dense: Sequence[DenseLayer] = ()
+    ):
+        self.model, self.tokenizer, self.config, self.dense = model.eval(), tokenizer, config, tuple(dense)
+
+    @property
+    def width(self) -> int:
+        """Numbers of a vector."""
+        return self.dense[-1].weight.shape[0] if self.dense else pooled_width(self.model, self.config.pooling)
 
     def encode(self, texts: Sequence[str], batch: int = 32, prompt: str | None = None) -> Tensor:
-        """One vector a text, float32 [N, D · poolings]; a text's company changes its vector by rounding at most.
+        """One vector a text, float32 [N, width]; a text's company changes its vector by rounding at most.
 
         `prompt`: a name in the config's prompts instead of the default one. Raises ConfigError for an unknown name.
         """
         rows = self.ids(texts, prompt)
         order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
-        width = self.model.config.stack.width * len(self.config.pooling)
-        found = torch.zeros(len(rows), width)
+        found = torch.zeros(len(rows), self.width)
         for start in range(0, len(order), batch):
             places = order[start : start + batch]
             found[places] = self.vectors([rows[place] for place in places]).float().cpu()
@@ -94,13 +102,19 @@ class SentenceModel:
 
     @torch.inference_mode()
     def vectors(self, rows: list[list[int]]) -> Tensor:
-        """The vectors of rows of ids: [B, D · poolings]."""
+        """The vectors of rows of ids: [B, width]."""
         tokens, layout = padded(rows, self.model.config.special_ids.get("pad", 0))
         device = self.model.embedding.weight.device
         states = self.model.hidden(tokens.to(device), layout)
         parts = [pooled(states, layout, name) for name in self.config.pooling]
         joined = torch.cat(parts, -1)
+        for layer in self.dense:
+            joined = layer(joined.float())
         return torch.nn.functional.normalize(joined, dim=-1) if self.config.normalise else joined
+
+
+def pooled_width(model: Transformer, pooling: Sequence[str]) -> int:
+    return model.config.stack.width * len(pooling)
 
 
 def pooled(states_BTD: Tensor, layout: Padded, name: str) -> Tensor:
@@ -140,17 +154,22 @@ def load_sentence_model(folder: str | Path, device: torch.device | str = "cpu") 
         raise ConfigError(f"{LENGTH}: max_seq_length: expected a positive number, got {str(length)[:40]!r}")
     config = SentenceConfig(
         pooling=pooling,
-        normalise=len(steps) > 2,
+        normalise=steps[-1][0] == "Normalize",
         max_tokens=int(min(length, model.config.context_tokens)),
         lower=stated.get("do_lower_case") is True,
         prompts=prompts_of(prompts.get("prompts")),
         default_prompt=prompts.get("default_prompt_name") or "",
     )
-    return SentenceModel(model, tokenizer, config)
+    dense: list[DenseLayer] = []
+    for path in (path for kind, path in steps if kind == "Dense"):
+        width = dense[-1].weight.shape[0] if dense else pooled_width(model, pooling)
+        dense.append(load_dense(folder / path, width, device))
+    return SentenceModel(model, tokenizer, config, dense)
 
 
 def steps_of(folder: Path) -> list[tuple[str, str]]:
-    """(kind, folder) of each step in modules.json: a model, pooling, and normalising or not. Raises ConfigError."""
+    """(kind, folder) of each step in modules.json: a model, pooling, any dense layers, and normalising or not. Raises
+    ConfigError."""
     if not (folder / MODULES).is_file():
         raise ConfigError(f"{folder}: expected a sentence-transformers folder with {MODULES}, found none")
     raw = read_json(folder / MODULES)
@@ -160,9 +179,11 @@ def steps_of(folder: Path) -> list[tuple[str, str]]:
         if not isinstance(kind, str) or not isinstance(path, str) or Path(path).is_absolute() or ".." in path:
             raise ConfigError(f"{MODULES}: expected a type and a folder inside for each step, got {str(entry)[:60]!r}")
         steps.append((kind.rpartition(".")[2], path))
-    if [kind for kind, _ in steps] not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        kinds = ", ".join(kind for kind, _ in steps)
-        raise ConfigError(f"{MODULES}: expected Transformer, Pooling and at most Normalize, got {kinds[:80] or 'none'}")
+    kinds = ", ".join(kind for kind, _ in steps)
+    if not re.fullmatch("Transformer, Pooling(, Dense)*(, Normalize)?", kinds):
+        raise ConfigError(
+            f"{MODULES}: expected Transformer, Pooling, any Dense and at most Normalize, got {kinds[:80] or 'none'}"
+        )
     return steps
 
 
@@ -203,9 +224,12 @@ def optional_json(path: Path) -> dict[str, Any]:
 def save_sentence_model(sentences: SentenceModel, folder: str | Path, parents: dict[str, str] | None = None) -> None:
     """Write a folder that sentence-transformers opens. The folder must be the caller's scratch."""
     folder, config = Path(folder), sentences.config
-    kinds = [("Transformer", ""), ("Pooling", POOLING)] + [("Normalize", NORMALIZE)] * config.normalise
+    following = ["Pooling"] + ["Dense"] * len(sentences.dense) + ["Normalize"] * config.normalise
+    kinds = [("Transformer", "")] + [(kind, f"{i}_{kind}") for i, kind in enumerate(following, 1)]
     for _, path in kinds:
         (folder / path).mkdir(parents=True, exist_ok=True)
+    for layer, path in zip(sentences.dense, (path for kind, path in kinds if kind == "Dense"), strict=True):
+        save_dense(layer, folder / path)
     write_json(
         folder / MODULES,
         [{"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -217,7 +241,7 @@ def save_sentence_model(sentences: SentenceModel, folder: str | Path, parents: d
     flags = {key: name in config.pooling for key, name in FLAGS.items()}
     write_json(folder / POOLING / "config.json", {"word_embedding_dimension": width, **flags, "include_prompt": True})
     if config.normalise:
-        write_json(folder / NORMALIZE / "config.json", {})
+        write_json(folder / kinds[-1][1] / "config.json", {})
     write_json(folder / LENGTH, {"max_seq_length": config.max_tokens, "do_lower_case": config.lower})
     prompts = {"prompts": config.prompts, "default_prompt_name": config.default_prompt or None}
     write_json(folder / PROMPTS, {**prompts, "similarity_fn_name": "cosine"})

@@ -1,35 +1,48 @@
 """Megabytes a second of tokenizing and of learning a tokenizer: fledge beside tiktoken, tokenizers and rustbpe.
 
 Encoding: 10 MB of English books and 10 MB in many languages with the published cl100k and r50k vocabularies, a
-document at a time, each library by its quickest call. The bar: at least 0.9 of tiktoken. Training: byte-level BPE of
-8,192 ids under GPT-2's split pattern from 4 MB of books. The texts and vocabularies are read from FLEDGE_DATA (default
-../shared/data).
+document at a time, each library by its quickest call. The bar: at least 0.9 of tiktoken. `languages`: the same of
+fledge and tiktoken under three split patterns (o200k's with cl100k's vocabulary) on 2 MB each of six kinds of text.
+Training: byte-level BPE of 8,192 ids under GPT-2's split pattern from 4 MB of books; `kinds`: three kinds from 10 MB.
+The texts and vocabularies are read from FLEDGE_DATA (default ../shared/data).
 """
 
 from __future__ import annotations
 
 import functools
 import gzip
+import itertools
 import json
 import os
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from harness import clock, run
+from harness import clock, compare, keep, peer_process, run, summary
 
 DATA = Path(os.environ.get("FLEDGE_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 MEGABYTE = 1_000_000
-VOCABULARIES = {"cl100k": ("cl100k_base", "llama3"), "r50k": ("r50k_base", "gpt2")}
-TEXTS = {"english": "text_classic_books/books.jsonl.gz", "many": "text_udhr/udhr2.jsonl.gz"}
+VOCABULARIES = {
+    "cl100k": ("cl100k_base", "llama3"),
+    "r50k": ("r50k_base", "gpt2"),
+    "o200k": ("cl100k_base", "o200k"),
+}
+TEXTS = {
+    "english": "text_classic_books/books.jsonl.gz",
+    "many": "text_udhr/udhr2.jsonl.gz",
+    "chinese": "text_zh_poetry/tang.jsonl.gz",
+    "japanese": "text_ja_wagahai/wagahaiwa_nekodearu.txt.gz",
+    "french": "text_ud_fr/fr_gsd-ud-dev.txt.gz",
+    "code": "",  # Python's own library
+}
 N_IDS = 8192
+UNIT = "megabytes (10^6) of UTF-8 a second"
 
 
 def documents(name: str, n_bytes: int) -> list[str]:
     """Texts of `n_bytes` in all; a smaller set is read again from its beginning."""
-    with gzip.open(DATA / TEXTS[name], "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    texts = [max((value for value in row.values() if isinstance(value, str)), key=len) for row in rows]
+    texts = texts_of(name)
     found: list[str] = []
     left = n_bytes
     while left > 0:
@@ -41,6 +54,17 @@ def documents(name: str, n_bytes: int) -> list[str]:
     return found
 
 
+def texts_of(name: str) -> list[str]:
+    if name == "code":
+        files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+        return [file.read_text(encoding="utf-8", errors="ignore") for file in files]
+    with gzip.open(DATA / TEXTS[name], "rt", encoding="utf-8") as file:
+        if not TEXTS[name].endswith(".jsonl.gz"):
+            return [file.read()]
+        rows = [json.loads(line) for line in file]
+    return [max((value for value in row.values() if isinstance(value, str)), key=len) for row in rows]
+
+
 def measured(work: Callable[[], None], megabytes: float, threads: int) -> Iterator[float]:
     work()
     yield 0.0
@@ -50,7 +74,7 @@ def measured(work: Callable[[], None], megabytes: float, threads: int) -> Iterat
         yield megabytes / (clock(threads) - began)
 
 
-def encode_tiktoken(vocabulary: str, text: str, threads: int) -> Iterator[float]:
+def tiktoken_call(vocabulary: str) -> Callable[[str], object]:
     import tiktoken
     from tiktoken.load import load_tiktoken_bpe
 
@@ -59,16 +83,38 @@ def encode_tiktoken(vocabulary: str, text: str, threads: int) -> Iterator[float]
     file, pattern = VOCABULARIES[vocabulary]
     ranks = load_tiktoken_bpe(str(DATA / f"conf_tokenizers/tiktoken/{file}.tiktoken"))
     encoding = tiktoken.Encoding("bench", pat_str=PATTERNS[pattern], mergeable_ranks=ranks, special_tokens={})
+    return encoding.encode_ordinary
+
+
+def fledge_call(vocabulary: str) -> Callable[[str], object]:
+    from fledge.text.tiktoken_file import read_tiktoken
+    from fledge.text.tokenizer import from_text
+
+    file, pattern = VOCABULARIES[vocabulary]
+    tokenizer = from_text(*read_tiktoken(DATA / f"conf_tokenizers/tiktoken/{file}.tiktoken", pattern))
+    assert tokenizer.quick is not None, "tiktoken is not used"
+    return tokenizer.encode_array
+
+
+CALLS = {"tiktoken": tiktoken_call, "fledge": fledge_call}
+
+
+def encode(library: str, vocabulary: str, text: str, threads: int) -> Iterator[float]:
+    call = CALLS[library](vocabulary)
     texts = documents(text, 10 * MEGABYTE)
-    yield from measured(lambda: [encoding.encode_ordinary(one) for one in texts] and None, 10, threads)
+    yield from measured(lambda: [call(one) for one in texts] and None, 10, threads)
 
 
-def encode_fledge(vocabulary: str, text: str, threads: int) -> Iterator[float]:
-    from fledge.text.tokenizer import Tokenizer
-
-    tokenizer = Tokenizer.load(DATA / f"conf_tokenizers/tiktoken/{VOCABULARIES[vocabulary][0]}.tiktoken")
-    texts = documents(text, 10 * MEGABYTE)
-    yield from measured(lambda: [tokenizer.encode_array(one) for one in texts] and None, 10, threads)
+def encode_languages(library: str, vocabulary: str, threads: int) -> Iterator[float]:
+    """A figure for each text of TEXTS in turn, again and again."""
+    call = CALLS[library](vocabulary)
+    texts = {name: documents(name, 2 * MEGABYTE) for name in TEXTS}
+    turns = [measured(lambda some=some: [call(one) for one in some] and None, 2, threads) for some in texts.values()]
+    for turn in turns:
+        next(turn)
+    yield 0.0
+    for turn in itertools.cycle(turns):
+        yield next(turn)
 
 
 def encode_tokenizers(vocabulary: str, text: str, threads: int) -> Iterator[float]:
@@ -116,15 +162,112 @@ def train_rustbpe(threads: int) -> Iterator[float]:
     yield from measured(train, 4, threads)
 
 
-ENCODERS = {"tiktoken": encode_tiktoken, "fledge": encode_fledge, "tokenizers": encode_tokenizers}
+ENCODERS = {
+    "tiktoken": functools.partial(encode, "tiktoken"),
+    "fledge": functools.partial(encode, "fledge"),
+    "tokenizers": encode_tokenizers,
+}
+LANGUAGES = {
+    f"{library}-{vocabulary}": functools.partial(encode_languages, library, vocabulary)
+    for vocabulary in VOCABULARIES
+    for library in CALLS
+}
 TRAINERS = {"tokenizers-train": train_tokenizers, "fledge-train": train_fledge, "rustbpe-train": train_rustbpe}
+
+
+KINDS = {
+    "bpe": ("train_bpe", {"special": ()}),
+    "wordpiece": ("train_wordpiece", {}),
+    "unigram": ("train_unigram", {"special": ()}),
+}
+
+
+def train_kind(library: str, kind: str, threads: int) -> Iterator[float]:
+    """Megabytes of a 10 MB corpus a CPU second that a kind is learnt from; `sentencepiece` knows unigram alone."""
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    texts = documents("english", 10 * MEGABYTE)
+    work = {"fledge": learn_fledge, "tokenizers": learn_tokenizers, "sentencepiece": learn_sentencepiece}[library]
+    yield 0.0
+    while True:
+        began = clock(threads)
+        work(kind, texts)
+        yield 10 / (clock(threads) - began)
+
+
+def learn_fledge(kind: str, texts: list[str]) -> None:
+    from fledge.text import learners, train
+
+    name, options = KINDS[kind]
+    getattr(train if kind == "bpe" else learners, name)(texts, N_IDS, **options)
+
+
+def learn_tokenizers(kind: str, texts: list[str]) -> None:
+    import tokenizers
+    from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+    if kind == "bpe":
+        learner = tokenizers.Tokenizer(models.BPE())
+        learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=N_IDS, show_progress=False, initial_alphabet=alphabet)
+    elif kind == "wordpiece":
+        learner = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        learner.normalizer = normalizers.BertNormalizer(lowercase=False)
+        learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        trainer = trainers.WordPieceTrainer(vocab_size=N_IDS, show_progress=False, special_tokens=["[UNK]"])
+    else:
+        learner = tokenizers.Tokenizer(models.Unigram())
+        learner.pre_tokenizer = pre_tokenizers.Metaspace()
+        trainer = trainers.UnigramTrainer(
+            vocab_size=N_IDS, show_progress=False, special_tokens=["<unk>"], unk_token="<unk>"
+        )
+    learner.train_from_iterator(texts, trainer)
+
+
+def learn_sentencepiece(kind: str, texts: list[str]) -> None:
+    import io
+
+    import sentencepiece
+
+    lines = (line for text in texts for line in text.splitlines() if line)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines, model_writer=io.BytesIO(), vocab_size=N_IDS, model_type=kind, num_threads=1,
+        minloglevel=2,
+    )  # fmt: skip
+
+
+KIND_PEERS = {
+    f"{library}-{kind}": functools.partial(train_kind, library, kind)
+    for kind in KINDS
+    for library in ("tokenizers", "fledge", *(("sentencepiece",) if kind == "unigram" else ()))
+}
+
+
+def measure_languages(rounds: int = 9) -> None:
+    """Both libraries on every text in one run for each pattern; kept as one table."""
+    results = {}
+    for vocabulary in VOCABULARIES:
+        base, ours = f"tiktoken-{vocabulary}", f"fledge-{vocabulary}"
+        figures = compare(__file__, [base, ours], 1, rounds * len(TEXTS))
+        for place, text in enumerate(TEXTS):
+            shares = {name: values[place :: len(TEXTS)] for name, values in figures.items()}
+            results[f"{vocabulary} {text}"] = summary(shares, base)
+    keep("tokenize_languages", {"unit": UNIT, "clock": "CPU time, one thread", "rounds": rounds, "results": results})
+
+
+def measure_kinds(rounds: int = 3) -> None:
+    results = {}
+    for kind in KINDS:
+        names = [name for name in KIND_PEERS if name.endswith(f"-{kind}")]
+        results |= summary(compare(__file__, names, 1, rounds), f"tokenizers-{kind}")
+    keep("tokenize_kinds", {"unit": UNIT, "clock": "CPU time, one thread", "rounds": rounds, "results": results})
 
 
 def tables() -> dict[str, dict[str, Callable[[int], Iterator[float]]]]:
     """Table -> peers, whose names hold what they encode."""
     found: dict[str, dict[str, Callable[[int], Iterator[float]]]] = {"tokenize_train": TRAINERS}
-    for vocabulary in VOCABULARIES:
-        for text in TEXTS:
+    for vocabulary in ("cl100k", "r50k"):
+        for text in ("english", "many"):
             key = f"{vocabulary}_{text}"
             peers = {f"{name}-{key}": functools.partial(work, vocabulary, text) for name, work in ENCODERS.items()}
             found[f"tokenize_{key}"] = peers
@@ -134,9 +277,14 @@ def tables() -> dict[str, dict[str, Callable[[int], Iterator[float]]]]:
 if __name__ == "__main__":
     everything = tables()
     if "--peer" in sys.argv:
-        run(__file__, {name: peer for peers in everything.values() for name, peer in peers.items()}, "", "", "")
-    else:
-        wanted = sys.argv[1:] or list(everything)  # names of tables
-        for table in wanted:
-            peers = everything[table]
-            run(__file__, peers, next(iter(peers)), table, "megabytes (10^6) of UTF-8 a second")
+        peers = {name: peer for table in everything.values() for name, peer in table.items()}
+        words = sys.argv
+        name, threads = words[words.index("--peer") + 1], int(words[words.index("--threads") + 1])
+        peer_process({**peers, **LANGUAGES, **KIND_PEERS}, name, threads)
+    for table in sys.argv[1:] if "--peer" not in sys.argv else ():  # names of tables, "languages", "kinds"
+        if table == "languages":
+            measure_languages()
+        elif table == "kinds":
+            measure_kinds()
+        else:
+            run(__file__, everything[table], next(iter(everything[table])), table, UNIT)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,22 @@ def make_folder(path: str | Path) -> Path:
         reason = error.strerror or type(error).__name__
         raise ConfigError(f"{path}: can't be made a folder to write to ({reason}); choose another") from None
     return path
+
+
+def check_writable(folder: str | Path) -> None:
+    """Try whether a file could be written into `folder`, before work that would be lost; leaves nothing behind. Raises
+    ConfigError."""
+    folder = Path(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    make_folder(folder)
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ConfigError(f"{folder}: can't be written to ({reason}); choose another folder") from None
+    finally:
+        for path in made:
+            path.rmdir()
 
 
 def write_text_durably(path: str | Path, text: str) -> None:

@@ -32,13 +32,17 @@ class QuickEncoder:
     """tiktoken's encoder over a vocabulary of ours."""
 
     def __init__(self, encoding: Any):
-        self.encoding = encoding
+        self.ids_of = encoding._core_bpe.encode_ordinary  # what the method of that name calls, after it mended the text
 
     def encode(self, text: str) -> np.ndarray | None:
-        """Ids of `text` as uint32 [n]; None for the rare text that tiktoken can't take."""
-        if has_long_space(text):
+        """Ids of `text` as uint32 [n]; None for the rare text that tiktoken can't take, such as one that is not
+        Unicode."""
+        if len(text) >= LONGEST_SPACE and has_long_space(text):
             return None
-        return np.frombuffer(array("I", self.encoding.encode_ordinary(text)), dtype=np.uint32)  # twice np.array's speed
+        try:
+            return np.frombuffer(array("I", self.ids_of(text)), dtype=np.uint32)  # twice np.array's speed
+        except UnicodeEncodeError:
+            return None
 
 
 def has_long_space(text: str) -> bool:

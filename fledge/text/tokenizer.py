@@ -116,12 +116,12 @@ class Tokenizer:
 
     def encode_array(self, text: str) -> np.ndarray:
         """`encode(text)` as uint32 [n], by the fastest way at hand: several times quicker with tiktoken installed."""
-        check_unicode(text)
-        if self.alphabet is not None:
-            return self.alphabet.encode(text)
         quick = self.quick.encode(text) if self.quick is not None else None
         if quick is not None:
             return quick
+        check_unicode(text)
+        if self.alphabet is not None:
+            return self.alphabet.encode(text)
         name = self.file.pattern if fast.is_plain(self.file, self.control) else None
         parts = list(pattern.pieces(text, name, fast.PIECE_CHARACTERS)) if name is not None else [text]
         found = [np.array(ids, dtype=np.uint32) for ids in self.encode_batch(parts)]

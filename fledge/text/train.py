@@ -14,7 +14,7 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from fledge import config as fields
 from fledge.errors import CheckpointError, ConfigError, DataError
-from fledge.lineage import CARD, make_folder, sha256_file, sha256_json, verify, write_card
+from fledge.lineage import CARD, check_writable, make_folder, sha256_file, sha256_json, verify, write_card
 from fledge.log import say, warn
 from fledge.text import pattern, tokenizer_file
 from fledge.text.chat import FORMATS, with_format
@@ -85,8 +85,7 @@ def train_tokenizer(config: TokenizerTrainConfig, json: bool = False) -> dict[st
     settings made; gives its figures."""
     began = time.monotonic()
     refuse_inside(config.text, config.out)
-    if config.out.exists():
-        make_folder(config.out)  # refuses a file before the work rather than after it
+    check_writable(config.out)
     card = finished(config)
     reused = card is not None
     if card is None:

@@ -13,8 +13,10 @@ import pytest
 from fledge import config
 from fledge.errors import ConfigError, DataError
 from fledge.lineage import sha256_file, verify
-from fledge.text.config import TokenizerTrainConfig
+from fledge.text import train
+from fledge.text.config import TokenizerReportConfig, TokenizerTrainConfig
 from fledge.text.documents import read_documents
+from fledge.text.report import report_tokenizers
 from fledge.text.special_tokens import SPECIAL_TOKENS
 from fledge.text.tokenizer import Tokenizer
 from fledge.text.train import train_bpe, train_tokenizer
@@ -159,6 +161,27 @@ def test_a_tokenizer_is_not_written_into_its_text_nor_over_a_file(tmp_path):
         (tmp_path / "file").write_text("x")
         with pytest.raises(ConfigError, match="folder to write to"):
             train_tokenizer(TokenizerTrainConfig(tmp_path / "text", tmp_path / out, kind="bytes"), json=True)
+
+
+@pytest.mark.parametrize("reason", ["a file above", "no file can be made"])
+def test_a_folder_that_cannot_be_written_is_refused_before_the_text_is_read(reason, tmp_path, monkeypatch):
+    (tmp_path / "t.txt").write_text("abc " * 50)
+    (tmp_path / "file").write_text("x")
+    out = tmp_path / "file" / "out" if reason == "a file above" else tmp_path / "new" / "out"
+    if reason == "no file can be made":
+
+        def refuse(dir):
+            raise OSError(30, "Read-only file system")
+
+        monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr(train, "learn", lambda *_: pytest.fail("learnt"))
+    for work in (
+        lambda: train_tokenizer(TokenizerTrainConfig(tmp_path / "t.txt", out, vocab_size=280), json=True),
+        lambda: report_tokenizers(TokenizerReportConfig("bytes", tmp_path / "t.txt", out=out / "r.html"), json=True),
+    ):
+        with pytest.raises(ConfigError, match="Not a directory|got a file|Read-only file system"):
+            work()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "t.txt"]
 
 
 def test_a_folder_is_read_in_order_and_binary_files_are_left_out(tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 One layer's mixing alone (2 heads of 32 channels, fp32, one thread), both ways or causal. Time is the least process CPU
 time of a few rounds, memory the most tensor bytes alive at once. An exponent is the slope of a line through the
-logarithms. The bar: full 2 ± 0.1, windows, patterns of fixed width and linear 1 ± 0.1 in time, all 1 in memory.
+logarithms. The bar: full 2 ± 0.1, windows, patterns of fixed width and linear 1 ± 0.1 in time, all at most 1 in memory.
 
 Full causal attention skips what lies above the diagonal in whole blocks: of 1k tokens it computes 5/8, of 16k hardly
 more than half. Its work is n² / 2 + 128 n (blocks of 256), so its slope from 1k on is below 2 and tends to 2: `last`

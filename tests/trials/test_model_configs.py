@@ -27,6 +27,7 @@ from tests.trials.peak import forget_peak, peak_bytes
 TINY = ShapeConfig(width=16, layers=2, heads=2, context_tokens=32, vocab_size=20)
 SHAPES = {name: replace(TINY, family=name) for name in FAMILIES if name not in ("palm", "fledge")}
 SHAPES |= {
+    "gpt_bigcode": replace(TINY, family="gpt_bigcode", kv_heads=1),
     "llama-llama3": replace(TINY, rope_scaling=RopeScaling("llama3", 8.0, 16)),
     "llama-yarn": replace(TINY, rope_scaling=RopeScaling("yarn", 2.0, 16)),
     "bert-sequence": replace(TINY, family="bert", task="sequence", labels=3),
@@ -37,12 +38,13 @@ HOSTILE = ("1000000000", "1000000000000", str(2**63), "-1", "0", "-2.5", "0.3", 
 UNREADABLE = ("NaN", "-Infinity", "1e999", "9" * 5000, "[" * 100_000, "[" * 100_000 + "]" * 100_000)
 UNREAD = {
     "initializer_range", "attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "hidden_dropout", "dropout",
-    "dropout_rate", "embedding_dropout", "residual_dropout", "std",
+    "dropout_rate", "embedding_dropout", "residual_dropout", "std", "layerdrop",
 }  # fmt: skip
 """Numbers that training alone reads."""
 UNREAD_IN = {
     "qwen2": {"sliding_window", "max_window_layers"},  # with use_sliding_window false
     "qwen3": {"sliding_window", "max_window_layers"},
+    "qwen3_moe": {"intermediate_size", "sliding_window", "max_window_layers"},  # all layers have experts
     "phi3": {"original_max_position_embeddings"},  # of longrope alone
     "gpt_neox": {"partial_rotary_factor", "rotary_pct"},  # 0.3 turns as many of 8 channels as 0.25
     "llama-yarn": {"max_position_embeddings"},  # below the original length times the factor

@@ -32,7 +32,7 @@ def read(raw: dict[str, Any]) -> ModelConfig:
     refuse(raw, "clip_qkv", (None,), "queries, keys and values are not cut off")
     sizes = read_sizes(raw, DEFAULT)
     if sizes.channels * sizes.heads != sizes.width:
-        raise ConfigError(f"config.json: head_dim: expected {sizes.width // sizes.heads}, got {sizes.channels}")
+        raise ConfigError(f"config.json: head_dim: expected {sizes.width} / {sizes.heads}, got {sizes.channels}")
     raw = raw if raw.get("num_local_experts") is None else {EXPERTS: raw["num_local_experts"], **raw}
     dense, bias = Dense(sizes.hidden, sizes.activation, True), flag(raw, "attention_bias", False)
     ffn = read_experts(raw, EXPERTS, DEFAULT, dense, flag(raw, "norm_topk_prob", False), 0.01)

@@ -68,7 +68,7 @@ class Rope:
 class Alibi:
     """Scores fall linearly with distance, at a slope of each head's own (Press et al. 2021, arXiv 2108.12409).
 
-    `coarse`: as Falcon was trained, slope · position of the key in bfloat16, divided by the root of the head's channels.
+    `coarse`: as Falcon was trained, slope · position of the key in bfloat16, divided by the root of a head's channels.
     """
 
     coarse: bool = False

@@ -25,7 +25,8 @@ class FeedForward(nn.Module):
         inner = self.inward(x)
         if not self.gated:
             return self.down(activate(inner, self.activation))
-        if self.activation == "silu" and torch.is_grad_enabled() and inner.requires_grad:
+        by_hand = self.activation == "silu" and torch.is_grad_enabled() and inner.requires_grad
+        if by_hand and not torch.compiler.is_compiling():
             return self.down(GatedSilu.apply(inner))
         gate, up = inner.chunk(2, -1)
         return self.down(activate(gate, self.activation) * up)

@@ -82,12 +82,11 @@ class Together(torch.autograd.Function):
 
 def adjacent(weights: Sequence[Tensor]) -> bool:
     """Whether matrices [O, I] lie one after the other in one piece of memory."""
-    first = weights[0]
-    end, memory = first.data_ptr(), first.untyped_storage().data_ptr()
+    end, memory = weights[0].storage_offset(), weights[0].untyped_storage()._cdata
     for weight in weights:
-        if weight.data_ptr() != end or weight.untyped_storage().data_ptr() != memory or not weight.is_contiguous():
+        if weight.storage_offset() != end or weight.untyped_storage()._cdata != memory or not weight.is_contiguous():
             return False
-        end += weight.numel() * weight.itemsize
+        end += weight.numel()
     return True
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 
 def cross_entropy_sum(logits: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
@@ -70,6 +71,11 @@ class FusedCrossEntropy(torch.autograd.Function):
         return (*grads, None, None, None)
 
 
+def has_values(x: Tensor) -> bool:
+    """Whether looking at a tensor's values costs nothing: not on a GPU, and not where only shapes are followed."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not is_fake(x)
+
+
 def add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
     """total + a b, in place where there is a total."""
     return a @ b if total is None else total.addmm_(a, b)
@@ -91,7 +97,7 @@ def fused_cross_entropy_sum(
     hidden, targets, weight = hidden.flatten(0, -2), targets.flatten(), weight.flatten()
     if not torch.is_grad_enabled():  # a Parameter asks for its gradient even here; computing it would triple the work
         hidden, matrix, bias = hidden.detach(), matrix.detach(), None if bias is None else bias.detach()
-    if hidden.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((weight > 0).all()):
+    if has_values(weight) and not bool((weight > 0).all()):
         chosen = (weight > 0).nonzero()[:, 0]
         hidden, targets, weight = hidden[chosen], targets[chosen], weight[chosen]
     return FusedCrossEntropy.apply(hidden, matrix, bias, targets, weight, chunk_rows)

@@ -68,6 +68,8 @@ class RMSNorm(nn.Module):
             return F.rms_norm(x, (self.width,), weight, self.eps)
         if weight is None:
             return x * inverse_root_mean_square(x, self.eps)
+        if torch.compiler.is_compiling():  # which fuses this by itself, forward and back
+            return x * inverse_root_mean_square(x, self.eps) * weight
         if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
             return Scale.apply(x.flatten(0, -2), weight, self.eps).view(x.shape)
         return (x * inverse_root_mean_square(x, self.eps)).mul_(weight)

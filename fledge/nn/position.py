@@ -41,6 +41,9 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     """x [B, T, H, C], its first R channels turned by `angles` (each [B|1, T, 1, R/2]), in x's dtype."""
     cos, sin = angles
+    if torch.compiler.is_compiling():  # which fuses this by itself
+        first, second, rest = x.tensor_split((cos.shape[-1], 2 * cos.shape[-1]), -1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), -1)
     if torch.is_grad_enabled() and x.requires_grad:
         return Turn.apply(x, cos, sin)
     return turn(x, cos, sin)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from array import array
 from typing import Any
 
 import numpy as np
@@ -26,22 +25,27 @@ LONGEST_SPACE = 5000
 LONG_SPACE = re.compile(
     rf"\s{{{LONGEST_SPACE}}}"
 )  # tiktoken's regex engine overflows its stack on some hundred thousand
+NO_TEXT = "\0fledge\0"  # tiktoken's one special token, which is never allowed: where a text spells it, it is text
+ALLOWED: frozenset[str] = frozenset()
 
 
 class QuickEncoder:
-    """tiktoken's encoder over a vocabulary of ours."""
+    """tiktoken's `Encoding` over a vocabulary of ours, bytes to ids, under a split pattern."""
 
-    def __init__(self, encoding: Any):
-        self.ids_of = encoding._core_bpe.encode_ordinary  # what the method of that name calls, after it mended the text
+    def __init__(self, make: Any, ranks: dict[bytes, int], split: str):
+        # Without any special token tiktoken looks for the empty one at every character.
+        special = {NO_TEXT: max(ranks.values()) + 1}
+        encoding = make("fledge", pat_str=split, mergeable_ranks=ranks, special_tokens=special)
+        self.buffer_of = encoding._core_bpe.encode_to_tiktoken_buffer  # what encode_to_numpy calls after its checks
 
     def encode(self, text: str) -> np.ndarray | None:
-        """Ids of `text` as uint32 [n]; None for the rare text that tiktoken can't take, such as one that is not
-        Unicode."""
+        """Ids of `text` as uint32 [n], not to be written to; None for the rare text that tiktoken can't take: one that
+        is not Unicode, or needs too much backtracking."""
         if len(text) >= LONGEST_SPACE and has_long_space(text):
             return None
         try:
-            return np.frombuffer(array("I", self.ids_of(text)), dtype=np.uint32)  # twice np.array's speed
-        except UnicodeEncodeError:
+            return np.frombuffer(self.buffer_of(text, ALLOWED), np.uint32)
+        except ValueError:
             return None
 
 
@@ -62,10 +66,7 @@ def quick_encoder(file: TokenizerFile, control: frozenset[int], plain: tokenizer
     except ImportError:
         return None
     ranks = ranks_of(file, plain)
-    if ranks is None:
-        return None
-    split = pattern.PATTERNS[str(file.pattern)]
-    return QuickEncoder(tiktoken.Encoding("fledge", pat_str=split, mergeable_ranks=ranks, special_tokens={}))
+    return None if ranks is None else QuickEncoder(tiktoken.Encoding, ranks, pattern.PATTERNS[str(file.pattern)])
 
 
 def is_plain(file: TokenizerFile, control: frozenset[int]) -> bool:

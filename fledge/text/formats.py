@@ -5,6 +5,7 @@ A folder is searched in the order of FOLDER_FORMS; a file is told by its name an
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ SUBFOLDERS = ("", "tokenizer", "model")
 PIECE_MODELS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model")
 FOLDER_FORMS = ("tokenizer.json", *PIECE_MODELS, "vocab.json", "encoder.json", "vocab.txt")
 SUFFIXES = (".tiktoken", ".gguf")
+READ = (
+    "a tokenizer.json, a SentencePiece .model, a .tiktoken, vocab.json with merges.txt, encoder.json with vocab.bpe, "
+    "vocab.txt, a .gguf, or a folder with one of them"
+)
 
 
 def read(path: str | Path) -> Read:
@@ -59,9 +64,7 @@ def find(folder: Path) -> Path:
             return found[0]
         if found:
             raise TokenizerError(f"{folder}: expected one {suffix} file, got {len(found)}; name the one you mean")
-    raise TokenizerError(
-        f"{folder}: expected a tokenizer.json or another form of tokenizer, found none; check the path"
-    )
+    raise TokenizerError(f"{folder}: expected {READ}; found none; check the path")
 
 
 def read_config(folder: Path) -> Config:
@@ -89,7 +92,13 @@ def reader_of(path: Path) -> Callable[[Path, Config], tuple[str, Config]]:
 def read_pieces(path: Path, config: Config) -> tuple[str, Config]:
     """A SentencePiece model. Of a configuration beside it only the template and the roles of tokens are taken: the
     model itself says the rest."""
-    text, told = tree_of(read_model(path), str(path))
+    try:
+        model = read_model(path)
+    except TokenizerError:
+        if path.suffix == ".model" or not os.access(path, os.R_OK):
+            raise
+        raise TokenizerError(f"{path}: expected {READ}; got a file that is none of these") from None
+    text, told = tree_of(model, str(path))
     kept = {key: value for key, value in config.items() if key == "chat_template" or key.endswith("_token")}
     return text, {**kept, **told}
 

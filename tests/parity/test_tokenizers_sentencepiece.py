@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.text.published import loaded
-from tests.text.samples import random_texts
+from tests.text.samples import random_texts, spelling_texts
 
 PIECE_MODELS = (
     "llama2/tokenizer.model",
@@ -23,7 +23,8 @@ def test_a_sentencepiece_model_gives_sentencepiece_s_ids_and_text(name, n, data_
     path = data_file(f"conf_tokenizers/{name}")
     tokenizer = loaded(path)
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    texts = [text for text in random_texts(n, seed=21) if "\0" not in text]  # a zero byte ends a text there
+    made = [*random_texts(n, seed=21), *spelling_texts(n // 5, seed=21)]
+    texts = [text for text in made if "\0" not in text]  # a zero byte ends a text there
     for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
         assert ids == theirs.encode(text), text
         assert tokenizer.decode(ids) == theirs.decode(ids), text

@@ -11,7 +11,7 @@ import pytest
 
 from fledge.text import pattern
 from tests.text.published import llamacpp_cases, loaded
-from tests.text.samples import random_texts
+from tests.text.samples import random_texts, spelling_texts
 
 TIKTOKEN = {"r50k_base": "tiktoken/r50k_base.tiktoken", "cl100k_base": "tiktoken/cl100k_base.tiktoken"}
 
@@ -60,7 +60,7 @@ def test_a_tiktoken_file_gives_tiktoken_s_ids_on_random_text(name, n, data_file)
     tokenizer = loaded(path)
     theirs = theirs_tiktoken(path, pattern.PATTERNS[str(tokenizer.file.pattern)])
     assert tokenizer.quick is not None
-    for text in random_texts(n, seed=20):
+    for text in [*random_texts(n, seed=20), *spelling_texts(n // 5, seed=20)]:
         ids = theirs.encode_ordinary(text)
         assert tokenizer.encode(text) == tokenizer.encode_array(text).tolist() == ids, text
         assert tokenizer.decode(ids) == text

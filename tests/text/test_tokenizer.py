@@ -7,6 +7,7 @@ import json
 import pickle
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -203,6 +204,14 @@ def test_long_runs_of_space_do_not_stop_the_fast_path():
     assert tokenizer.encode_array(text).tolist() == tokenizer.encode(text)
 
 
+def test_the_name_that_tiktoken_is_given_as_a_special_token_is_text():
+    tokenizer = small_bpe()
+    for text in (fast.NO_TEXT, f"a{fast.NO_TEXT}é{fast.NO_TEXT * 2}", fast.NO_TEXT[:-1] + "\u00e9"):
+        assert tokenizer.encode_array(text).tolist() == tokenizer.encode(text)
+    allowed = np.frombuffer(tokenizer.quick.buffer_of(fast.NO_TEXT, frozenset({fast.NO_TEXT})), np.uint32)
+    assert len(allowed) == 1 < len(tokenizer.encode(fast.NO_TEXT)), "the control: allowed, it would be one id"
+
+
 def foreign_tree() -> dict:
     """A byte-level file whose model itself joins the letters of its control token, and where a tool tag is `text`."""
     tree = json.loads(byte_level(()).file.text)
@@ -274,8 +283,18 @@ def test_kinds_that_cannot_be_encoded_with_are_refused_by_name():
 
 
 def test_a_missing_file_says_where(tmp_path):
-    with pytest.raises(TokenizerError, match="expected a tokenizer.json or another form of tokenizer, found none"):
+    with pytest.raises(TokenizerError, match=r"expected a tokenizer.json, .* a folder with one of them; found none"):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [bytes(range(256)), b"", b"plain words\n", b"\n\nlines"])
+def test_a_file_that_is_no_tokenizer_is_told_what_is_read(content, tmp_path):
+    (tmp_path / "weights.bin").write_bytes(content)
+    with pytest.raises(TokenizerError, match=r"weights.bin: expected a tokenizer.json, a SentencePiece .model, .*gguf"):
+        Tokenizer.load(tmp_path / "weights.bin")
+    (tmp_path / "some.model").write_bytes(content)
+    with pytest.raises(TokenizerError, match="SentencePiece model|damaged"):
+        Tokenizer.load(tmp_path / "some.model")
 
 
 def test_sentencepiece_folders_keep_or_drop_the_first_space_as_their_decoder_says(data_file):

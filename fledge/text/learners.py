@@ -16,13 +16,12 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from fledge.errors import ConfigError, TokenizerError
 from fledge.text import vocab_files
-from fledge.text.encoder import guarded
 from fledge.text.sentencepiece_model import BYTE, NORMAL, UNKNOWN, Piece, PieceModel
 from fledge.text.sentencepiece_tree import tree_of
 from fledge.text.special_tokens import SPECIAL_TOKENS, special_entries
 from fledge.text.special_tokens import UNKNOWN as UNKNOWN_TOKEN
 from fledge.text.tokenizer import Tokenizer, assemble, from_text, our_config
-from fledge.text.training_text import counted, in_short_runs, within
+from fledge.text.training_text import feed
 
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDPIECE_BUDGET = WORDS_BUDGET = 4 << 30  # bytes of text; memory goes by its distinct words
@@ -167,12 +166,6 @@ def room(vocab_size: int, n_special: int, least: int) -> int:
     if vocab_size - n_special < least:
         raise ConfigError(f"vocab_size: expected at least {least + n_special}, got {vocab_size}")
     return vocab_size - n_special
-
-
-def feed(learner: tokenizers.Tokenizer, trainer: Any, texts: Iterable[str], budget: int, n_bytes: int) -> None:
-    guarded(
-        lambda: learner.train_from_iterator(in_short_runs(within(counted(texts, n_bytes), budget, n_bytes)), trainer)
-    )
 
 
 def with_special(text: str, config: dict[str, Any], special: Sequence[str]) -> Tokenizer:

@@ -20,12 +20,11 @@ from fledge.text import pattern, tokenizer_file
 from fledge.text.chat import FORMATS, with_format
 from fledge.text.config import TokenizerTrainConfig
 from fledge.text.documents import CORPUS, read_documents, refuse_inside, total_bytes
-from fledge.text.encoder import guarded
 from fledge.text.learners import train_unigram, train_wordpiece, train_words
 from fledge.text.model_check import split_merge
 from fledge.text.special_tokens import BOS, EOS, PAD, SPECIAL_TOKENS
 from fledge.text.tokenizer import Tokenizer, byte_bpe, byte_level, characters
-from fledge.text.training_text import counted, in_short_runs, within
+from fledge.text.training_text import feed
 
 RECIPE = 1  # raised when the same config and text would give another tokenizer
 KIND = "tokenizer"
@@ -65,9 +64,7 @@ def train_bpe(
     )
     learner = tokenizers.Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizer(pattern_name)
-    guarded(
-        lambda: learner.train_from_iterator(in_short_runs(within(counted(texts, n_bytes), BUDGET, n_bytes)), trainer)
-    )
+    feed(learner, trainer, texts, BUDGET, n_bytes)
     model = json.loads(learner.to_str())["model"]
     merges = [list(split_merge(merge) or ()) for merge in model["merges"]]
     return byte_bpe(model["vocab"], merges, pattern_name, special)

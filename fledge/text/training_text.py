@@ -1,27 +1,64 @@
-"""Texts on their way to a trainer: counted for people, cut where a word would be too long, thinned to a budget."""
+"""Texts on their way to a trainer: cut, counted for people, thinned to a budget; and signs of life while it learns."""
 
 from __future__ import annotations
 
 import re
+import threading
+import time
 import zlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-from fledge.log import Progress, warn
-from fledge.text.encoder import check_unicode
+import tokenizers
+
+from fledge.log import Progress, clock, say, warn
+from fledge.text.encoder import check_unicode, guarded
 
 LONG_RUN = re.compile(r"\S{1000}|\s{1000}")  # the trainers take quadratic time over one word
 PART_CHARACTERS = 1 << 16  # what is kept or left out together
+SIGN_SECONDS = 10.0  # between signs of life
 
 
-def counted(texts: Iterable[str], n_bytes: int) -> Iterator[str]:
-    """The texts, with progress for people. Raises TokenizerError for a lone surrogate."""
-    progress = Progress("read text, bytes", n_bytes) if n_bytes else None
-    done = 0
+def feed(learner: tokenizers.Tokenizer, trainer: Any, texts: Iterable[str], budget: int, n_bytes: int) -> None:
+    """Let `trainer` learn from the texts, `budget` UTF-8 bytes of them. With `n_bytes`, as many as expected, people
+    see how much is read, and then every SIGN_SECONDS that the library, which tells nothing, is still at work."""
+    done = threading.Event()
+    signs = threading.Thread(target=show_signs, args=(done,), daemon=True)
+
+    def stream() -> Iterator[str]:
+        yield from in_short_runs(within(counted(in_parts(texts), n_bytes), budget, n_bytes))
+        if n_bytes:
+            signs.start()
+
+    try:
+        guarded(lambda: learner.train_from_iterator(stream(), trainer))
+    finally:
+        done.set()
+
+
+def show_signs(done: threading.Event) -> None:
+    """Lines until `done`, with the time since the text was read."""
+    began = time.monotonic()
+    while not done.wait(SIGN_SECONDS):
+        say(f"learn tokens · {clock(time.monotonic() - began)} so far")
+
+
+def in_parts(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, the long ones cut into PART_CHARACTERS. Raises TokenizerError for a lone surrogate."""
     for text in texts:
         check_unicode(text)
-        yield text
-        done += len(text.encode()) if progress else 0
+        for start in range(0, len(text), PART_CHARACTERS):
+            yield text[start : start + PART_CHARACTERS]
+
+
+def counted(parts: Iterable[str], n_bytes: int) -> Iterator[str]:
+    """The parts, with progress for people."""
+    progress = Progress("read text, bytes", n_bytes) if n_bytes else None
+    done = 0
+    for part in parts:
+        yield part
         if progress:
+            done += len(part.encode())
             progress.update(min(done, n_bytes - 1))
     if progress:
         progress.close()
@@ -37,21 +74,18 @@ def in_short_runs(texts: Iterable[str]) -> Iterator[str]:
         yield text[start:]
 
 
-def within(texts: Iterable[str], budget: int, n_bytes: int = 0) -> Iterator[str]:
-    """Parts of the texts, `budget` UTF-8 bytes at most. Of more text than that (`n_bytes`, if it is known) parts from
+def within(parts: Iterable[str], budget: int, n_bytes: int = 0) -> Iterator[str]:
+    """Some of the parts, `budget` UTF-8 bytes at most. Of more text than that (`n_bytes`, if it is known) parts from
     everywhere are taken, always the same ones; of a stream of unknown length the first."""
     share = min(1.0, 0.95 * budget / n_bytes) if n_bytes > budget else 1.0
-    given = number = 0
-    for text in texts:
-        for start in range(0, len(text), PART_CHARACTERS) if share < 1 or len(text) > PART_CHARACTERS else (0,):
-            part = text[start : start + PART_CHARACTERS]
-            number += 1
-            if share < 1 and zlib.crc32(number.to_bytes(8, "little")) >= share * 2**32:
-                continue
-            given += len(part.encode("utf-8", "replace"))
-            if given > budget:
-                warn(f"the trainer takes {budget} bytes of text; the rest was left out")
-                return
-            yield part
+    given = 0
+    for number, part in enumerate(parts, 1):
+        if share < 1 and zlib.crc32(number.to_bytes(8, "little")) >= share * 2**32:
+            continue
+        given += len(part.encode())
+        if given > budget:
+            warn(f"the trainer takes {budget} bytes of text; the rest was left out")
+            return
+        yield part
     if share < 1:
         warn(f"the trainer takes {budget} bytes of text; it learnt from {given} taken from everywhere")

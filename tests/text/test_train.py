@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from fledge import config
 from fledge.errors import ConfigError, DataError
 from fledge.lineage import sha256_file, verify
-from fledge.text import train
+from fledge.log import Progress
+from fledge.text import train, training_text
 from fledge.text.config import TokenizerReportConfig, TokenizerTrainConfig
 from fledge.text.documents import read_documents
 from fledge.text.report import report_tokenizers
@@ -214,3 +217,50 @@ def test_missing_empty_or_damaged_text_is_an_error_that_names_it(tmp_path):
         with pytest.raises(DataError, match=message):
             train_tokenizer(TokenizerTrainConfig(tmp_path / path, out), json=True)
     assert not out.exists()
+
+
+LONG_LEARNING = """
+import sys
+from pathlib import Path
+from fledge.text import training_text
+from fledge.text.config import TokenizerTrainConfig
+from fledge.text.train import train_tokenizer
+training_text.SIGN_SECONDS = 0.02
+train_tokenizer(TokenizerTrainConfig(Path(sys.argv[1]), Path(sys.argv[2]), vocab_size=20_000))
+"""
+
+
+def test_progress_is_shown_within_one_long_text(monkeypatch, capsys):
+    monkeypatch.setattr(training_text, "Progress", partial(Progress, every_seconds=0))
+    text = "some words " * 30_000
+    train_bpe([text], 300, n_bytes=len(text))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("read text, bytes")]
+    assert [line.split(" · ")[0] for line in lines[:2]] == [
+        f"read text, bytes {n}/{len(text)}" for n in (65_536, 131_072)
+    ]
+    train_bpe([text], 300)
+    assert not capsys.readouterr().err, "the control: silent for a caller who expects no number of bytes"
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_kill_while_pieces_are_learnt_leaves_what_was_there(before, tmp_path):
+    """Killed at the first sign of life after the text was read, a line of its own as there is no terminal."""
+    text, out = tmp_path / "words.txt", tmp_path / "out"
+    rng = random.Random(3)
+    text.write_text(" ".join("".join(rng.choices("abcdefghijkl", k=9)) for _ in range(60_000)))
+    if before:
+        train_tokenizer(TokenizerTrainConfig(text, out, kind="characters"), json=True)
+    kept = {path: path.read_bytes() for path in out.rglob("*")} if before else {}
+    words = [sys.executable, "-c", LONG_LEARNING, str(text), str(out)]
+    lines = []
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr or ():
+            lines.append(line)
+            if line.startswith("learn tokens"):
+                process.kill()
+    assert process.returncode == -9, lines
+    assert lines[-1].startswith("learn tokens · 0:0")
+    assert {path: path.read_bytes() for path in out.rglob("*")} == kept
+    assert before or not out.exists()
+    whole = train_tokenizer(TokenizerTrainConfig(text, out, vocab_size=300), json=True)
+    assert not whole["reused"] and verify(out)["facts"]["vocab_size"] == 300, "the control: not killed, it is written"

@@ -51,6 +51,9 @@ def fill(parameter: Tensor, name: str, config: InitConfig, n_layers: int, genera
         parameter.fill_(config.std)
         return
     std = deviation(name, tuple(parameter.shape), config, n_layers)
+    if parameter.dtype == torch.float32 and parameter.device.type == "cpu":
+        parameter.normal_(0.0, std, generator=generator)
+        return
     values = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
     parameter.copy_(values)
 

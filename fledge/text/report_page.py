@@ -5,6 +5,7 @@ What comes from texts, tokenizers and the command line is escaped wherever it st
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from importlib.resources import files
@@ -46,11 +47,12 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def overview(result: dict[str, Any], names: Sequence[str]) -> str:
-    head = ("Tokenizer", "Kind", "Ids", "Bytes/token", "Chars/token", "Tokens/word", "Single-token words", "Unused",
-            "Lossless")  # fmt: skip
+    head = ("Tokenizer", "Kind", "Ids", "Bytes/token", "Chars/token", "Tokens/word", "Single-token words",
+            "Unused", "Lossless")  # fmt: skip
     lines = [
         (
-            f"<span title='{escape(row['name'])}'>{escape(name)}</span>", escape(row["kind"]), f"{row['vocab_size']:,}",
+            f"<span title='{escape(row['name'])}'>{breakable(name)}</span>", escape(row["kind"]),
+            f"{row['vocab_size']:,}",
             f"{row['bytes_per_token']:.3f}", f"{row['characters_per_token']:.3f}", f"{row['tokens_per_word']:.3f}",
             f"{100 * row['single_token_words']:.1f} %", f"{row['unused']:,}", "yes" if row["lossless"] else "no",
         )
@@ -80,8 +82,8 @@ def domains(
         body += f"<tr><th scope=row>{escape(domain)}<td>{first['bytes']:,}"
         for value in values:
             marked = " class=best" if value == wanted and len(rows) > 1 else ""
-            body += f"<td class=bar><i style='width:{100 * value / longest:.1f}%'></i><span{marked}>{value:.3f}</span>"
-    head = heading(("Domain", "Bytes", *map(escape, names)))
+            body += f"<td class=bar><i style='--share:{value / longest:.3f}'></i><span{marked}>{value:.3f}</span>"
+    head = heading(("Domain", "Bytes", *map(breakable, names)))
     table = f"<table class=bars style='min-width:{12 + 6 * len(rows)}rem'>{head}{body}</table>"
     return f"<h2>{title}</h2><p class=quiet>{note}</p><div class=scroll>{table}</div>"
 
@@ -114,6 +116,11 @@ def chips(tokens: Sequence[str]) -> str:
     """Each token in a box, its spaces and line ends to be seen."""
     seen = [token.replace(" ", "\u2423").replace("\n", "\u21b5").replace("\t", "\u21e5") for token in tokens]
     return "".join(f"<span class=chip>{escape(token)}</span>" for token in seen)
+
+
+def breakable(name: str) -> str:
+    """A name that may go on in a new line after its marks."""
+    return re.sub(r"([/._-])", r"\1<wbr>", escape(name))
 
 
 def heading(cells: Sequence[str]) -> str:

@@ -127,6 +127,9 @@ def test_the_page_fits_narrow_and_wide_windows_in_dark_and_light(folder):
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             bars = page.evaluate("[...document.querySelectorAll('table.bars td.bar')].map(x => x.offsetWidth)")
             assert len(bars) == 8 and max(bars) - min(bars) <= 1  # one scale needs columns of one width
+            ends = "x => [x.querySelector('i'), x.querySelector('span')].map(y => y.getBoundingClientRect())"
+            rows = page.evaluate(f"[...document.querySelectorAll('td.bar')].map({ends})")
+            assert all(bar["width"] > 0 and bar["right"] < number["left"] for bar, number in rows)
             grounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
             page.close()
     assert len(grounds) == 2

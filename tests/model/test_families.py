@@ -82,3 +82,11 @@ def test_show_gives_a_preset_named_as_path_or_as_field_the_same_changes():
     by_path = resolve(ShowConfig(path="gpt2", model=ShapeConfig(**fields)))
     assert by_path == resolve(ShowConfig(model=ShapeConfig(preset="gpt2", **fields)))
     assert by_path.vocab_size == 50304 and by_path.init == InitConfig("he")
+
+
+def test_a_new_gpt_bigcode_has_one_key_value_head_unless_all_are_asked_for():
+    heads = {n: family("gpt_bigcode").new_config(replace(SHAPE, family="gpt_bigcode", heads=4, kv_heads=n)).stack
+             for n in (0, 1, 4)}  # fmt: skip
+    assert {n: stack.layers[0].mixer.n_kv_heads for n, stack in heads.items()} == {0: 1, 1: 1, 4: 4}
+    with pytest.raises(ConfigError, match="kv_heads"):
+        family("gpt_bigcode").new_config(replace(SHAPE, family="gpt_bigcode", heads=4, kv_heads=2))

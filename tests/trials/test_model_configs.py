@@ -27,7 +27,7 @@ from tests.trials.peak import forget_peak, peak_bytes
 TINY = ShapeConfig(width=16, layers=2, heads=2, context_tokens=32, vocab_size=20)
 SHAPES = {name: replace(TINY, family=name) for name in FAMILIES if name not in ("palm", "fledge")}
 SHAPES |= {
-    "gpt_bigcode": replace(TINY, family="gpt_bigcode", kv_heads=1),
+    "gpt_bigcode": replace(TINY, family="gpt_bigcode"),
     "llama-llama3": replace(TINY, rope_scaling=RopeScaling("llama3", 8.0, 16)),
     "llama-yarn": replace(TINY, rope_scaling=RopeScaling("yarn", 2.0, 16)),
     "bert-sequence": replace(TINY, family="bert", task="sequence", labels=3),

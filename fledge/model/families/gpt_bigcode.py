@@ -67,7 +67,8 @@ def weights(config: ModelConfig) -> list[Weight]:
 
 
 def extra(shape: ShapeConfig) -> dict[str, Any]:
-    return {"n_inner": shape.hidden or None, "multi_query": shape.kv_heads in (0, 1)}
+    one = shape.kv_heads in (0, 1)
+    return {"n_inner": shape.hidden or None, "multi_query": one, "num_key_value_heads": 1 if one else shape.kv_heads}
 
 
 def preset(width: int, layers: int, heads: int, context: int = 8192, vocab_size: int = 49152) -> ShapeConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 from torch import nn
 
 from fledge.model.config import ModelConfig
+from fledge.model.pairs import inner, keys_per_query
 from fledge.model.transformer import build
-from fledge.nn.config import Heads, Kernelised, LayerConfig, LowRank, Moe
+from fledge.nn.config import Kernelised, LayerConfig, Moe
 
 BITS = {"FP32": 32, "BF16": 16, "INT8": 8, "INT4": 4}
 DEEPEST = 6  # levels of the tree of modules
@@ -86,28 +88,21 @@ def component(name: str) -> str:
 def flops_per_token(config: ModelConfig, document_tokens: int) -> float:
     """Training FLOPs a token: 6 N + 12 · layers · heads · channels · tokens (Chowdhery et al. 2022, appendix B; the
     scores are not halved for causality). N leaves out position tables, and the embedding too when it is not the output
-    matrix: a look-up multiplies nothing. Forward alone is a third."""
-    small, _ = condensed(config)
-    n_parameters = sum(uses(name, small) * n_numbers * n_blocks for name, n_numbers, n_blocks in parameters(config))
+    matrix: a look-up multiplies nothing. Windows and patterns take their share of the tokens (`pairs`). Forward
+    alone is a third."""
     scores = 0.0
     for stack in config.stacks.values():
-        scores += sum(seen(layer, document_tokens) * inner(layer.mixer) for layer in stack.layers)
+        for layer, times in Counter(stack.layers).items():
+            scores += times * keys_per_query(layer, document_tokens, stack.causal) * inner(layer.mixer)
         if stack.cross is not None:
             scores += len(stack.layers) * inner(stack.cross) * document_tokens
-    return 6.0 * n_parameters + 12.0 * scores
+    return weight_flops_per_token(config) + 12.0 * scores
 
 
-def inner(mixer: Heads) -> int:
-    return mixer.n_heads * mixer.head_channels
-
-
-def seen(layer: LayerConfig, document_tokens: int) -> int:
-    """Keys that a query is compared with, causality not counted."""
-    if isinstance(layer.mixer, Kernelised):
-        return layer.mixer.head_channels
-    if isinstance(layer.mixer, LowRank):
-        return layer.mixer.rank
-    return min(document_tokens, layer.window or document_tokens)
+def weight_flops_per_token(config: ModelConfig) -> float:
+    """The 6 N of `flops_per_token`."""
+    small, _ = condensed(config)
+    return 6.0 * sum(uses(name, small) * n_numbers * n_blocks for name, n_numbers, n_blocks in parameters(config))
 
 
 def uses(name: str, config: ModelConfig) -> float:
@@ -126,6 +121,8 @@ def uses(name: str, config: ModelConfig) -> float:
 
 
 def multiplies(name: str, config: ModelConfig) -> bool:
+    if ".global_qkv." in name or name.endswith(".attention.projection"):
+        return False  # no token is global; what Linformer's mixing costs, `pairs` tells
     if ".inputs.positions." in name or ".inputs.kinds." in name or name.endswith("coder.distances.weight"):
         return False
     return config.tie or not name.startswith("embedding.")

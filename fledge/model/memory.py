@@ -22,7 +22,8 @@ MOMENTS = 2  # AdamW keeps two numbers for each weight
 @dataclass(frozen=True)
 class TrainingMemory:
     """Bytes in FP32. `activations`: what the forward pass keeps for the backward one. `peak`: the most at one time,
-    above the sum by the loss's own logits, below it as activations go while gradients come."""
+    above the sum by the loss's own logits and by what a block computes again, below it as activations go while
+    gradients come."""
 
     weights: int
     gradients: int
@@ -31,25 +32,25 @@ class TrainingMemory:
     peak: int
 
 
-def training_memory(config: ModelConfig, rows: int, row_tokens: int) -> TrainingMemory:
+def training_memory(config: ModelConfig, rows: int, row_tokens: int, checkpoint_blocks: bool = False) -> TrainingMemory:
     """Memory of one step of AdamW over `rows` documents of `row_tokens` tokens at once (micro_rows), on a CPU.
 
-    Raises ConfigError for a length that the model doesn't take, and for a model whose shapes depend on its tokens'
-    values (experts, BigBird).
+    Raises ConfigError for a length that the model doesn't take, and for mixtures of experts, whose shapes depend on
+    what the router chooses.
     """
     try:
         with FakeTensorMode():
-            return counted(config, rows, row_tokens)
+            return counted(config, rows, row_tokens, checkpoint_blocks)
     except (DataDependentOutputException, DynamicOutputShapeException):
         raise ConfigError(
-            "rows: the memory of this model depends on the values of its tokens (experts, BigBird), so it can't be "
-            "counted from its config; leave rows out"
+            "rows: the memory of a mixture of experts depends on which expert each token chooses, so it can't be "
+            "counted from the config; leave rows out"
         ) from None
 
 
-def counted(config: ModelConfig, rows: int, row_tokens: int) -> TrainingMemory:
+def counted(config: ModelConfig, rows: int, row_tokens: int, checkpoint_blocks: bool) -> TrainingMemory:
     with LiveBytes() as live:
-        model = build(config, "cpu").train()
+        model = build(config, "cpu").train().checkpoint_blocks(checkpoint_blocks)
         weights = live.now
         trained = [p for p in model.parameters() if p.requires_grad]
         moments = [torch.empty_like(p, requires_grad=False) for p in trained for _ in range(MOMENTS)]

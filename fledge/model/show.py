@@ -9,7 +9,8 @@ from typing import Any
 from fledge.config import from_dict, read_yaml
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
-from fledge.model.count import bytes_by_type, count, tree
+from fledge.model.cost import DEVICES, Budget, number_of, this_cpu, training_cost
+from fledge.model.count import bytes_by_type, count, tree, weight_flops_per_token
 from fledge.model.families import FAMILIES, family, over_preset
 from fledge.model.folder import find_model, read_config
 from fledge.model.show_config import ShowConfig
@@ -35,8 +36,11 @@ def show(config: ShowConfig, json: bool = False) -> dict[str, Any]:
     if config.rows:
         from fledge.model.memory import training_memory  # torch's fake tensors take seconds to import
 
-        memory = training_memory(model, config.rows, config.row_tokens or model.context_tokens)
-        result["training_bytes"] = vars(memory)
+        row_tokens = config.row_tokens or model.context_tokens
+        result["training_bytes"] = vars(training_memory(model, config.rows, row_tokens))
+        result["checkpointed_training_bytes"] = vars(training_memory(model, config.rows, row_tokens, True))
+    if config.tokens:
+        result["training_run"] = training_run(config, counts.training_flops_per_token, weight_flops_per_token(model))
     if not json:
         print_counts(result, config.cache_bits)
     return result
@@ -63,6 +67,17 @@ def resolve(config: ShowConfig) -> ModelConfig:
     return family(shape.family).new_config(replace(shape, vocab_size=shape.vocab_size or DEFAULT_VOCAB))
 
 
+def training_run(config: ShowConfig, flops: float, weight_flops: float) -> dict[str, Any]:
+    """What a run over `config.tokens` takes; see `training_cost`."""
+    device = this_cpu(config.watts) if config.device == "cpu" else DEVICES[config.device]
+    device = replace(device, watts=config.watts or device.watts)
+    budget = Budget(
+        number_of(config.tokens), config.devices, config.utilisation, config.recompute, config.energy_overhead,
+        config.price_per_hour,
+    )  # fmt: skip
+    return {"device": config.device} | training_cost(budget, device, flops, weight_flops)
+
+
 def print_counts(result: dict[str, Any], cache_bits: int) -> None:
     for row in result["tree"]:
         print(f"{'  ' * row['depth']}{row['name']}  {row['shapes']}".rstrip())
@@ -76,10 +91,26 @@ def print_counts(result: dict[str, Any], cache_bits: int) -> None:
     cache = result["cache_bytes_per_token"]
     whole = cache * result["context_tokens"]
     print(f"cache      {size(cache)} a token at {cache_bits} bits, {size(whole)} a full context")
-    if "training_bytes" in result:
-        parts = {name: size(n) for name, n in result["training_bytes"].items()}
-        peak = parts.pop("peak")
-        print(f"training   {peak} at its peak: " + " · ".join(f"{name} {text}" for name, text in parts.items()))
+    for key, how in (("training_bytes", ""), ("checkpointed_training_bytes", ", blocks checkpointed")):
+        if key in result:
+            parts = {name: size(n) for name, n in result[key].items()}
+            peak = parts.pop("peak")
+            told = " · ".join(f"{name} {text}" for name, text in parts.items())
+            print(f"training   {peak} at its peak{how}: {told}")
+
+    if "training_run" in result:
+        print_run(result["training_run"])
+
+
+def print_run(run: dict[str, Any]) -> None:
+    speed = f"{run['utilisation']:.1%} of {run['peak_flops'] / 1e12:.4g} TFLOP/s (MFU {run['mfu']:.1%})"
+    print(f"run        {run['tokens']:.4g} tokens on {run['devices']:,} × {run['device']} at {speed}")
+    formula = "8 N D" if run["recompute"] else "6 N D"
+    print(f"           {run['flops']:.3g} FLOPs: {run['days']:.3g} days ({run['days_by_weights']:.3g} by {formula}, "
+          f"without scores)")  # fmt: skip
+    energy = "power not known" if run["kwh"] is None else f"{run['kwh']:,.4g} kWh"
+    price = "" if run["price"] is None else f", price {run['price']:,.0f}"
+    print(f"           {run['device_hours']:,.4g} device hours, {energy}{price}")
 
 
 def size(n_bytes: float) -> str:

@@ -55,6 +55,20 @@ class Transformer(nn.Module):
         self.heads = nn.ModuleDict({head.name: TaskHead(reads, head, config.stack.norm) for head in config.heads})
         self._angles: dict[object, Angles] = {}
 
+    def checkpoint_blocks(self, on: bool = True) -> Transformer:
+        """Have training keep each block's input alone and compute its activations again in the backward pass: the same
+        gradients in less memory and more time. Raises ConfigError for BatchNorm, whose averages would move twice."""
+        for stack in (self.encoder, self.decoder):
+            if stack is None:
+                continue
+            if on and stack.config.norm.kind == "batch":
+                raise ConfigError(
+                    "checkpoint_blocks: expected layer or rms norms, got batch, whose running averages would move "
+                    "twice a step; use model.norm=layer, or leave it off"
+                )
+            stack.checkpoints_blocks = on
+        return self
+
     def forward(
         self,
         tokens: Tokens,

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from fledge.nn.config import Alibi, BigBird, Buckets
 
@@ -90,8 +92,15 @@ class Once:
         assert not isinstance(q_at, Tensor) and not isinstance(k_at, Tensor)
         key = (q_at, q.shape[1], k_at, k.shape[1])
         if key not in self.known:
-            self.known[key] = self.bias(q, k, q_at, k_at)
+            with as_it_is():
+                self.known[key] = self.bias(q, k, q_at, k_at)
         return self.known[key]
+
+
+def as_it_is() -> AbstractContextManager[object]:
+    """What is computed inside is kept for the backward pass even where a block is computed again: the second time the
+    block finds it known."""
+    return nullcontext() if torch.compiler.is_compiling() else saved_tensors_hooks(lambda x: x, lambda x: x)
 
 
 def uncached(bias: Bias | None) -> Bias | None:

@@ -5,16 +5,20 @@ B rows, T tokens, D width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fledge.batch import OneDocument, Padded, Tokens
 from fledge.nn.attention import Angles, Attention, Context, CrossAttention
 from fledge.nn.bias import Once, make_bias
 from fledge.nn.config import Disentangled, LayerConfig, StackConfig
 from fledge.nn.disentangled import Convolution, DistanceTable
-from fledge.nn.feedforward import make_ffn
+from fledge.nn.feedforward import Experts, make_ffn
 from fledge.nn.linear import Linear
 from fledge.nn.norm import make_norm
 from fledge.nn.position import sines
@@ -116,11 +120,14 @@ def counts_up(context: Context) -> bool:
 
 
 class Stack(nn.Module):
-    """Inputs, blocks in order, then a last norm where the config has one. Embedding [B, T, E] -> [B, T, D]."""
+    """Inputs, blocks in order, then a last norm where the config has one. Embedding [B, T, E] -> [B, T, D].
+
+    `checkpoints_blocks`: in training a block keeps its input alone and is computed again in the backward pass.
+    """
 
     def __init__(self, config: StackConfig):
         super().__init__()
-        self.config = config
+        self.config, self.checkpoints_blocks = config, False
         self.inputs = InputLayer(config)
         layer_of_block = {block: layer for layer, block in reversed(list(enumerate(config.block_of_layer)))}
         self.layers = nn.ModuleList(Block(config, config.layers[layer_of_block[b]]) for b in range(config.n_blocks))
@@ -138,11 +145,37 @@ class Stack(nn.Module):
         inputs = x = self.inputs(embedded, context)
         context.bias = None if self.bias is None else Once(self.bias)
         context.distances = None if self.distances is None else self.distances()
+        run = (
+            recomputed if self.checkpoints_blocks and self.training and torch.is_grad_enabled() else nn.Module.__call__
+        )
         for index, block in enumerate(self.config.block_of_layer):
-            x = self.layers[block](x, context, index)
+            x = run(self.layers[block], x, context, index)
             if index == 0 and self.conv is not None:
                 x = self.conv(inputs, x, context.tokens.doc)
         return x if self.norm is None else self.norm(x)
+
+
+def recomputed(block: nn.Module, x: Tensor, context: Context, index: int) -> Tensor:
+    """What a block gives; its activations are not kept but computed again, dropout and all, when the gradient comes.
+    Source: Chen et al. 2016 (arXiv 1604.06174), §4.1."""
+    assert isinstance(block, Block)
+    draws = bool(block.dropout)
+    return checkpoint(
+        block, x, context, index,
+        use_reentrant=False, preserve_rng_state=draws, context_fn=lambda: (nullcontext(), noting_nothing(block)),
+    )  # fmt: skip
+
+
+@contextmanager
+def noting_nothing(block: Block) -> Iterator[None]:
+    """What experts note of their routing stays that of the first pass: the second's would keep its activations."""
+    experts = block.ffn if isinstance(block.ffn, Experts) else None
+    routed = None if experts is None else experts.routed
+    try:
+        yield
+    finally:
+        if experts is not None:
+            experts.routed = routed
 
 
 def angles_for(tables: dict[object, Angles], tokens: Tokens, in_order: bool) -> dict[object, Angles]:

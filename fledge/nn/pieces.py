@@ -149,8 +149,8 @@ def stepped(places: range) -> slice:
 def fixed(n_tokens: int, pattern: Fixed, sight: Sight, device: torch.device) -> Iterator[Piece]:
     """The own block, and the last `summary` positions of the blocks before."""
     stride, summary = pattern.stride, min(pattern.summary, pattern.stride)
-    every = torch.arange(n_tokens, device=device)
-    summaries = every[every % stride >= stride - summary]
+    chosen = [place for place in range(n_tokens) if place % stride >= stride - summary]
+    summaries = torch.tensor(chosen, dtype=torch.int64, device=device)  # their number is known without looking
     masks: dict[tuple[int, int], Tensor] = {}
     for some in ranges(n_tokens, stride * max(1, QUERIES // stride)):  # whole blocks
         before = summaries[: some.start // stride * summary]

@@ -67,8 +67,8 @@ class Loop:
 
     def __init__(self, run: Run, state: State, stop: StopRequest):
         self.run, self.state, self.stop, self.config = run, state, stop, run.train
-        self.model = run.recipe.model.train()
         c = self.config
+        self.model = run.recipe.model.train().checkpoint_blocks(c.checkpoint_blocks)
         self.optimizer = AdamW(self.model, AdamWConfig(c.weight_decay, c.beta1, c.beta2, c.epsilon))
         if run.loaded is not None:
             self.optimizer.load(checkpointing.read_optimizer(run.loaded))

@@ -104,6 +104,16 @@ def test_no_text_is_refused(train):
         train([], 600)
 
 
+@pytest.mark.parametrize("character", ["x", "中", " ", "\n", "\u3000"])
+@pytest.mark.parametrize("before", [0, 1, 499, 500, 777])
+def test_long_runs_are_cut_wherever_they_begin(character, before):
+    other = "a" if character.isspace() else " "
+    for length in (999, 1000, 2500):
+        text = other * before + character * length + other * 3
+        parts = list(training_text.in_short_runs([text]))
+        assert "".join(parts) == text and len(parts) == 1 + length // 1000
+
+
 def test_more_text_than_the_budget_is_sampled_from_everywhere(capsys):
     texts = [chr(0x4E00 + i) * 60_000 for i in range(100)]
     n_bytes = sum(len(text.encode()) for text in texts)

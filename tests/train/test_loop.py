@@ -7,7 +7,7 @@ import math
 import os
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ from fledge.model.init import initialise
 from fledge.model.transformer import Transformer, build
 from fledge.train import checkpointing
 from fledge.train.checkpointing import State
-from fledge.train.config import RunConfig, TrainConfig
+from fledge.train.config import FREE_TO_CHANGE, RunConfig, TrainConfig
 from fledge.train.loop import Run, train
 
 SHAPE = ShapeConfig("llama", width=16, layers=1, heads=2, context_tokens=8, vocab_size=20)
@@ -170,3 +170,22 @@ def test_the_best_is_marked_again_only_while_its_checkpoint_is_there(tmp_path):
     assert checkpointing.best_name(tmp_path) is None
     checkpointing.mend_best(tmp_path, State(step=4, best_step=3, best_val_loss=0.5))
     assert checkpointing.best_name(tmp_path) == "step-00000003"
+
+
+def trained_weights(folder: Path, **keys: object) -> tuple[list[torch.Tensor], int]:
+    """After four steps with dropout, and how often the block was entered."""
+    shape = replace(SHAPE, dropout=0.1)
+    recipe = Toy(initialise(build(family("llama").new_config(shape), "cpu"), 1))
+    entered: list[int] = []
+    recipe.model.decoder.layers[0].register_forward_pre_hook(lambda *given: entered.append(1))
+    go(folder, recipe, settings(**keys))
+    return [p.detach().clone() for p in recipe.model.parameters()], len(entered)
+
+
+def test_checkpointed_blocks_end_in_the_same_bits_and_may_be_switched_on_when_a_run_goes_on(tmp_path):
+    plain, entered = trained_weights(tmp_path / "plain")
+    again, twice = trained_weights(tmp_path / "again", checkpoint_blocks=True)
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True)) and twice == 2 * entered
+    other, _ = trained_weights(tmp_path / "other", checkpoint_blocks=True, seed=2)  # the control: another dropout
+    assert not all(torch.equal(a, b) for a, b in zip(plain, other, strict=True))
+    assert "checkpoint_blocks" in FREE_TO_CHANGE

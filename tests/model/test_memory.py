@@ -83,7 +83,7 @@ SIZES = [
     (shape("t5", 256, 6, 4, 8192, 256), 4, 256),
     (shape("t5", 512, 4, 8, 8192, 256), 8, 256),
     (shape("llama", 128, 4, 4, 4096, 512, attention="linear"), 4, 512),
-    (shape("longformer", 128, 4, 4, 4096, 1024, window=256), 2, 1024),
+    (shape("bert", 128, 4, 4, 4096, 1024, attention="longformer", window=256), 2, 1024),
     (shape("bert", 128, 4, 4, 4096, 1024, attention="bigbird"), 2, 1024),
 ]
 

@@ -148,7 +148,7 @@ def test_a_mixture_of_experts_is_refused_with_the_reason():
 )
 def test_patterns_are_counted(attention, more):
     name = "gpt2" if attention == "fixed" else "bert"
-    fields = ShapeConfig(**shape(name, 32, 1, 4, 100, 640), attention=attention, **more)
+    fields = ShapeConfig(**shape(name, 32, 1, 4, 100, 1280), attention=attention, **more)
     config = family(name).new_config(fields)
-    memory = training_memory(config, 1, 640)
-    assert memory.peak >= memory.activations > training_memory(config, 1, 320).activations
+    memory = training_memory(config, 1, 1280)  # both lengths beyond what is computed with a mask
+    assert memory.peak >= memory.activations > 1.5 * training_memory(config, 1, 640).activations

@@ -88,7 +88,7 @@ def test_the_library_underneath_would_have_let_them_in():
 
 def unigram(vocab: list, **more) -> str:
     model = {"type": "Unigram", "unk_id": 0, "vocab": vocab, **more}
-    return json.dumps({"version": "1.0", "added_tokens": [], "model": model})
+    return json.dumps({"version": "1.0", "added_tokens": [], "decoder": {"type": "Fuse"}, "model": model})
 
 
 def wordpiece(**more) -> str:

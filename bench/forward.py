@@ -195,14 +195,14 @@ def peak(peer: str, cell: tuple[str, ...]) -> int:
 
 
 def measured(cell: tuple[str, ...], rounds: int) -> dict[str, Any]:
-    """One cell: both peers' seconds, the ratio transformers / fledge by rounds, peak bytes of the eager pass."""
+    """One cell: both peers' seconds, the ratio transformers / fledge by rounds, peak bytes (eager, one thread)."""
     names = [" ".join((peer, *cell)) for peer in PEERS]
     figures = compare(__file__, names, int(cell[4]), rounds)
     row: dict[str, Any] = {
         f"{peer}_seconds": statistics.median(figures[n]) for peer, n in zip(PEERS, names, strict=True)
     }
     row.update(ratio(figures, names[1], names[0]), rounds=rounds)
-    if cell[3] == "eager":
+    if cell[3:] == ("eager", "1"):
         row.update({f"{peer}_peak_bytes": peak(peer, cell) for peer in PEERS})
     return row
 

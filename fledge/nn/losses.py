@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses.fake_tensor import is_fake
 
 
 def cross_entropy_sum(logits: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
@@ -72,8 +71,9 @@ class FusedCrossEntropy(torch.autograd.Function):
 
 
 def has_values(x: Tensor) -> bool:
-    """Whether looking at a tensor's values costs nothing: not on a GPU, and not where only shapes are followed."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not is_fake(x)
+    """Whether looking at a tensor's values costs nothing: not on a GPU, and not where only shapes are followed (by the
+    compiler, or in a subclass of Tensor)."""
+    return type(x) is Tensor and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:

@@ -75,6 +75,16 @@ def test_a_frozen_map_gets_no_gradient():
     assert grads == [True, False, True]
 
 
+def test_under_autocast_the_maps_compute_in_the_lower_precision_with_gradients():
+    maps = joined()
+    x = torch.randn(3, 5, generator=torch.Generator().manual_seed(4), requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = maps(x)
+    got.float().sum().backward()
+    assert got.dtype == torch.bfloat16 and torch.allclose(got.float(), maps(x), atol=0.1)
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in (x, *maps.parameters()))
+
+
 def test_a_copy_shares_nothing():
     maps = joined()
     copied = copy.deepcopy(maps)

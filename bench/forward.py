@@ -184,7 +184,7 @@ def print_peak(peer: str, cell: tuple[str, ...]) -> None:
     (warm @ warm).sum().backward()
     before = resident("VmRSS")
     step = one_pass(peer, cell)
-    for _ in range(3):
+    for _ in range(2):
         step()
     print(resident("VmHWM") - before)
 
@@ -215,9 +215,10 @@ def in_words(row: dict[str, Any]) -> str:
 
 
 def code_digest() -> str:
-    """Twelve hex digits over what computes: the package's layers and models, and this file."""
+    """Twelve hex digits over what computes: the package's layers, the model of them, and this file."""
     root = Path(__file__).resolve().parent.parent
-    files = [*(root / "fledge/nn").glob("*.py"), *(root / "fledge/model").glob("*.py"), Path(__file__)]
+    model = [root / f"fledge/model/{name}.py" for name in ("transformer", "config", "init")]
+    files = [*(root / "fledge/nn").glob("*.py"), *model, Path(__file__)]
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(path.read_bytes())
@@ -252,15 +253,7 @@ def main() -> None:
         key = " ".join(cell)
         if cells.get(key, {}).get("code") != code or "--fresh" in words:
             cells[key] = {"code": code, **measured(cell, ROUNDS)}
-            row = cells[key]
-            memory = (
-                f", memory {row['fledge_peak_bytes'] / row['transformers_peak_bytes']:.2f}"
-                if "fledge_peak_bytes" in row
-                else ""
-            )
-            print(
-                f"{key}: {row['ratio']:.3f} ({row['ratio_low']:.3f}-{row['ratio_high']:.3f}){memory}", file=sys.stderr
-            )
+            print(f"{key}: {in_words(cells[key])}", file=sys.stderr)
         keep("forward", {"geometric_means": means(cells), "cells": cells}, quiet=True)
     print(json.dumps(means(cells)))
 

@@ -38,6 +38,14 @@ class Joined(nn.Module):
         if len(self.sizes) > 1:
             lay_together([one.weight for one in self.maps()])
 
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]  # torch's: what .to() and .half() do
+        """Weights that were moved lie together again, before a compiled pass could ask where they are."""
+        super()._apply(fn, recurse)
+        weights = [one.weight for one in self.maps()]
+        if len(weights) > 1 and not adjacent(weights):
+            lay_together(weights)
+        return self
+
     def maps(self) -> list[Linear]:
         return [child for child in self.children() if isinstance(child, Linear)]
 
@@ -45,16 +53,14 @@ class Joined(nn.Module):
         maps = self.maps()
         if len(maps) == 1:
             return maps[0](x)
-        if torch.compiler.is_compiling():
-            return torch.cat([one(x) for one in maps], -1)
         weights: list[Tensor] = [one.weight for one in maps]
         bias = joined_bias(maps)
         if torch.is_autocast_enabled(x.device.type):
             return F.linear(x, torch.cat(weights), bias)
-        if not adjacent(weights):
+        if not torch.compiler.is_compiling() and not adjacent(weights):
             lay_together(weights)
         if not torch.is_grad_enabled():
-            return F.linear(x, one_matrix(weights), bias)
+            return times(x, bias, weights)
         return Together.apply(x.flatten(0, -2), bias, *weights).unflatten(0, x.shape[:-1])
 
 
@@ -65,19 +71,56 @@ class Together(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, bias: Tensor | None, *weights: Tensor) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(x, *weights)
-        return F.linear(x, one_matrix(weights), bias)
+        return times(x, bias, list(weights))
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, *weights = ctx.saved_tensors
         for_x, for_bias, *for_weights = ctx.needs_input_grad
         sizes = [w.shape[0] for w in weights]
-        grad_x = grad @ one_matrix(weights) if for_x else None
+        grad_x = times_back(grad, list(weights)) if for_x else None
         grad_bias = grad.sum(0) if for_bias else None
         if not any(for_weights):
             return grad_x, grad_bias, *(None for _ in weights)
         parts = (grad.t() @ x).split(sizes)
         return grad_x, grad_bias, *(part if asked else None for part, asked in zip(parts, for_weights, strict=True))
+
+
+def times(x: Tensor, bias: Tensor | None, weights: list[Tensor]) -> Tensor:
+    """x [..., I] by weights [O, I] side by side, plus the bias: [..., Σ O]. To the compiler one operator: where the
+    weights lie is asked when it runs, and there is nothing to copy together."""
+    if torch.compiler.is_compiling():
+        return torch.ops.fledge.times(x, bias, weights)
+    return F.linear(x, one_matrix(weights), bias)
+
+
+def times_back(grad: Tensor, weights: list[Tensor]) -> Tensor:
+    """The gradient of `times` by its x: grad [N, Σ O] -> [N, I]."""
+    if torch.compiler.is_compiling():
+        return torch.ops.fledge.times_back(grad, weights)
+    return grad @ one_matrix(weights)
+
+
+@torch.library.custom_op(
+    "fledge::times", mutates_args=(), schema="(Tensor x, Tensor? bias, Tensor[] weights) -> Tensor"
+)
+def _times(x: Tensor, bias: Tensor | None, weights: list[Tensor]) -> Tensor:
+    return F.linear(x, one_matrix(weights), bias)
+
+
+@_times.register_fake
+def _times_shape(x: Tensor, bias: Tensor | None, weights: list[Tensor]) -> Tensor:
+    return x.new_empty(*x.shape[:-1], sum(w.shape[0] for w in weights))
+
+
+@torch.library.custom_op("fledge::times_back", mutates_args=(), schema="(Tensor grad, Tensor[] weights) -> Tensor")
+def _times_back(grad: Tensor, weights: list[Tensor]) -> Tensor:
+    return grad @ one_matrix(weights)
+
+
+@_times_back.register_fake
+def _times_back_shape(grad: Tensor, weights: list[Tensor]) -> Tensor:
+    return grad.new_empty(*grad.shape[:-1], weights[0].shape[1])
 
 
 def adjacent(weights: Sequence[Tensor]) -> bool:

@@ -59,6 +59,14 @@ def test_weights_lie_together_from_the_start_and_after_a_loader_moved_them():
     assert all(torch.equal(a, b) for a, b in zip(before, weights(maps), strict=True))
 
 
+def test_weights_lie_together_after_a_move_to_another_type():
+    maps = joined()
+    before = [w.detach().double() for w in weights(maps)]
+    maps = maps.double()
+    assert adjacent(weights(maps))
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(maps), strict=True))
+
+
 def test_a_step_on_one_map_leaves_the_others_alone():
     maps = joined()
     others = [w.detach().clone() for w in weights(maps)[1:]]

@@ -249,8 +249,9 @@ def to_yaml(config: Any) -> str:
     return yaml.dump(to_dict(config), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
-def read_json(path: str | Path, max_bytes: int = 16 << 20) -> Any:
+def read_json(path: str | Path, max_bytes: int = 16 << 20, unique: bool = False) -> Any:
     """A JSON file from outside, hostile ones included: size-capped, no NaN, no 5,000-digit number, no deep nest.
+    `unique`: no key that stands twice with two values.
 
     Raises ConfigError naming the file.
     """
@@ -268,11 +269,26 @@ def read_json(path: str | Path, max_bytes: int = 16 << 20) -> Any:
     try:
         if path.stat().st_size > max_bytes:
             raise ConfigError(f"{path.name}: expected at most {max_bytes} bytes of JSON, got {path.stat().st_size}")
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_constant, parse_float=finite)
+        return json.loads(
+            path.read_text(encoding="utf-8"),
+            parse_constant=refuse_constant,
+            parse_float=finite,
+            object_pairs_hook=once_each if unique else None,
+        )
     except FileNotFoundError:
         raise ConfigError(f"{path}: expected a JSON file, found none; check the path") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not usable JSON ({str(error)[:120] or error.__class__.__name__})") from None
+
+
+def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The mapping of JSON's pairs. Raises ValueError for a key with two values."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found and found[key] != value:
+            raise ValueError(f"{key[:40]!r} stands twice, with two values")
+        found[key] = value
+    return found
 
 
 def field_docs(cls: type) -> dict[str, str]:

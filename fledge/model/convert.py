@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,24 @@ from fledge.errors import CheckpointError, ConfigError
 from fledge.lineage import sha256_file
 from fledge.log import say
 from fledge.model.convert_config import ConvertConfig
-from fledge.model.folder import is_pickle, load_model, read_config, refuse_pickle, save_model
+from fledge.model.folder import load_model, read_config, save_model, write_json
 from fledge.model.gguf import load_gguf
 from fledge.model.llama2c import load_llama2c
 from fledge.model.safetensors_file import write_safetensors
 from fledge.model.safetensors_header import DTYPES
 from fledge.model.transformer import Transformer
+from fledge.model.weight_files import (
+    INDEX,
+    PICKLE_INDEX,
+    PICKLE_NAME,
+    WEIGHTS,
+    checked_index,
+    is_pickle,
+    pickled,
+)
 from fledge.text.gguf_file import MAGIC, GgufFile
 from fledge.text.llama2c import from_llama2c
 from fledge.text.tokenizer import Tokenizer
-
-PICKLE_NAME = "pytorch_model.bin"
 
 
 def convert(config: ConvertConfig) -> dict[str, Any]:
@@ -61,12 +69,16 @@ def read_source(source: Path, config: ConvertConfig, scratch: Path) -> tuple[Tra
             model = load_gguf(source)
             return model, read_tokenizer(config.tokenizer) or own_tokenizer(source)
         if is_pickle(source):
-            refuse_pickle(source.parent)
-        if source.suffix != ".bin" or is_pickle(source):
-            raise CheckpointError(f"{source.name}: expected a llama2.c .bin file, a .gguf file or a model folder")
+            raise pickled(source)
+        if source.suffix != ".bin":
+            raise CheckpointError(
+                f"{source.name}: expected a llama2.c .bin file, a .gguf file or a model folder; give the folder that "
+                "it is in"
+            )
         return load_llama2c(source), read_tokenizer(config.tokenizer)
     folder = source
-    if (source / PICKLE_NAME).is_file() and not list(source.glob("*.safetensors")) and config.trust_pickle:
+    has_pickle = (source / PICKLE_NAME).is_file() or (source / PICKLE_INDEX).is_file()
+    if has_pickle and not list(source.glob("*.safetensors")) and config.trust_pickle:
         folder = unpickled(source, scratch)
     tokenizer = read_tokenizer(config.tokenizer)
     if tokenizer is None and (source / "tokenizer.json").is_file():
@@ -93,26 +105,56 @@ def read_tokenizer(path: str) -> Tokenizer | None:
 
 
 def unpickled(source: Path, scratch: Path) -> Path:
-    """`source` with its pickled tensors rewritten as safetensors in `scratch`; torch's unpickler takes tensors only."""
+    """`source` with its pickled tensors rewritten as safetensors in `scratch`, file by file; torch's unpickler takes
+    tensors only."""
     read_config(source)
-    say(f"{PICKLE_NAME}: reading pickled tensors because trust_pickle is set; nothing but tensors is accepted")
-    try:
-        state = torch.load(source / PICKLE_NAME, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types here, none of them ours
-        raise CheckpointError(f"{PICKLE_NAME}: not a file of plain tensors ({error.__class__.__name__})") from None
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise CheckpointError(f"{PICKLE_NAME}: expected tensors by name, got {type(state).__name__}")
-    for name, value in state.items():
-        check_tensor(name, value)
+    shard_of = {} if (source / PICKLE_NAME).is_file() else checked_index(source, PICKLE_INDEX, ".bin")
     scratch.mkdir(parents=True)
     shutil.copy(source / "config.json", scratch / "config.json")
-    write_safetensors(scratch / "model.safetensors", {name: t.clone() for name, t in state.items()})
+    ours = {name: f"{Path(name).stem}.safetensors" for name in set(shard_of.values())} or {PICKLE_NAME: WEIGHTS}
+    for name in sorted(ours):
+        say(f"{name}: reading pickled tensors because trust_pickle is set; nothing but tensors is accepted")
+        write_safetensors(scratch / ours[name], {key: t.clone() for key, t in plain_tensors(source / name).items()})
+    if shard_of:
+        write_json(scratch / INDEX, {"weight_map": {tensor: ours[name] for tensor, name in shard_of.items()}})
     return scratch
 
 
-def check_tensor(name: str, value: Any) -> None:
+def plain_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a pickled file by name. Raises CheckpointError for anything else in it."""
+    refuse_packed(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types here, none of them ours
+        raise CheckpointError(
+            f"{path.name}: not a file of plain tensors ({error.__class__.__name__}); save its state dict alone"
+        ) from None
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise CheckpointError(
+            f"{path.name}: expected tensors by name, got {type(state).__name__}; save the state dict alone"
+        )
+    for name, value in state.items():
+        check_tensor(f"{path.name}: {name[:80]!r}", value)
+    return state
+
+
+def refuse_packed(path: Path) -> None:
+    """Raise CheckpointError for a zip file that unpacks to more than it holds: torch never packs."""
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                whole = sum(member.file_size for member in archive.infolist())
+        except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+            raise CheckpointError(f"{path.name}: not a file that torch saved ({error}); save it anew") from None
+        if whole > path.stat().st_size:
+            raise CheckpointError(
+                f"{path.name}: expected at most the file's {path.stat().st_size} bytes in it, got {whole}; torch saves "
+                "tensors as they are"
+            )
+
+
+def check_tensor(at: str, value: Any) -> None:
     """Raise CheckpointError for what is no plain tensor that safetensors can hold, or claims more than it has."""
-    at = f"{PICKLE_NAME}: {name[:80]!r}"
     if not isinstance(value, Tensor):
         raise CheckpointError(f"{at}: expected a tensor, got {type(value).__name__}; save the state dict alone")
     if value.layout != torch.strided or value.device.type != "cpu" or value.dtype not in DTYPES.values():

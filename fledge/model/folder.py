@@ -7,6 +7,7 @@ plus the largest tensor. Pickle is never opened.
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,12 @@ from fledge.model.spelling import (
     without_absent_pooler,
 )
 from fledge.model.transformer import Transformer, build
+from fledge.model.weight_files import INDEX, WEIGHTS, is_pickle, opened, pickled, refuse_pickle
 from fledge.text.chat import ChatRenderer, renderer_for
 from fledge.text.tokenizer import Tokenizer
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 SHARD_BYTES = 5_000_000_000
+MAX_CONFIG_BYTES = 2 << 20  # thousands of labels; what takes longer to read than a second is no config
 
 
 def find_model(path: str | Path) -> Path:
@@ -51,9 +51,11 @@ def find_model(path: str | Path) -> Path:
     if not path.exists():
         raise CheckpointError(f"{path}: expected a model folder, found nothing; check the path")
     if path.is_file():
-        raise CheckpointError(
-            f"{path}: expected a model folder, got a file; fledge convert makes one of a .gguf or a llama2.c .bin file"
-        )
+        if is_pickle(path):
+            raise pickled(path)
+        remedy = "fledge convert makes one of a .gguf or a llama2.c .bin file"
+        remedy = "give the folder that it is in" if path.suffix == ".safetensors" else remedy
+        raise CheckpointError(f"{path}: expected a model folder, got a file; {remedy}")
     refuse_pickle(path)
     if (path / WEIGHTS).is_file():
         raise CheckpointError(
@@ -65,9 +67,9 @@ def find_model(path: str | Path) -> Path:
 
 def read_config(folder: str | Path) -> tuple[Family, ModelConfig]:
     """Family and config of a model folder, validated before anything is allocated. Raises ConfigError."""
-    raw = read_json(Path(folder) / "config.json")
+    raw = read_json(Path(folder) / "config.json", MAX_CONFIG_BYTES, unique=True)
     if not isinstance(raw, dict):
-        raise ConfigError("config.json: expected a mapping")
+        raise ConfigError(f"config.json: expected a mapping, got {type(raw).__name__}; download it again")
     return parse_config(raw)
 
 
@@ -93,73 +95,13 @@ def load_model(
     """
     folder = find_model(folder)
     own_family, config = read_config(folder)
-    names = weight_files(folder)
-    files: list[SafetensorsFile] = []
-    try:
-        for name in names:
-            files.append(SafetensorsFile(folder / name))
-        return read_weights(own_family, config, files, torch.device(device), dtype)
-    finally:
-        for file in files:
-            file.close()
-
-
-def weight_files(folder: Path) -> list[str]:
-    """Names of the safetensors files of a folder: one, or those of the index. Raises CheckpointError."""
-    if (folder / INDEX).is_file():
-        index = read_json(folder / INDEX)
-        weight_map = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{INDEX}: expected a weight_map of names to files")
-        names = sorted({str(value) for value in weight_map.values()})
-        for name in names:
-            check_inside(folder, name)
-        return names
-    if (folder / WEIGHTS).is_file():
-        check_inside(folder, WEIGHTS)
-        return [WEIGHTS]
-    refuse_pickle(folder)
-    raise CheckpointError(f"{folder}: expected {WEIGHTS} or {INDEX}, found neither")
-
-
-def check_inside(folder: Path, name: str) -> None:
-    """Raise CheckpointError unless `name` is a plain file name in `folder` and no link leads it elsewhere."""
-    if "/" in name or "\\" in name or name in ("", ".", "..") or not name.endswith(".safetensors"):
-        raise CheckpointError(f"{INDEX}: shard {name[:80]!r} is not the name of a safetensors file in the folder")
-    path = folder / name
-    if path.is_symlink() and not points_into_cache(path):
-        raise CheckpointError(f"{name}: a link out of the folder is not followed; copy the file")
-    if not path.is_file():
-        raise CheckpointError(f"{name}: missing file; download the folder again")
-
-
-def points_into_cache(path: Path) -> bool:
-    """Whether a link is of a hub cache: snapshots/REVISION/FILE -> ../../blobs/HASH of the same repository."""
-    repository = path.parent.parent.parent
-    return path.parent.parent.name == "snapshots" and path.resolve().parent == (repository / "blobs").resolve()
-
-
-def refuse_pickle(folder: Path) -> None:
-    """Raise CheckpointError for a folder that holds weights in pickled form."""
-    for pattern in PICKLES:
-        for path in filter(is_pickle, sorted(folder.glob(pattern))):
-            raise CheckpointError(
-                f"{path.name}: pickled weights can run code and are not loaded; save them as safetensors where you "
-                "trust them (transformers: model.save_pretrained(folder)), then load that folder"
-            )
-
-
-def is_pickle(path: Path) -> bool:
-    """Whether a file is a pickle or one of torch's zip files, by its first bytes (a .bin may be llama2.c's)."""
-    with open(path, "rb") as file:
-        head = file.read(4)
-    return head.startswith((b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
+    with ExitStack() as files:
+        return read_weights(own_family, config, opened(folder, files), torch.device(device), dtype)
 
 
 def read_weights(
-    own_family: Family, config: ModelConfig, files: list[SafetensorsFile], device: torch.device, dtype: torch.dtype
+    own_family: Family, config: ModelConfig, where: dict[str, SafetensorsFile], device: torch.device, dtype: torch.dtype
 ) -> Transformer:
-    where = {name: file for file in files for name in file.entries}
     own_family = as_spelled(own_family, config, set(where))
     config = without_absent_pooler(own_family, as_stored(own_family, config, where), where)
     table = {weight.theirs: weight for weight in expanded(own_family, config)}

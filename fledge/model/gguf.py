@@ -44,6 +44,7 @@ IGNORED = (
     "vocab_size",
     "rope.scaling.finetuned",
 )  # checked or unused
+OPTIONAL = ("attention.head_count_kv", "attention.key_length", "rope.freq_base")
 NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -100,8 +101,9 @@ def read_config(file: GgufFile) -> tuple[Family, ModelConfig]:
         if key.startswith(f"{architecture}.")
     }
     raw: dict[str, Any] = {theirs: own.pop(key) for key, theirs in KEYS.items() if key in own}
-    for needed in ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads"):
-        integer(raw, needed)
+    for needed, theirs in KEYS.items():
+        if needed not in OPTIONAL and theirs not in raw:
+            raise ConfigError(f"{file.path.name}: {architecture}.{needed}: expected a number, found none; convert anew")
     raw |= scaling_entries(own, raw)
     strangers = [key for key in own if key not in IGNORED]
     if strangers:
@@ -116,9 +118,12 @@ def read_config(file: GgufFile) -> tuple[Family, ModelConfig]:
     own_family = family(ARCHITECTURES[architecture])
     config = own_family.config_of({**raw, "model_type": own_family.model_type})
     channels = config.stack.layers[0].mixer.head_channels
-    turned, value_channels = own.get("rope.dimension_count", channels), own.get("attention.value_length", channels)
-    if turned != channels or value_channels != channels:
-        raise ConfigError(f"{file.path.name}: expected heads of {channels} channels that all turn, got {turned!r:.20}")
+    for key in ("rope.dimension_count", "attention.value_length"):
+        if integer(own, key, channels) != channels:
+            raise ConfigError(
+                f"{file.path.name}: {architecture}.{key}: expected {channels}, the channels of a head, got {own[key]}; "
+                "no part here does that"
+            )
     return own_family, with_frequencies(file, config)
 
 
@@ -126,15 +131,16 @@ def vocab_size(file: GgufFile, own: dict[str, Any]) -> int:
     table = file.tensors.get("token_embd.weight")
     if table is None or len(table.shape) != 2:
         raise CheckpointError(f"{file.path.name}: expected a matrix token_embd.weight, found none")
-    if own.get("vocab_size", table.shape[0]) != table.shape[0]:
+    if integer(own, "vocab_size", table.shape[0]) != table.shape[0]:
         raise ConfigError(f"{file.path.name}: vocab_size: expected {table.shape[0]}, got {own['vocab_size']!r:.40}")
     return table.shape[0]
 
 
 def scaling_entries(own: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
     """config.json's rotary scaling; takes its keys out of `own`."""
-    kind = own.pop("rope.scaling.type", "none")
     factor, original = own.pop("rope.scaling.factor", None), own.pop("rope.scaling.original_context_length", None)
+    # a factor without a kind is linear in llama.cpp
+    kind = own.pop("rope.scaling.type", "none" if factor is None else "linear")
     if kind == "none":
         return {}
     if kind not in ("linear", "yarn"):

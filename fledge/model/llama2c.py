@@ -35,6 +35,8 @@ class Piece:
 def load_llama2c(path: str | Path) -> Transformer:
     """The model of a llama2.c file. Raises CheckpointError unless its size is what its header says, to the byte."""
     path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: expected a llama2.c file, found none; check the path")
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(HEADER.size)

@@ -29,8 +29,10 @@ class SafetensorsFile:
         self.path = Path(path)
         try:
             self._file = open(self.path, "rb")  # noqa: SIM115 (closed by close)
-        except OSError as error:
-            raise CheckpointError(f"{self.path.name}: can't be opened ({error.strerror})") from None
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.path.name}: can't be opened ({getattr(error, 'strerror', error)}); check the path"
+            ) from None
         try:
             self.entries, self.metadata = read_header(self._file, self.path)
         except BaseException:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import re
 import struct
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import torch
 from fledge.errors import CheckpointError
 
 MAX_HEADER_BYTES = 10_000_000  # a tenth of the reference implementation's cap, and still MAX_TENSORS of them
-MAX_TENSORS = 100_000
+MAX_TENSORS = 50_000
 MAX_NAME_BYTES = 4096
 MAX_ENTRY_BYTES = 4096
 MAX_METADATA_BYTES = 1 << 20
@@ -88,6 +89,7 @@ def members(raw: bytes, place: str) -> Iterator[tuple[str, Any]]:
             if found is None:
                 raise ValueError(f"a name of at most {MAX_NAME_BYTES} bytes expected at byte {at}")
             name = json.loads(found[1].decode())
+            name.encode()  # half a character is no text
             if name in seen or len(seen) >= MAX_TENSORS:
                 raise ValueError("a name stands twice" if name in seen else f"more than {MAX_TENSORS} tensors")
             seen.add(name)
@@ -100,7 +102,7 @@ def members(raw: bytes, place: str) -> Iterator[tuple[str, Any]]:
             if comma is None:
                 raise ValueError(f"a comma or the end expected at byte {at}")
             at = comma.end()
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise CheckpointError(f"{place}: the header is not UTF-8; the file is damaged") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{place}: the header is not usable JSON ({str(error)[:80]})") from None
@@ -110,6 +112,13 @@ def member_value(raw: bytes, at: int, limit: int) -> tuple[Any, int]:
     """The object at byte `at`, of at most `limit` bytes, and where it ends."""
     if raw[at : at + 1] != b"{":
         raise ValueError(f"an object expected at byte {at}")
+    end = raw.find(b"}", at, at + limit) + 1
+    if end:  # an entry has no other bracket: one that has is read below
+        try:
+            value, length = DECODER.raw_decode(text := raw[at:end].decode())
+            return value, at + len(text[:length].encode())
+        except json.JSONDecodeError:
+            pass
     # whole characters only: the cut may fall into one
     text = codecs.getincrementaldecoder("utf-8")().decode(raw[at : at + limit])
     value, length = DECODER.raw_decode(text)
@@ -140,6 +149,10 @@ def check_entry(place: str, name: str, info: Any, data_start: int) -> Entry:
     count = 1
     for dimension in shape:
         count *= dimension
+    if math.prod(dimension for dimension in shape if dimension) >= 2**63:
+        raise CheckpointError(
+            f"{at}: shape {str(shape)[:80]} holds more values than can be counted; the file is damaged"
+        )
     if count * dtype.itemsize != offsets[1] - offsets[0]:
         raise CheckpointError(
             f"{at}: shape {shape} of {info['dtype']} needs {count * dtype.itemsize} bytes, "

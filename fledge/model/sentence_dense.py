@@ -13,8 +13,9 @@ from torch.nn import functional
 from fledge.config import read_json
 from fledge.errors import CheckpointError, ConfigError
 from fledge.model.families.family import flag, integer
-from fledge.model.folder import WEIGHTS, refuse_pickle, write_json
+from fledge.model.folder import write_json
 from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
+from fledge.model.weight_files import WEIGHTS, refuse_pickle
 from fledge.nn.config import MAX_WIDTH
 
 ACTIVATIONS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {

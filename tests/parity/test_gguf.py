@@ -240,3 +240,31 @@ def test_missing_tensors_damaged_files_and_other_architectures_are_refused(tmp_p
     (tmp_path / "other.gguf").write_bytes(data.replace(b"llama", b"mamba"))
     with pytest.raises(ConfigError, match="architecture"):
         load_gguf(tmp_path / "other.gguf")
+
+
+def test_numbers_that_llama_cpp_needs_are_needed(tmp_path):
+    """Without the epsilon of the norms another would be taken without a word."""
+    model = model_of("llama")
+    for key in ("attention.layer_norm_rms_epsilon", "context_length", "embedding_length", "block_count"):
+        write(model, tmp_path / "whole.gguf")
+        raw = (tmp_path / "whole.gguf").read_bytes()
+        assert raw.count(f"llama.{key}".encode()) == 1
+        (tmp_path / "cut.gguf").write_bytes(raw.replace(f"llama.{key}".encode(), f"other.{key}".encode()))
+        with pytest.raises(ConfigError, match=rf"llama\.{key}: expected a number, found none"):
+            load_gguf(tmp_path / "cut.gguf")
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "rope.dimension_count", "attention.value_length"])
+def test_an_array_where_a_number_belongs_is_refused(key, tmp_path):
+    write(model_of("llama"), tmp_path / "a.gguf", metadata={f"llama.{key}": [16, 16]})
+    with pytest.raises(ConfigError, match="expected a whole number"):
+        load_gguf(tmp_path / "a.gguf")
+
+
+def test_a_factor_without_a_kind_of_scaling_is_linear_as_in_llama_cpp(tmp_path):
+    model = model_of("llama")
+    write(model, tmp_path / "a.gguf", metadata={"llama.rope.scaling.factor": 4.0})
+    scaling = load_gguf(tmp_path / "a.gguf").config.stack.layers[0].position.scaling
+    assert scaling is not None and (scaling.kind, scaling.factor) == ("linear", 4.0)
+    write(model, tmp_path / "b.gguf", metadata={"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0})
+    assert load_gguf(tmp_path / "b.gguf").config.stack.layers[0].position.scaling is None  # the control

@@ -168,3 +168,28 @@ def test_trial_27_a_huge_list_of_end_tokens_is_refused(name, tmp_path):
         else:
             with pytest.raises(ConfigError, match="eos_token_id: expected a token id or a list of at most 1024"):
                 stop_ids(tmp_path, characters("abc"))
+
+
+@pytest.mark.parametrize(
+    ("added", "match"),
+    [
+        ('"vocab_size": 21', "'vocab_size' stands twice, with two values"),
+        ('"model_type": "gpt2"', "'model_type' stands twice"),
+        ('"more": {"a": 1, "a": 2}', "'a' stands twice"),
+        ('"more": [' + "[]," * 5_000_000 + "[]]", "expected at most .* bytes of JSON"),
+        (
+            '"id2label": {' + ",".join(f'"{i}": "a"' for i in range(1_000_000)) + "}",
+            "expected at most .* bytes of JSON",
+        ),
+    ],
+    ids=["a number twice", "the kind twice", "a key within twice", "brackets", "a million labels"],
+)
+def test_trial_27_a_config_with_two_meanings_or_of_many_megabytes_is_refused_at_once(added, match, tmp_path):
+    text = json.dumps(tiny_folder(tmp_path, "llama"))
+    (tmp_path / "config.json").write_text(text[:-1] + ", " + added + "}")
+    began = time.process_time()
+    with pytest.raises(ConfigError, match=match):
+        load_model(tmp_path)
+    assert time.process_time() - began < 1
+    (tmp_path / "config.json").write_text(text[:-1] + ', "vocab_size": 20}')  # the control: twice the same
+    load_model(tmp_path)

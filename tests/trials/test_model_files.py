@@ -189,6 +189,18 @@ HEADERS = {
                  b'"data_offsets":[0,0]}}', b"", None),
     "text after the end": (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}} x', b"0000", None),
     "never ending": (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}', b"0000", None),
+    "half a character": (b'{"\\ud800":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"0000", None),
+    "nothing of 2^62 by 2^62": ({"a": entry([0, 2**62, 2**62], 0, 0)}, b"", None),
+    "100,001 tensors": ({f"t{i}": entry([0], 0, 0) for i in range(100_001)}, b"", None),
+    "offsets of points": ({"a": entry([1], 0.0, 4.0)}, b"0000", None),
+    "offsets of truth": ({"a": entry([1], False, True, "I8")}, b"0", None),
+    "offsets below zero": ({"a": entry([1], -4, 0)}, b"0000", None),
+    "a dtype of 8 bits": ({"a": entry([4], 0, 4, "F8_E4M3")}, b"0000", None),
+    "one range twice": ({"a": entry([2], 0, 8), "b": entry([2], 0, 8)}, b"0" * 8, None),
+    "a name twice, once in escapes": (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+                                      b'"\\u0061":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"0000", None),
+    "a key twice": (b'{"a":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"0000", None),
+    "metadata of 2 MB": ({"__metadata__": {"a": "x" * 2_000_000}}, b"", None),
     "huge number": (b'{"a":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,4]}}', b"0000", None),
 }  # fmt: skip
 

@@ -190,8 +190,10 @@ def print_peak(peer: str, cell: tuple[str, ...]) -> None:
 
 
 def peak(peer: str, cell: tuple[str, ...]) -> int:
+    """The median of three processes: where freed blocks lie differs by chance, and with it what a large one needs."""
     line = [sys.executable, __file__, "--peak", peer, *cell]
-    return int(subprocess.run(line, check=True, capture_output=True, text=True).stdout.split()[-1])
+    runs = (subprocess.run(line, check=True, capture_output=True, text=True) for _ in range(3))
+    return statistics.median(int(run.stdout.split()[-1]) for run in runs)
 
 
 def measured(cell: tuple[str, ...], rounds: int) -> dict[str, Any]:

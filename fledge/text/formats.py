@@ -39,6 +39,7 @@ def read(path: str | Path) -> Read:
     path = Path(path)
     if path.is_dir():
         path = find(path)
+    tokenizer_file.demand_file(path)
     config = read_config(path.parent)
     beside = path.parent / tokenizer_file.TEMPLATE
     if path.name.endswith(".json") and path.name not in ("vocab.json", "encoder.json"):
@@ -110,6 +111,7 @@ def told_special(config: Config) -> dict[str, int] | None:
         return None
     found = {}
     for number, entry in listed.items():
-        if isinstance(entry, dict) and isinstance(entry.get("content"), str) and number.isdecimal():
+        small = number.isdecimal() and len(number) < 10
+        if small and isinstance(entry, dict) and isinstance(entry.get("content"), str):
             found[entry["content"]] = int(number)
     return found or None

@@ -19,8 +19,10 @@ from typing import Any
 
 from fledge.errors import TokenizerError
 from fledge.log import warn
+from fledge.text.model_check import check_splits
 from fledge.text.special_tokens import special_entries
 from fledge.text.tokenizer import Tokenizer, from_text
+from fledge.text.tokenizer_file import demand_file
 
 MAX_TOKENS = 1 << 20
 MAX_TOKEN_BYTES = 1024
@@ -80,7 +82,7 @@ def decoder_steps() -> list[dict[str, Any]]:
 def read_tokens(path: Path) -> tuple[list[float], list[str]]:
     """Scores and tokens by id, the fixed ones under their usual names. Raises TokenizerError."""
     try:
-        if path.stat().st_size > 64 << 20:
+        if demand_file(path).stat().st_size > 64 << 20:
             raise TokenizerError(f"{path}: expected at most 64 MiB, got {path.stat().st_size} bytes")
         data = path.read_bytes()
     except OSError as error:
@@ -120,6 +122,7 @@ def token_name(number: int, data: bytes, path: Path) -> str:
 
 def merges_by_score(tokens: list[str], scores: list[float], vocab: dict[str, int], at: str) -> list[list[str]]:
     """Every split of a token in two tokens, best first."""
+    check_splits(map(len, tokens), at)
     ranked = []
     joined: Counter[float] = Counter()
     for number in range(N_FIXED, len(tokens)):

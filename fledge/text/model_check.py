@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from fledge.errors import TokenizerError
 
 MAX_PIECE_CHARACTERS = 256  # of Unigram, which looks up every beginning of what follows; some 20 are common
+MAX_ENTRIES = 1 << 20  # of a vocabulary; the largest in wide use has 0.9 million
+MAX_SPLITS = 32_000_000  # squared lengths of the tokens whose merges are looked for; Llama 3's have 7 million
 MAX_WORD_CHARACTERS = 200  # that WordPiece tries to cut: it takes quadratic time; 100 everywhere
 
 
@@ -87,6 +90,16 @@ def check_bpe(model: dict[str, Any], at: str) -> None:
             raise TokenizerError(
                 f"{at}: model.merges[{place}]: {left!r:.30} + {right!r:.30}: not all in the vocabulary"
             )
+
+
+def check_splits(lengths: Iterable[int], at: str) -> None:
+    """Raises TokenizerError if to look for the ways in which tokens can be put together would take too long."""
+    work = sum(length * length for length in lengths)
+    if work > MAX_SPLITS:
+        raise TokenizerError(
+            f"{at}: expected tokens whose squared lengths add up to at most {MAX_SPLITS}, got {work}; their merges "
+            "would take too long to find"
+        )
 
 
 def split_merge(merge: Any) -> tuple[str, str] | None:

@@ -6,11 +6,8 @@ A pattern decides which characters may share a token. Ours are those that other 
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
-
-from fledge.errors import TokenizerError
 
 PatternName = Literal["gpt2", "llama3", "qwen2", "o200k"]
 
@@ -81,24 +78,3 @@ def pieces(text: str, name: str, characters: int) -> Iterator[str]:
         yield text[start : found.start()]
         start = found.start()
     yield text[start:]
-
-
-PROBE_CHARACTERS = 20_000
-PROBE_SECONDS = 0.25  # linear patterns need some milliseconds, quadratic ones seconds
-
-
-def refuse_slow(regexes: Iterable[str], encode: Callable[[str], Any]) -> None:
-    """Raises TokenizerError if an unknown regular expression takes more than linear time on a run of one character:
-    a hostile file could hold a server up for hours. `encode` raises or takes a text through the expressions."""
-    unknown = [regex for regex in regexes if regex not in KNOWN]
-    if any(len(regex) > 4096 for regex in unknown):
-        raise TokenizerError("tokenizer.json: expected regular expressions of at most 4096 characters; refused")
-    letters = sorted({c for regex in unknown for c in regex} | set("aA1 !\n\u4e2d")) if unknown else []
-    for letter in letters[:128]:
-        began = time.thread_time()
-        # what follows holds every letter a match may end with, so that the engine can't rule one out at a glance
-        encode(letter * PROBE_CHARACTERS + "\0" + "".join(letters))
-        if time.thread_time() - began > PROBE_SECONDS:
-            raise TokenizerError(
-                f"tokenizer.json: a regular expression takes too long on a run of {letter!r} (catastrophic); refused"
-            )

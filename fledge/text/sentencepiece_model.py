@@ -12,6 +12,7 @@ import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from fledge.errors import TokenizerError
@@ -21,7 +22,7 @@ MODELS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 SPACE_MARK = "\u2581"  # a space is written so
 
 MAX_BYTES = 64 << 20  # the largest in wide use has 4.3 million bytes
-MAX_PIECES = 1 << 20
+MAX_PIECES = 1 << 20  # and other parts of the message
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 
 
@@ -70,10 +71,11 @@ def parse_model(data: bytes, at: str = "tokenizer.model") -> PieceModel:
     """The PieceModel of a message. Raises TokenizerError."""
     pieces: list[Piece] = []
     trainer, normalizer = b"", b""
-    for number, value in fields_of(data, at):
+    parts = list(islice(fields_of(data, at), MAX_PIECES + 1))
+    if len(parts) > MAX_PIECES:
+        raise TokenizerError(f"{at}: expected at most {MAX_PIECES} pieces, got more; not a usable tokenizer")
+    for number, value in parts:
         if number == 1 and isinstance(value, bytes):
-            if len(pieces) >= MAX_PIECES:
-                raise TokenizerError(f"{at}: expected at most {MAX_PIECES} pieces, got more")
             pieces.append(parse_piece(value, f"{at}: piece {len(pieces)}"))
         elif number == 2 and isinstance(value, bytes):
             trainer += value  # a message split in two is the two merged
@@ -91,9 +93,9 @@ def parse_model(data: bytes, at: str = "tokenizer.model") -> PieceModel:
         kind=kind,
         byte_fallback=bool(whole(told, 35, 0)),
         unk_id=whole(told, 40, 0),
-        bos_id=whole(told, 41, 1),
-        eos_id=whole(told, 42, 2),
-        pad_id=whole(told, 43, -1),
+        bos_id=control_id(whole(told, 41, 1), pieces),
+        eos_id=control_id(whole(told, 42, 2), pieces),
+        pad_id=control_id(whole(told, 43, -1), pieces),
         unk_surface=surface.decode("utf-8", "replace") if isinstance(surface, bytes) else PieceModel.unk_surface,
         charsmap=charsmap if isinstance(charsmap, bytes) else b"",
         add_dummy_prefix=bool(whole(rules, 3, 1)),
@@ -101,6 +103,11 @@ def parse_model(data: bytes, at: str = "tokenizer.model") -> PieceModel:
         escape_whitespaces=bool(whole(rules, 5, 1)),
         whitespace_is_suffix=bool(whole(told, 24, 0)),
     )
+
+
+def control_id(number: int, pieces: list[Piece]) -> int:
+    """The id that the settings name, or -1 if its piece is text: the original then has no such token either."""
+    return number if 0 <= number < len(pieces) and pieces[number].type in (CONTROL, UNKNOWN) else -1
 
 
 def parse_piece(data: bytes, at: str) -> Piece:
@@ -147,6 +154,8 @@ def fields_of(data: bytes, at: str) -> Iterator[tuple[int, int | bytes]]:
 
 
 def varint(data: bytes, place: int, at: str) -> tuple[int, int]:
+    if place < len(data) and data[place] < 0x80:  # nearly all of them
+        return data[place], place + 1
     value = 0
     for shift in range(0, 70, 7):
         if place >= len(data):

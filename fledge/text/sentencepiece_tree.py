@@ -15,6 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fledge.errors import TokenizerError
+from fledge.text.model_check import check_splits
 from fledge.text.sentencepiece_model import (
     BYTE,
     CONTROL,
@@ -88,6 +89,7 @@ def check(model: PieceModel, at: str) -> None:
 
 
 def bpe(model: PieceModel) -> dict[str, Any]:
+    check_splits((len(piece.text) for piece in model.pieces), "sentencepiece")
     vocab = {piece.text: number for number, piece in enumerate(model.pieces)}
     scores = {piece.text: piece.score for piece in model.pieces if piece.type in TEXT_TYPES}
     return {

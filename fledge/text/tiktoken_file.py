@@ -20,6 +20,7 @@ from typing import Any
 from fledge.errors import TokenizerError
 from fledge.text import pattern
 from fledge.text.byte_alphabet import CHARACTER_OF
+from fledge.text.model_check import check_splits
 from fledge.text.vocab_files import bpe_tree, entries, lines_of, plain_config
 
 LINE = re.compile(r"([A-Za-z0-9+/]+={0,2}) ([0-9]{1,9})")
@@ -68,6 +69,7 @@ def read_tiktoken(
             f"{path}: expected a published vocabulary, or a split pattern of {', '.join(pattern.PATTERNS)}; "
             f"got {len(ranks)} ranks and {pattern_name!r:.40}"
         )
+    check_splits(map(len, ranks), str(path))
     special = known_special if special is None else special
     vocab = {"".join(CHARACTER_OF[byte] for byte in token): rank for token, rank in ranks.items()}
     tree = bpe_tree(vocab, merges_of(ranks), pattern.pre_tokenizer_of(pattern_name), entries(special, True), True)

@@ -21,11 +21,10 @@ import tokenizers
 
 from fledge.errors import TokenizerError
 from fledge.lineage import make_folder, sha256_json, write_text_durably
-from fledge.text import fast, formats, pattern, special_tokens, tokenizer_file
+from fledge.text import fast, formats, pattern, regex_check, special_tokens, tokenizer_file
 from fledge.text.byte_alphabet import BYTE_OF, CHARACTER_OF
 from fledge.text.encoder import Encoder, build, check_unicode, guarded, refuse_slow_pieces
 from fledge.text.framing import Framed, Framing
-from fledge.text.gguf_patterns import LINEAR
 from fledge.text.model_check import split_merge
 from fledge.text.sentencepiece_text import KEY
 from fledge.text.special_tokens import SPECIAL_TOKENS, UNKNOWN
@@ -55,8 +54,7 @@ class Tokenizer:
         self.forbidden = self.control if complete else self.control - {-1 if unknown is None else unknown}
         self.encoder = Encoder(file, self.config, self.control, unknown)
         self.plain = self.encoder.library
-        unknown_regexes = [regex for regex in tokenizer_file.regexes(file.tree) if regex not in LINEAR]
-        pattern.refuse_slow(unknown_regexes, self.probe)
+        regex_check.refuse_slow(tokenizer_file.regexes(file.tree), self.probe)
         refuse_slow_pieces(file, self.probe)
 
     @classmethod
@@ -71,11 +69,24 @@ class Tokenizer:
         `transformers` reads them with `AutoTokenizer` and gives equal ids."""
         folder = make_folder(folder)
         write_text_durably(folder / "tokenizer.json", self.file.text)
-        write_text_durably(folder / tokenizer_file.CONFIG, json.dumps(self.config, indent=2, ensure_ascii=False) + "\n")
+        write_text_durably(folder / tokenizer_file.CONFIG, self.config_text() + "\n")
         if self.template is not None:
             write_text_durably(folder / tokenizer_file.TEMPLATE, self.template)
         else:
             (folder / tokenizer_file.TEMPLATE).unlink(missing_ok=True)  # of another tokenizer, that would be read
+
+    def config_text(self) -> str:
+        """The configuration as JSON; half a surrogate pair, which a foreign file may name, stays an escape."""
+        try:
+            text = json.dumps(self.config, indent=2, ensure_ascii=False)
+            text.encode()
+            return text
+        except UnicodeEncodeError:
+            return json.dumps(self.config, indent=2)
+        except RecursionError:
+            raise TokenizerError(
+                f"{tokenizer_file.CONFIG}: expected values nested less deeply; can't be written"
+            ) from None
 
     @cached_property
     def digest(self) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from fledge.errors import TokenizerError
 from fledge.text import charsmap, pattern
-from fledge.text.model_check import check_model, describe, name_of, vocab_of
+from fledge.text.model_check import MAX_ENTRIES, check_model, describe, name_of, vocab_of
 from fledge.text.sentencepiece_text import charsmap_of
 
 CONFIG = "tokenizer_config.json"
@@ -21,10 +21,12 @@ TEMPLATE = "chat_template.jinja"
 
 MARK = "\u2581"  # a space, as SentencePiece's pieces spell it
 MAX_BYTES = 64 << 20  # the largest in wide use is half of it
-MAX_ELEMENTS = 4_000_000  # JSON values; the largest in wide use has 1.4 million
+MAX_ELEMENTS = 2_500_000  # JSON values; the largest in wide use has 1.8 million
+MAX_KEYS = 1_500_000
 MAX_TOKEN_CHARACTERS = 65_536
 MAX_STEPS = 16  # normalizers or pre-tokenizers in a row
-MAX_GROWTH = 64  # times longer a normalizer may make a text
+MAX_GROWTH = 4  # times longer a normalizer may make a text: a megabyte would take too long otherwise
+MAX_PREPENDED = 64  # characters that a normalizer may put first
 
 DECODERS = {  # steps that `token_bytes` does; without a decoder the library puts spaces between tokens
     "bpe": ("ByteLevel",),
@@ -34,6 +36,7 @@ DECODERS = {  # steps that `token_bytes` does; without a decoder the library put
     "word": (),
     "characters": ("Fuse",),
 }
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
 NORMALIZERS = frozenset(
     ("NFC", "NFD", "NFKC", "NFKD", "Prepend", "Replace", "Sequence", "Lowercase", "Strip", "StripAccents", "Nmt")
     + ("BertNormalizer", "Precompiled")
@@ -60,7 +63,7 @@ class TokenizerFile:
 
 def read(path: str | Path) -> TokenizerFile:
     """The checked tokenizer.json at `path`. Raises TokenizerError naming the file and what is wrong."""
-    path = Path(path)
+    path = demand_file(path)
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
@@ -71,6 +74,15 @@ def read(path: str | Path) -> TokenizerFile:
     except (OSError, UnicodeDecodeError) as error:
         raise TokenizerError(f"{path}: can't be read as UTF-8 text ({error.__class__.__name__})") from None
     return parse(text, str(path))
+
+
+def demand_file(path: str | Path) -> Path:
+    """`path`, if it may be read to its end. Raises TokenizerError for a pipe or a device, which may have none."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a pipe or a device"
+        raise TokenizerError(f"{path}: expected a file, got {what}; copy the tokenizer to a file")
+    return path
 
 
 def parse(text: str, at: str = "tokenizer.json") -> TokenizerFile:
@@ -93,8 +105,10 @@ def parse(text: str, at: str = "tokenizer.json") -> TokenizerFile:
 
 def parse_json(text: str, at: str) -> dict[str, Any]:
     """The object a JSON text spells; no duplicate key, NaN, deep nest or more than MAX_ELEMENTS values."""
-    if text.count(",") > MAX_ELEMENTS:
-        raise TokenizerError(f"{at}: expected at most {MAX_ELEMENTS} values, got more; not a usable tokenizer")
+    if text.count(",") > MAX_ELEMENTS or text.count('":') > MAX_KEYS:
+        raise TokenizerError(
+            f"{at}: expected at most {MAX_ELEMENTS} values and {MAX_KEYS} keys, got more; not a usable tokenizer"
+        )
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -146,12 +160,13 @@ def is_every_character(pre_tokenizer: Any) -> bool:
 
 
 def read_added(entries: Any, at: str) -> dict[int, dict[str, Any]]:
-    """The added tokens by id. Raises TokenizerError for a wrong type or an id given twice."""
+    """The added tokens by id. Raises TokenizerError for a wrong type, or an id or a text given twice."""
     if entries is None:
         return {}
     if not isinstance(entries, list):
         raise TokenizerError(f"{at}: added_tokens: expected a list, got {describe(entries)}")
     found: dict[int, dict[str, Any]] = {}
+    contents: dict[str, int] = {}
     for place, entry in enumerate(entries):
         where = f"{at}: added_tokens[{place}]"
         if not isinstance(entry, dict) or not isinstance(entry.get("content"), str) or not entry["content"]:
@@ -159,6 +174,12 @@ def read_added(entries: Any, at: str) -> dict[int, dict[str, Any]]:
         number = read_id(entry.get("id"), f"{where} {entry['content']!r:.40}")
         if number in found:
             raise TokenizerError(f"{where}: id {number} stands for {found[number]['content']!r:.40} already")
+        content = entry["content"]
+        if contents.setdefault(content, number) != number:
+            raise TokenizerError(f"{where} {content!r:.40}: expected one id, got {contents[content]} and {number}")
+        for flag in FLAGS:
+            if not isinstance(entry.get(flag, False), bool):
+                raise TokenizerError(f"{where}.{flag}: expected true or false, got {describe(entry[flag])}")
         found[number] = entry
     return found
 
@@ -166,6 +187,8 @@ def read_added(entries: Any, at: str) -> dict[int, dict[str, Any]]:
 def place_tokens(vocab: list[tuple[str, Any]], added: dict[int, dict[str, Any]], at: str) -> tuple[str | None, ...]:
     """Tokens by id. Raises TokenizerError for an id that is no number, negative, given twice or far out of range."""
     n_entries = len(vocab) + len(added)
+    if n_entries > MAX_ENTRIES:
+        raise TokenizerError(f"{at}: expected at most {MAX_ENTRIES} tokens, got {n_entries}; not a usable tokenizer")
     limit = 2 * n_entries + 1024  # gaps exist in good files; an id beyond this would only cost memory
     tokens: list[str | None] = [None] * (limit if n_entries else 0)
     highest = -1
@@ -202,9 +225,11 @@ def check_normalizer(normalizer: Any, at: str) -> None:
         name = step.get("type")
         if name not in NORMALIZERS:
             raise TokenizerError(f"{at}: normalizer: {describe(name)} is not supported")
-        if name == "Prepend" and len(str(step.get("prepend"))) > MAX_GROWTH:
-            raise TokenizerError(f"{at}: normalizer: expected at most {MAX_GROWTH} characters to prepend")
+        if name == "Prepend" and len(str(step.get("prepend"))) > MAX_PREPENDED:
+            raise TokenizerError(f"{at}: normalizer: expected at most {MAX_PREPENDED} characters to prepend")
         if name == "Replace":
+            if step.get("pattern") in ({"String": ""}, {"Regex": ""}):
+                raise TokenizerError(f"{at}: normalizer: expected something to replace, got an empty pattern; refused")
             growth *= growth_of(step.get("pattern"), len(str(step.get("content"))))
         if name == "Precompiled":
             charsmap.parts_of(charsmap_of([step]), f"{at}: normalizer")
@@ -284,10 +309,13 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_template(path: Path, inside: Any) -> str | None:
-    """The chat template: its own file, else the configuration's (a text, or the older list of named ones)."""
-    if path.is_file() and path.stat().st_size <= 1 << 20:
+    """The chat template: its own file, else the configuration's (a text, or the older list of named ones). Raises
+    TokenizerError for a file beyond a mebibyte: to go on with another template would be worse."""
+    if path.is_file():
+        if path.stat().st_size > 1 << 20:
+            raise TokenizerError(f"{path}: expected at most 1 MiB, got {path.stat().st_size} bytes; replace it")
         return path.read_text(encoding="utf-8", errors="replace")
     if isinstance(inside, list):
         named = {str(item.get("name")): item.get("template") for item in inside if isinstance(item, dict)}
         inside = named.get("default", next(iter(named.values())) if len(named) == 1 else None)
-    return inside if isinstance(inside, str) else None
+    return inside.encode("utf-8", "replace").decode() if isinstance(inside, str) else None

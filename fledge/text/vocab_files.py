@@ -9,9 +9,9 @@ from typing import Any
 
 from fledge.errors import TokenizerError
 from fledge.text import pattern, tokenizer_file
-from fledge.text.model_check import describe
+from fledge.text.model_check import MAX_ENTRIES, describe
 
-MAX_LINES = 2_000_000
+MAX_LINES = MAX_ENTRIES + 1  # merges.txt has a head
 BRACKETED = re.compile(r"\[[A-Za-z0-9_]+\]")
 BERT_ROLES = {
     "unk_token": "[UNK]",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import functools
 import json
+import os
 import struct
 import time
+from pathlib import Path
 
 import pytest
 
@@ -200,3 +202,59 @@ def test_vocabulary_files_that_lie_are_refused(tmp_path):
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b c\n")
     with pytest.raises(TokenizerError, match="line 2: expected two tokens"):
         Tokenizer.load(tmp_path / "vocab.json")
+
+
+def test_pieces_whose_merges_take_for_ever_to_find_are_refused(tmp_path):
+    """Each split of a piece in two is looked at: of these, some thousand million characters."""
+    pieces = (Piece("<unk>", 0.0, 2), *(Piece("a" * n, -float(n)) for n in range(1, 3000)))
+    began = time.process_time()
+    with pytest.raises(TokenizerError, match="squared lengths"):
+        tree_of(PieceModel(pieces, kind="bpe"), "x")
+    bytes_ = [bytes([byte]) for byte in range(256)] + [b"a" * n for n in range(2, 1025)]
+    ranks = bytes_ + [b"x%d" % n for n in range(100256 - len(bytes_))]  # as many as cl100k has
+    lines = b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(ranks))
+    (tmp_path / "x.tiktoken").write_bytes(lines)
+    with pytest.raises(TokenizerError, match="squared lengths"):
+        Tokenizer.load(tmp_path / "x.tiktoken")
+    assert time.process_time() - began < 2 * SECONDS
+
+
+def test_a_model_of_millions_of_parts_is_refused_before_they_are_read():
+    began = time.process_time()
+    with pytest.raises(TokenizerError, match="at most 1048576 pieces"):
+        parse_model(b"\x20\x01" * 5_000_000)
+    assert time.process_time() - began < SECONDS
+
+
+def test_settings_that_call_text_a_control_token_are_not_believed():
+    """As in the original: `bos_id` of a piece that is text is none."""
+    model = parse_model(write_model(PieceModel((Piece("<unk>", 0.0, 2), Piece("a", -1.0), Piece("b", -1.0)))))
+    assert (model.bos_id, model.eos_id) == (-1, -1)
+    text, config = tree_of(model, "x")
+    assert Tokenizer(from_text(text).file, config).encode("ab")[-2:] == [1, 2]
+
+
+def test_what_is_beside_a_tokenizer_and_lies_is_refused_or_kept(tmp_path):
+    from_text(wordpiece()).save(tmp_path)
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(r'{"x_token": "\ud800", "chat_template": "{{ 1 }}\udc00"}')
+    loaded_one = Tokenizer.load(tmp_path)
+    assert loaded_one.template == "{{ 1 }}?"
+    loaded_one.save(tmp_path / "again")
+    assert Tokenizer.load(tmp_path / "again").config["x_token"] == "\ud800"
+    (tmp_path / "chat_template.jinja").write_text("x" * (1 << 21))
+    with pytest.raises(TokenizerError, match="at most 1 MiB"):
+        Tokenizer.load(tmp_path)
+    ids = "9" * 5000
+    config.write_text(f'{{"added_tokens_decoder": {{"{ids}": {{"content": "x"}}}}}}')
+    (tmp_path / "x.tiktoken").write_text("IQ== 0\n")
+    with pytest.raises(TokenizerError, match="a token for every byte"):
+        Tokenizer.load(tmp_path / "x.tiktoken")
+
+
+def test_pipes_and_devices_are_not_read(tmp_path):
+    """They may have no end."""
+    os.mkfifo(tmp_path / "tokenizer.json")
+    for path in (tmp_path / "tokenizer.json", Path("/dev/zero")):
+        with pytest.raises(TokenizerError, match="a pipe or a device"):
+            Tokenizer.load(path)

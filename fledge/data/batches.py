@@ -101,22 +101,21 @@ class WindowReader:
     """Reads windows of a shard as a Batch and knows where documents end."""
 
     def __init__(self, shard: Shard, cross_documents: bool):
-        self.name = shard.name
-        self.tokens = np.asarray(shard.tokens)  # a plain view: indexing np.memmap itself costs five times more
+        self.shard = shard
         # An empty document holds no token, so it can't be the document of one.
         self.starts = np.array([0, shard.n_tokens]) if cross_documents else np.unique(shard.starts)
 
     def read(self, starts: np.ndarray, row_tokens: int) -> Batch:
         """The rows that begin at `starts`, int64 [B], each of T = row_tokens inputs."""
-        places_BT1 = starts[:, None] + np.arange(row_tokens + 1)
-        ids_BT1 = self.tokens[places_BT1].astype(np.int64)
+        ids_BT1 = self.shard.rows(starts, row_tokens + 1).astype(np.int64)
         ids_BT, targets_BT = (torch.from_numpy(part.copy()) for part in (ids_BT1[:, :-1], ids_BT1[:, 1:]))
         ends = self.starts[np.searchsorted(self.starts, starts, "right")]  # of each row's first document
-        names = tuple(f"{self.name}@{start}" for start in starts.tolist())
+        names = tuple(f"{self.shard.name}@{start}" for start in starts.tolist())
         if (ends > starts + row_tokens).all():
             pos_BT = torch.arange(row_tokens).expand(len(starts), row_tokens)
             tokens = Tokens(ids_BT, pos_BT, torch.zeros_like(ids_BT))
             return Batch(tokens, targets_BT, torch.ones(ids_BT.shape), OneDocument(), names)
+        places_BT1 = starts[:, None] + np.arange(row_tokens + 1)
         doc_BT1 = np.searchsorted(self.starts, places_BT1, "right") - 1
         doc_BT = doc_BT1[:, :-1]
         first_BT = np.maximum(self.starts[doc_BT], starts[:, None])  # where each token's document begins in its row

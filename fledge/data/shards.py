@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from fledge.data.token_file import REMEDY, TokenFile
 from fledge.errors import CheckpointError, DataError
-from fledge.lineage import read_card
+from fledge.lineage import read_card, sha256_file
 from fledge.text.tokenizer import Tokenizer
 
 KIND = "dataset"
@@ -27,10 +28,10 @@ MOST_UINT16 = 1 << 16
 
 @dataclass(frozen=True)
 class Shard:
-    """One split's tokens: `tokens` uint16 or uint32 [N] (a memory map), `starts` int64 [documents + 1], from 0 to N."""
+    """One split's tokens: `tokens` uint16 or uint32 [N], to be sliced, `starts` int64 [documents + 1], from 0 to N."""
 
     name: str
-    tokens: np.ndarray = field(repr=False)
+    tokens: np.ndarray | TokenFile = field(repr=False)
     starts: np.ndarray = field(repr=False)
 
     @property
@@ -43,7 +44,13 @@ class Shard:
 
     def document(self, index: int) -> np.ndarray:
         """The ids of one document, special tokens included."""
-        return self.tokens[self.starts[index] : self.starts[index + 1]]
+        return self.tokens[int(self.starts[index]) : int(self.starts[index + 1])]
+
+    def rows(self, starts: np.ndarray, n: int) -> np.ndarray:
+        """The `n` ids from each of `starts` on: [len(starts), n], of the tokens' type."""
+        if isinstance(self.tokens, TokenFile):
+            return self.tokens.rows(starts.tolist(), n)
+        return self.tokens[starts[:, None] + np.arange(n)]
 
     @cached_property
     def digest(self) -> str:
@@ -73,9 +80,19 @@ class Dataset:
         whole = f"{self.train.digest} {self.val.digest} {self.tokenizer.digest}"
         return hashlib.sha256(whole.encode()).hexdigest()
 
+    def check(self) -> None:
+        """Read both shards and compare them with the card. Raises DataError naming the file that was changed since."""
+        for name in (f"{split}{ending}" for split in SPLITS for ending in (".bin", ".idx.npy")):
+            wanted, found = self.card["files"].get(name, ""), sha256_file(self.folder / name)
+            if found != wanted:
+                raise DataError(
+                    f"{self.folder / name}: expected SHA-256 {wanted[:12]}…, got {found[:12]}…; the file was changed "
+                    f"since it was built: {REMEDY}, or train.allow_changes=true to train on it as it is"
+                )
+
 
 def open_shards(folder: str | Path) -> Dataset:
-    """A dataset folder, its arrays mapped rather than read. Raises DataError if it is unfinished, damaged or none."""
+    """A dataset folder, whose tokens stay on disk. Raises DataError if it is unfinished, damaged or none."""
     folder = Path(folder)
     try:
         card = read_card(folder)
@@ -85,12 +102,12 @@ def open_shards(folder: str | Path) -> Dataset:
         raise DataError(
             f"{folder}: expected a dataset with shards, got a {card['kind']}; run `fledge data build` with a tokenizer"
         )
-    train, val = (open_shard(folder, split, card["facts"].get("dtype")) for split in SPLITS)
+    train, val = (open_shard(folder, split, card["facts"]) for split in SPLITS)
     return Dataset(folder, train, val, Tokenizer.load(folder / TOKENIZER), card)
 
 
-def open_shard(folder: Path, split: str, dtype: Any) -> Shard:
-    path, index = folder / f"{split}.bin", folder / f"{split}.idx.npy"
+def open_shard(folder: Path, split: str, facts: dict[str, Any]) -> Shard:
+    path, index, dtype = folder / f"{split}.bin", folder / f"{split}.idx.npy", facts.get("dtype")
     if dtype not in ("uint16", "uint32"):
         raise DataError(f"{folder}: expected token type uint16 or uint32 in the card, got {dtype!r}; build it again")
     try:
@@ -105,9 +122,13 @@ def open_shard(folder: Path, split: str, dtype: Any) -> Shard:
         raise DataError(
             f"{path}: expected {int(starts[-1]) * width} bytes, got {size}; the file is cut, run `fledge data build`"
         )
-    if not size:  # an empty file can't be mapped
-        return Shard(split, np.zeros(0, f"<u{width}"), starts)
-    return Shard(split, np.memmap(path, f"<u{width}", "r"), starts)
+    figures = facts.get("shards")
+    vocab_size = figures.get("vocab_size") if isinstance(figures, dict) else None
+    if not isinstance(vocab_size, int):
+        raise DataError(
+            f"{folder}: expected the size of the vocabulary in the card, got {vocab_size!r}; build it again"
+        )
+    return Shard(split, TokenFile(path, dtype, int(starts[-1]), vocab_size), starts)
 
 
 def shard_of(documents: Sequence[Sequence[int]], name: str = "memory") -> Shard:

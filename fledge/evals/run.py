@@ -153,7 +153,7 @@ def stride_of(config: EvaluateConfig, model: Model) -> int:
 
 def bigram_bits(model: Model, train: Any, documents: Sequence[Document]) -> list[float]:
     """Bits of each document under a bigram model of the training shard, counted as for the model."""
-    counted = bigrams.Bigram(train.tokens, train.starts, model.tokenizer.vocab_size)
+    counted = bigrams.Bigram(train.tokens[:], train.starts, model.tokenizer.vocab_size)
     bits = []
     for document in documents:
         ids = document_ids(model.tokenizer, document.text)

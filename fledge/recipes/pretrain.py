@@ -17,7 +17,7 @@ from fledge.model.families import family, over_preset
 from fledge.model.init import initialise
 from fledge.model.transformer import Transformer, build
 from fledge.nn.block import Block, InputLayer
-from fledge.recipes.config import PretrainConfig, TextDataConfig
+from fledge.recipes.config import PretrainConfig
 from fledge.recipes.language import LanguageRecipe, row_tokens_of
 from fledge.recipes.sample import sample_hook
 from fledge.recipes.session import run_recipe
@@ -38,7 +38,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     check_text_path(config.data.path, config.data.tokenizer or "bytes", Path(config.run.dir) / DATA)
     row_tokens_of(config.train, shaped(config.model, config.model.vocab_size or 1).context_tokens)
     with RunLock(config.run.dir):  # from here on: raw text becomes shards inside the run folder
-        return pretrain_on(config, open_dataset(config.data, Path(config.run.dir)))
+        return pretrain_on(config, open_dataset(config, Path(config.run.dir)))
 
 
 def pretrain_on(config: PretrainConfig, dataset: Dataset) -> dict[str, Any]:
@@ -67,13 +67,17 @@ def pretrain_on(config: PretrainConfig, dataset: Dataset) -> dict[str, Any]:
     return run_recipe(config, model_config, make_recipe, make_hooks, dataset.digest)
 
 
-def open_dataset(data: TextDataConfig, run_folder: Path) -> Dataset:
-    """The dataset folder at `data.path`, or shards made from raw text under the run folder."""
-    path = Path(data.path)
+def open_dataset(config: PretrainConfig, run_folder: Path) -> Dataset:
+    """The dataset folder at `data.path`, its shards as they were built, or shards made from raw text under the run
+    folder."""
+    data, path = config.data, Path(config.data.path)
     if (path / "train.bin").is_file():
         if data.tokenizer:
             raise ConfigError("data.tokenizer: a dataset folder brings its own tokenizer; leave it out")
-        return open_shards(path)
+        dataset = open_shards(path)
+        if not config.train.allow_changes:
+            dataset.check()
+        return dataset
     return from_text_path(path, data.tokenizer or "bytes", data.val_fraction, run_folder / DATA)
 
 

@@ -15,7 +15,7 @@ import torch
 
 from fledge.batch import PADDING, Batch, Loss, Term, padded
 from fledge.device import Device
-from fledge.errors import Interrupted, NonFiniteError
+from fledge.errors import DataError, Interrupted, NonFiniteError
 from fledge.log import RunLog, read_log
 from fledge.model.config import ShapeConfig
 from fledge.model.families import family
@@ -158,6 +158,34 @@ def test_a_validation_without_a_number_is_never_the_best(tmp_path):
     assert best == {"checkpoint": "step-00000004", "step": 4, "val_loss": 1.5}
     _, state = checkpointing.newest_valid(tmp_path / "checkpoints") or (None, State())
     assert (state.best_step, state.best_val_loss) == (4, 1.5)
+
+
+def test_data_that_goes_away_costs_no_step_that_was_made(tmp_path):
+    recipe, whole = toy(), toy()
+    read = recipe.batch
+
+    def batch(index: int) -> Batch:
+        if index == 3:
+            raise DataError("train.bin: cut")
+        return read(index)
+
+    recipe.batch = batch  # type: ignore[method-assign]
+    with pytest.raises(DataError, match="cut"):
+        go(tmp_path, recipe, settings())
+    assert checkpointing.newest_valid(tmp_path / "checkpoints")[1].step == 3
+    recipe.batch = read  # type: ignore[method-assign]
+    go(tmp_path, recipe, settings())
+    go(tmp_path / "whole", whole, settings())
+    pairs = zip(recipe.model.parameters(), whole.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_data_that_is_not_there_at_the_first_step_leaves_no_checkpoint(tmp_path):
+    recipe = toy()
+    recipe.batch = lambda index: (_ for _ in ()).throw(DataError("train.bin: cut"))  # type: ignore[method-assign]
+    with pytest.raises(DataError, match="cut"):
+        go(tmp_path, recipe, settings())
+    assert checkpointing.newest_valid(tmp_path / "checkpoints") is None
 
 
 def test_only_tokens_of_documents_are_counted(tmp_path):

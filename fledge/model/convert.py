@@ -52,7 +52,10 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         model, tokenizer = read_source(source, config, scratch)
         shutil.rmtree(scratch, ignore_errors=True)
         parents = {"source": sha256_file(source)} if source.is_file() else {}
-        save_model(with_ids(model, tokenizer), scratch, tokenizer, parents)
+        save_model(
+            with_ids(as_type(model, config.dtype), tokenizer), scratch, tokenizer, parents,
+            shard_bytes=config.shard_bytes,
+        )  # fmt: skip
         if target.exists():
             target.rmdir()
         os.replace(scratch, target)
@@ -83,7 +86,12 @@ def read_source(source: Path, config: ConvertConfig, scratch: Path) -> tuple[Tra
     tokenizer = read_tokenizer(config.tokenizer)
     if tokenizer is None and (source / "tokenizer.json").is_file():
         tokenizer = Tokenizer.load(source)
-    return load_model(folder), tokenizer
+    return load_model(folder, dtype=None), tokenizer
+
+
+def as_type(model: Transformer, name: str) -> Transformer:
+    """The model with its weights as the type called `name`; as they are for an empty one."""
+    return model.to(getattr(torch, name)) if name else model
 
 
 def is_gguf(path: Path) -> bool:

@@ -7,6 +7,8 @@ plus the largest tensor. Pickle is never opened.
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from fledge.model.families.task import label_keys, task_of_config
 from fledge.model.names import expanded, their_shape, to_ours, to_theirs
 from fledge.model.resize import unpadded
 from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
+from fledge.model.safetensors_header import Entry
 from fledge.model.spelling import (
     as_spelled,
     canonical_name,
@@ -87,9 +90,9 @@ def parse_config(raw: dict[str, Any]) -> tuple[Family, ModelConfig]:
 
 
 def load_model(
-    folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32
 ) -> Transformer:
-    """The model of a folder (or run folder), its weights as `dtype` on `device`.
+    """The model of a folder (or run folder), its weights as `dtype` (None: the files' own) on `device`.
 
     Raises ConfigError for a bad config.json and CheckpointError for missing, damaged, unsafe or misshapen weights.
     """
@@ -100,7 +103,11 @@ def load_model(
 
 
 def read_weights(
-    own_family: Family, config: ModelConfig, where: dict[str, SafetensorsFile], device: torch.device, dtype: torch.dtype
+    own_family: Family,
+    config: ModelConfig,
+    where: dict[str, SafetensorsFile],
+    device: torch.device,
+    dtype: torch.dtype | None,
 ) -> Transformer:
     own_family = as_spelled(own_family, config, set(where))
     config = without_absent_pooler(own_family, as_stored(own_family, config, where), where)
@@ -118,6 +125,7 @@ def read_weights(
             raise CheckpointError(f"{name}: expected shape {list(expected)} by config.json, got {list(entry.shape)}")
         if not entry.dtype.is_floating_point:
             raise CheckpointError(f"{name}: expected floating-point weights, got {entry.dtype}")
+    dtype = dtype or own_type([where[found[name]].entries[found[name]] for name in table])
     for name, weight in table.items():
         tensor = where[found[name]].read(found[name]).to(device=device, dtype=dtype)
         for ours, value in to_ours(weight, tensor, shapes).items():
@@ -127,6 +135,14 @@ def read_weights(
     if unread:
         raise CheckpointError(f"weights: expected values for {unread[0]!r}, found none; download the folder again")
     return model.eval()
+
+
+def own_type(entries: list[Entry]) -> torch.dtype:
+    """The type that most values have: files keep some small tensors wider than the others."""
+    counts: Counter[torch.dtype] = Counter()
+    for entry in entries:
+        counts[entry.dtype] += math.prod(entry.shape)
+    return counts.most_common(1)[0][0]
 
 
 def their_names(

@@ -60,6 +60,11 @@ def resolve(config: ShowConfig) -> ModelConfig:
         if not Path(path).exists():
             known = ", ".join(name for f in FAMILIES.values() for name in f.presets)
             raise ConfigError(f"{path}: expected a model folder, a YAML file or a preset; presets: {known}")
+        if given:
+            raise ConfigError(
+                f"model.{next(iter(given))}: a folder's model is what its config.json says; leave it out, or give a "
+                "preset or a YAML file"
+            )
         return read_config(find_model(path))[1]
     elif not given:
         raise ConfigError("show: expected a model folder, a preset, a YAML file or model.width=… and so on; see --help")

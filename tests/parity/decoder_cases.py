@@ -383,6 +383,12 @@ CASES: dict[str, Case] = {
     "gpt2": Case(
         transformers.GPT2Config, OLD_SIZES, {}, ({"layer_norm_epsilon": 0.1}, {"activation_function": "gelu"})
     ),
+    "gpt2-inverse": Case(
+        transformers.GPT2Config,
+        OLD_SIZES,
+        {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True},
+        ({"scale_attn_by_inverse_layer_idx": False},),
+    ),
     "gpt2-untied": Case(
         transformers.GPT2Config,
         OLD_SIZES,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from fledge.errors import ConfigError
@@ -24,6 +25,7 @@ from fledge.model.families.family import (
 from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Dense, Heads, Inputs, LayerConfig, Norm, StackConfig
 
+INVERSE = "scale_attn_by_inverse_layer_idx"
 BIAS_KEY = "fledge_bias"  # transformers' GPT-2 always has biases; without ours it gets zeros
 
 
@@ -50,7 +52,6 @@ def read(raw: dict[str, Any]) -> ModelConfig:
     refuse(raw, "add_cross_attention", (False, None), "encoder-decoder GPT-2 is not a decoder")
     refuse(raw, "is_encoder_decoder", (False, None), "a decoder alone")
     refuse(raw, "scale_attn_weights", (True, None), "scores are divided by sqrt(d_k)")
-    refuse(raw, "scale_attn_by_inverse_layer_idx", (False, None), "no per-layer score scale")
     width, n_heads = integer(raw, "n_embd", 768), integer(raw, "n_head", 12)
     if n_heads < 1 or width % n_heads:
         raise ConfigError(f"config.json: n_embd {width} is not a multiple of n_head {n_heads}")
@@ -60,17 +61,41 @@ def read(raw: dict[str, Any]) -> ModelConfig:
     activation = choice(raw, "activation_function", ACTIVATIONS, "gelu_new")
     vocab_size = integer(raw, "vocab_size", 50257)
     bias = flag(raw, BIAS_KEY, True)
-    heads = Heads(n_heads, n_heads, width // n_heads, bias, bias)
-    layer = LayerConfig(heads, Dense(integer(raw, "n_inner", 4 * width), activation, bias=bias))
+    layer = LayerConfig(
+        Heads(n_heads, n_heads, width // n_heads, bias, bias),
+        Dense(integer(raw, "n_inner", 4 * width), activation, bias=bias),
+    )
+    layers = (layer,) * n_layers
+    if flag(raw, INVERSE, False):
+        layers = tuple(inverse(layer, index) for index in range(n_layers))
     norm = Norm("layer", number(raw, "layer_norm_epsilon", 1e-5), bias=bias)
     return ModelConfig(
         family="gpt2",
         vocab_size=vocab_size,
         context_tokens=context,
-        decoder=StackConfig(width, (layer,) * n_layers, norm, inputs=Inputs("learned", context)),
+        decoder=StackConfig(width, layers, norm, inputs=Inputs("learned", context)),
         tie=flag(raw, "tie_word_embeddings", True),
         special_ids=special_ids(raw, vocab_size),
     )
+
+
+def inverse(layer: LayerConfig, index: int) -> LayerConfig:
+    """The block at `index` with scores divided by its number too, as the GPT-2s of Karamcheti et al. 2021 have them."""
+    channels = layer.mixer.head_channels
+    return replace(layer, mixer=replace(layer.mixer, scale=max(1, channels) ** -0.5 / (index + 1))) if index else layer
+
+
+def scaled_by_layer(config: ModelConfig) -> bool:
+    """Whether scores are divided by the number of the block. Raises ConfigError for other scales."""
+    layers = config.stack.layers
+    if all(layer.mixer.scale is None for layer in layers):
+        return False
+    if tuple(inverse(layers[0], index) for index in range(len(layers))) != layers:
+        raise ConfigError(
+            "model: GPT-2's folder format divides scores by the root of a head's channels, and by the block's number "
+            "at most; leave model.score_channels unset"
+        )
+    return True
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
@@ -90,6 +115,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "attn_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "resid_pdrop": 0.0,
+        INVERSE: scaled_by_layer(config),
         BIAS_KEY: heads.qkv_bias,
     }
 

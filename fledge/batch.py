@@ -6,7 +6,7 @@ the host by whoever made the batch, so that a kernel is chosen without looking a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
@@ -82,13 +82,32 @@ Layout: TypeAlias = OneDocument | Padded | Packed | Cached
 @dataclass(frozen=True)
 class Batch:
     """One global batch: `tokens`; `targets` int64 [B, T] (the id each position must predict); `weight` float32 [B, T]
-    (0: not trained on); `layout`; `sample_ids`, one name a row, for error messages."""
+    (0: not trained on); `layout`; `sample_ids`, one name a row, for error messages. `source`: what an encoder reads,
+    where `tokens` are the decoder's; as many rows. `answers` int64 [B]: the label that a head must give each row."""
 
     tokens: Tokens
     targets: Tensor
     weight: Tensor
     layout: Layout
     sample_ids: tuple[str, ...] = ()
+    source: tuple[Tokens, Layout] | None = None
+    answers: Tensor | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that a model computes, padding left out: those of the source too."""
+        there = int((self.tokens.doc != PADDING).sum())
+        return there + (int((self.source[0].doc != PADDING).sum()) if self.source is not None else 0)
+
+    def to(self, device: torch.device) -> Batch:
+        return replace(
+            self,
+            tokens=self.tokens.to(device),
+            targets=self.targets.to(device),
+            weight=self.weight.to(device),
+            source=None if self.source is None else (self.source[0].to(device), self.source[1]),
+            answers=None if self.answers is None else self.answers.to(device),
+        )
 
 
 @dataclass(frozen=True)
@@ -132,10 +151,21 @@ def padded(rows: list[list[int]], pad_id: int = 0) -> tuple[Tokens, Padded]:
 
 def slice_rows(batch: Batch, start: int, stop: int) -> Batch:
     """Rows start:stop of a global batch: a micro-batch, or one rank's share."""
-    tokens = batch.tokens
+    tokens, layout = slice_tokens(batch.tokens, batch.layout, start, stop)
+    return Batch(
+        tokens,
+        batch.targets[start:stop],
+        batch.weight[start:stop],
+        layout,
+        batch.sample_ids[start:stop],
+        None if batch.source is None else slice_tokens(*batch.source, start, stop),
+        None if batch.answers is None else batch.answers[start:stop],
+    )
+
+
+def slice_tokens(tokens: Tokens, layout: Layout, start: int, stop: int) -> tuple[Tokens, Layout]:
     cut = Tokens(*(None if t is None else t[start:stop] for t in vars_in_order(tokens)))  # type: ignore[arg-type]
-    layout = slice_layout(batch.layout, start, stop, tokens.ids.shape[1])
-    return Batch(cut, batch.targets[start:stop], batch.weight[start:stop], layout, batch.sample_ids[start:stop])
+    return cut, slice_layout(layout, start, stop, tokens.ids.shape[1])
 
 
 def vars_in_order(tokens: Tokens) -> tuple[Tensor | None, ...]:

@@ -10,14 +10,14 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fledge import device as devices
-from fledge.batch import PADDING, Batch, Loss, slice_rows
+from fledge.batch import Batch, Loss, slice_rows
 from fledge.config import to_dict
 from fledge.device import Device
 from fledge.errors import DataError, Interrupted, NonFiniteError
@@ -155,7 +155,7 @@ class Loop:
         self.optimizer.step(rate)
         self.optimizer.zero_grad()
         state.step += 1
-        n_tokens = int((batch.tokens.doc != PADDING).sum())
+        n_tokens = batch.n_tokens
         state.tokens += n_tokens
         seconds = time.monotonic() - began
         return {
@@ -301,8 +301,4 @@ def dropout_seed(seed: int, drawn: int, start: int) -> int:
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
-    if device.type == "cpu":
-        return batch
-    return replace(
-        batch, tokens=batch.tokens.to(device), targets=batch.targets.to(device), weight=batch.weight.to(device)
-    )
+    return batch if device.type == "cpu" else batch.to(device)

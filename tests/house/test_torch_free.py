@@ -25,7 +25,7 @@ FREE_FILES = (
     "fledge.cli.verbs",
     "fledge.cli.page",
 )
-EXCEPT = ("fledge.data.batches",)
+EXCEPT = tuple(f"fledge.data.{name}" for name in ("batches", "keyed_batches", "masked_batches"))
 
 
 def free(name: str) -> bool:

@@ -4,7 +4,9 @@
 one, of Unicode's private use, that occurs nowhere in them. Whatever the template then writes between and around them, a
 control token in its output is the template's own; afterwards the characters are put back. A message that ends with the
 beginning of a control token, or begins with the end of one, is treated in the same way, so none can be put together at
-the seam. `strip`, `split` and tests of the content work as ever, except that a spelled control token isn't found.
+the seam. `strip`, `split` and tests of the content work as ever, except that a spelled control token isn't found. What
+a template does to a text (`lower`, `replace`, a slice) may spell one anew; so where messages hold characters with which
+control tokens begin or end, it is rendered without these too, and if the two differ in control tokens, that one counts.
 
 **Answers.** Where the template marks them (`{% generation %}`), the marks count, with the end of turn that follows.
 Else the conversation is rendered up to the head of each answer and up to its end: what was added is the answer, up to
@@ -13,6 +15,7 @@ its last control token. If the whole does not begin with these, there is no mask
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,11 +59,8 @@ class JinjaFormat:
     def lay_out(self, messages: Sequence[Message], marks: Marks, generation_prompt: bool) -> list[Piece]:
         """Raises RequestError if the template refuses the conversation, breaks a rule or goes over a limit; for a
         conversation to train on (no `generation_prompt`) ConfigError, if its answers can't be told apart."""
-        cover = self.spelled.cover([message.content for message in messages])
-        turns = [
-            {"role": message.role, "content": content}
-            for message, content in zip(messages, cover.contents, strict=True)
-        ]
+        cover = self.cover(messages, generation_prompt)
+        turns = turns_of(messages, cover)
         answers = [number for number, message in enumerate(messages) if message.role == "assistant"]
         derived = not self.marked and (not generation_prompt or len(answers) <= MAX_DERIVED_ANSWERS)
         jobs: list[list[Any]] = [[len(turns), generation_prompt]]
@@ -76,6 +76,20 @@ class JinjaFormat:
         else:
             found = []
         return list(self.pieces(whole, found, cover))
+
+    def cover(self, messages: Sequence[Message], generation_prompt: bool) -> Cover:
+        """The messages with the control tokens covered that they spell. Should the template put one together from what
+        is left (by `lower`, `replace`, a slice), it shows in that others come out where no message has the first and
+        last characters of control tokens; then these stay covered."""
+        contents = [message.content for message in messages]
+        cover = self.spelled.cover(contents)
+        if not any(map(self.spelled.holds_ends, cover.contents)):
+            return cover
+        bare = self.spelled.cover(contents, ends=True)
+        job: list[list[Any]] = [[len(messages), generation_prompt]]
+        found = [self.render(turns_of(messages, one), job)[0][0] or "" for one in (cover, bare)]
+        usual, without = (self.control.findall(text) for text in found)
+        return cover if usual == without else bare
 
     def render(self, turns: list[dict[str, str]], jobs: list[list[Any]]) -> tuple[list[str | None], list[Any]]:
         reply = self.process.render(
@@ -156,6 +170,13 @@ class JinjaFormat:
         return ends[-1] if ends else None
 
 
+def turns_of(messages: Sequence[Message], cover: Cover) -> list[dict[str, str]]:
+    """The messages as a template gets them."""
+    return [
+        {"role": message.role, "content": content} for message, content in zip(messages, cover.contents, strict=True)
+    ]
+
+
 @dataclass(frozen=True)
 class Cover:
     """Messages as a template may see them, and the way back."""
@@ -164,7 +185,12 @@ class Cover:
     covered: dict[int, str]
 
     def lift(self, text: str) -> str:
-        return text.translate(self.covered) if self.covered else text
+        if not self.covered:
+            return text
+        if "\\ud" in text:  # a template may write JSON with escapes
+            for code, character in self.covered.items():
+                text = text.replace(json.dumps(chr(code))[1:-1], json.dumps(character)[1:-1])
+        return text.translate(self.covered)
 
 
 class SpelledTokens:
@@ -174,12 +200,18 @@ class SpelledTokens:
         self.anywhere = re.compile(
             f"(?=(?:{'|'.join(map(re.escape, spellings))}))." if spellings else "(?!)", re.DOTALL
         )
+        ends = {character for token in spellings for character in (token[0], token[-1])}
+        self.ends = ends | {other for one in ends for other in (*one.lower(), *one.upper())}
         self.heads = {token[:n] for token in spellings for n in range(1, len(token))}
         self.tails = {token[n:] for token in spellings for n in range(1, len(token))}
         self.longest = max((len(token) for token in spellings), default=1)
 
-    def cover(self, contents: Sequence[str]) -> Cover:
-        """Raises RequestError if the messages use every private character there is."""
+    def holds_ends(self, content: str) -> bool:
+        return not self.ends.isdisjoint(content)
+
+    def cover(self, contents: Sequence[str], ends: bool = False) -> Cover:
+        """With `ends`, also each character with which a control token begins or ends, in either case, is covered.
+        Raises RequestError if the messages use every private character there is."""
         used = set("".join(contents))
         free = (chr(code) for code in PRIVATE_USE if chr(code) not in used)
         covers: dict[str, str] = {}
@@ -192,11 +224,12 @@ class SpelledTokens:
                 covers[character] = chosen
             return covers[character]
 
-        found = [self.cover_one(content, cover_of) for content in contents]
+        found = [self.cover_one(content, cover_of, ends) for content in contents]
         return Cover(found, {ord(cover): character for character, cover in covers.items()})
 
-    def cover_one(self, content: str, cover_of: Any) -> str:
+    def cover_one(self, content: str, cover_of: Any, ends: bool) -> str:
         places = {match.start() for match in self.anywhere.finditer(content)}
+        places |= {at for at, character in enumerate(content) if character in self.ends} if ends else set()
         places |= (
             {at for at, character in enumerate(content) if character in NOT_TEXT} if not content.isascii() else set()
         )

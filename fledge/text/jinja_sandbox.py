@@ -86,7 +86,8 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(("*", "**", "%"))
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationMarks, LoopControlExtension])
+        extensions: list[type[Extension]] = [GenerationMarks, LoopControlExtension]
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions, finalize=plain)
         self.filters = {name: self.filters[name] for name in FILTERS.split()} | {"tojson": tojson}
         self.globals = {
             "raise_exception": raise_exception,
@@ -146,6 +147,17 @@ def compile_template(environment: Environment, source: str) -> Template:
             if isinstance(name, str) and name.startswith(start):
                 raise SecurityError(f"{line}{name:.40} is not open to templates")
     return environment.from_string(tree)
+
+
+def plain(value: Any) -> Any:
+    """`value`, if it is text, a number or made of such: of others Python would write where in memory they are."""
+    if isinstance(value, list | tuple | dict):
+        for item in value.items() if isinstance(value, dict) else value:
+            plain(item)
+        return value
+    if isinstance(value, str | int | float | Undefined | None):
+        return value
+    raise SecurityError(f"a {type(value).__name__} can't be written; write texts and numbers")
 
 
 def raise_exception(message: Any) -> NoReturn:

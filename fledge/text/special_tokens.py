@@ -59,12 +59,17 @@ def roles(file: TokenizerFile, config: dict[str, Any], ids: dict[str, int]) -> d
 
 
 def control_ids(file: TokenizerFile, config: dict[str, Any], ids: dict[str, int]) -> frozenset[int]:
-    """Ids that no text typed by a user may become: tokens flagged special, named in the configuration, or markup."""
+    """Ids that no text typed by a user may become: tokens flagged special, in the file or in the configuration, named
+    there, or markup."""
     named = [token_text(value) for key, value in config.items() if key.endswith("_token")]
     for key in ("additional_special_tokens", "extra_special_tokens"):
         values = config.get(key)
         listed = values.values() if isinstance(values, dict) else values if isinstance(values, list) else ()
         named += [token_text(value) for value in listed]
+    told = config.get("added_tokens_decoder")
+    for entry in told.values() if isinstance(told, dict) else ():
+        if isinstance(entry, dict) and entry.get("special") is True:
+            named.append(token_text(entry))
     found = {ids[token] for token in named if token in ids}
     for number, entry in file.added.items():
         if entry.get("special") is True or MARKUP.fullmatch(entry["content"]):

@@ -113,7 +113,7 @@ class TokenBytes:
         """`data` of an id that stands first in a text, and whether the one after it still does."""
         if not data or not self.drops_first_space:
             return data, self.drops_first_space
-        if number == self.special.get("unk"):
+        if number == self.special.get("unk") and self.kind in PIECES:
             return data, False
         if self.kind == "wordpiece" and not data.startswith(b" "):
             return (self.file.tokens[number] or "").encode(), False  # half a word: nothing says what it belongs to

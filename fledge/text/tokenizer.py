@@ -42,6 +42,7 @@ class Tokenizer:
     def __init__(
         self, file: tokenizer_file.TokenizerFile, config: dict[str, Any] | None = None, template: str | None = None
     ):
+        file = tokenizer_file.completed(file, config or {})
         self.file, self.config, self.template = file, dict(config or {}), template
         self.kind = file.kind
         self.vocab_size = len(file.tokens)

@@ -211,6 +211,31 @@ def place_tokens(vocab: list[tuple[str, Any]], added: dict[int, dict[str, Any]],
     return tuple(tokens[: highest + 1])
 
 
+def completed(file: TokenizerFile, config: dict[str, Any]) -> TokenizerFile:
+    """The file with the added tokens that tokenizer_config.json lists and it lacks, as `transformers` has them. Those
+    whose id or text stands for something else are left out. Raises TokenizerError as `parse` does."""
+    listed = config.get("added_tokens_decoder")
+    ids = {token: number for number, token in enumerate(file.tokens) if token is not None}
+    more: dict[str, dict[str, Any]] = {}
+    for key, entry in listed.items() if isinstance(listed, dict) else ():
+        content = entry.get("content") if isinstance(entry, dict) else None
+        if not isinstance(content, str) or not content or content in more or not key.isdecimal() or len(key) > 9:
+            continue
+        number = int(key)
+        free = number >= len(file.tokens) or file.tokens[number] in (None, content)
+        if number not in file.added and free and ids.get(content, number) == number:
+            special = entry.get("special") is True
+            flags = {flag: entry.get(flag) is True for flag in FLAGS} | {"special": special}
+            flags["normalized"] = entry.get("normalized", not special) is True
+            more[content] = {"id": number, "content": content, **flags}
+    if not more:
+        return file
+    entries = [*(file.tree.get("added_tokens") or []), *more.values()]
+    added = read_added(entries, CONFIG)
+    tokens = place_tokens(vocab_of(file.tree["model"], CONFIG), added, CONFIG)
+    return TokenizerFile(file.text, {**file.tree, "added_tokens": entries}, file.kind, tokens, added)
+
+
 def read_id(value: Any, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise TokenizerError(f"{where}: expected an id of 0 or more, got {describe(value)}")

@@ -47,6 +47,18 @@ BOMBS = {
     "a long sum": "{{ " + "1 + " * 30_000 + "1 }}",
     "a wide date": "{{ strftime_now('%999999999Y') }}",
     "json indent": "{{ messages | tojson(indent=10**9) }}",
+    "rounding": "{{ 1.5 | round(10**9, 'ceil') }}",
+    "slices": "{% for part in messages | slice(10**9) %}{% endfor %}",
+    "json of doubled lists": GROW.replace("'aaaaaaaaaaaaaaaa'", "['a']").replace("ns.s + ns.s", "[ns.s, ns.s]")
+    + "{{ ns.s | tojson }}",
+    "deep lists": "{% set ns = namespace(x=[]) %}{% for i in range(9999) %}{% set ns.x = [ns.x] %}{% endfor %}"
+    "{{ ns.x | tojson }}",
+    "blocks of text": "{% set ns = namespace(x='a') %}{% for i in range(60) %}"
+    "{% set y %}{{ ns.x }}{{ ns.x }}{% endset %}{% set ns.x = y %}{% endfor %}",
+    "many filters": "{{ 'a'" + " | trim" * 18_000 + " }}",
+    "many conditions": "{% if 1 %}" * 3000 + "{% endif %}" * 3000,
+    "generation marks": "{% for i in range(9999) %}{% for j in range(999) %}{% generation %}x{% endgeneration %}"
+    "{% endfor %}{% endfor %}",
     "unending at compile time": "{{ (" + "'a' ~ " * 9999 + "'a') * 10**6 }}",
 }  # fmt: skip
 SLOW = BOMBS["nested loops within range"]
@@ -119,6 +131,15 @@ def test_31_a_bomb_is_stopped_in_time_and_memory(bomb):
     assert watch.most <= ROOM_BYTES
     assert caught.value.code == "chat_template_failed"
     assert foreign("{{ messages | length }}").text(TALK, True) == "2"  # the next one is served
+
+
+def test_31_bombs_in_a_row_are_stopped_in_time_though_each_needs_a_new_child():
+    for _ in range(3):
+        shared_process().close()
+        began = time.monotonic()
+        with pytest.raises(RequestError, match="expected it done within"):
+            foreign(SLOW).render(TALK, generation_prompt=True)
+        assert time.monotonic() - began <= STOPPED_SECONDS
 
 
 def test_31_without_bounds_a_bomb_takes_the_memory_and_the_time():

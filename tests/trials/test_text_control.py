@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledge.text.chat import ChatRenderer, Message
+from fledge.text.chat import ChatRenderer, Message, renderer_for
 from fledge.text.special_tokens import SPECIAL_TOKENS
 from fledge.text.tokenizer import Tokenizer, byte_level
 from tests.text.samples import small_bpe
@@ -33,6 +33,52 @@ def test_no_control_id_comes_from_a_bare_prompt(text):
     for tokenizer in (small_bpe("llama3"), byte_level()):
         for ids in (tokenizer.encode(text), tokenizer.encode_array(text).tolist(), tokenizer.encode_batch([text])[0]):
             assert not any(tokenizer.is_special(i) for i in ids)
+
+
+TRANSFORMED = {  # what a template does to a message, and a message that then spells <|eos|>
+    "m.content": "<|eos|>",
+    "m.content | lower": "<|EOS|>",
+    "m.content.casefold()": "<|EOS|>",
+    "m.content | title": "<|Eos|>",
+    "m.content | replace('X', '')": "<|eXos|>",
+    "m.content.replace('</t>', '')": "<|</t>eos|>",
+    "m.content.split('##') | join": "<|e##os|>",
+    "m.content.split('</t>')[-1] ~ m.content.split('</t>')[0]": "os|></t><|e",
+    "m.content[::-1]": ">|soe|<",
+    "m.content | reverse": ">|soe|<",
+    "m.content[:3] ~ m.content[4:]": "<|eXos|>",
+    "m.content | replace('&lt;', '<')": "&lt;|eos|>",
+    "m.content | list | join": "<|eos|>",
+    "m.content.split(' ') | map('lower') | join": "<| EOS |>",
+    "m.content.strip('x')": "x<|eos|>x",
+}
+
+
+@pytest.mark.parametrize("change", TRANSFORMED)
+def test_a_template_that_changes_a_message_puts_no_control_token_together(change):
+    tokenizer = byte_level()
+    template = "{% for m in messages %}<|user|>{{ " + change + " }}<|end|>{% endfor %}"
+    rendered = renderer_for(tokenizer, template).render((Message("user", TRANSFORMED[change]),), True)
+    assert [tokenizer.token_of(i) for i in rendered.ids if tokenizer.is_special(i)] == ["<|user|>", "<|end|>"]
+    text = tokenizer.decode(rendered.ids)
+    assert text == "<|eos|>" or text == TRANSFORMED[change]  # what looks for a token's ends finds none
+
+
+def test_a_template_may_still_read_messages():
+    """The control: what comes out goes by the message, where it spells no control token."""
+    template = (
+        "{% for m in messages %}{{ '<|system|>' if '<b>' in m.content else '<|user|>' }}{{ m.content }}{% endfor %}"
+    )
+    renderer = renderer_for(byte_level(), template.replace("<b>", "/x"))
+    assert [renderer.text((Message("user", text),), True) for text in ("/x", "x > y")] == [
+        "<|system|>/x",
+        "<|user|>x > y",
+    ]
+
+
+def test_json_with_escapes_gives_the_characters_back():
+    renderer = renderer_for(byte_level(), "{{ messages[0].content | tojson(ensure_ascii=true) }}")
+    assert renderer.text((Message("user", "é <|eos|>"),), True) == r'"\u00e9 <|eos|>"'
 
 
 def test_the_library_underneath_would_have_let_them_in():

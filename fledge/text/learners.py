@@ -93,7 +93,15 @@ def train_unigram(
         unk_token="<unk>",
         max_piece_length=LONGEST_PIECE,
     )
-    feed(learner, trainer, texts, UNIGRAM_BUDGET, n_bytes)
+    try:
+        feed(learner, trainer, texts, UNIGRAM_BUDGET, n_bytes)
+    except TokenizerError as error:
+        if "not large enough" not in str(error):
+            raise
+        raise ConfigError(
+            f"vocab_size: expected room for each character of the text beside {n_ordinary - n_pieces + len(special)} "
+            f"fixed ids, got {vocab_size}; ask for more ids, or for kind bpe, which begins with bytes"
+        ) from None
     scored = json.loads(learner.to_str())["model"]["vocab"][1:]
     # the least likely go first where single characters alone are too many
     ranked = sorted(((float(np.float32(round(score, SCORE_DIGITS))), piece) for piece, score in scored), key=order)

@@ -98,6 +98,14 @@ def test_a_size_without_room_is_refused(train):
         train(["x"], 5)
 
 
+def test_more_characters_than_unigram_has_room_for_are_refused_with_the_remedy():
+    text = " ".join(chr(0x4E00 + i) + chr(0x4E01 + i) for i in range(600))
+    with pytest.raises(
+        ConfigError, match="vocab_size: expected room for each character .* 264 fixed ids, got 500; ask"
+    ):
+        train_unigram([text], 500)
+
+
 @pytest.mark.parametrize("train", [train_unigram, train_words])
 def test_no_text_is_refused(train):
     with pytest.raises(TokenizerError, match="expected text with words"):

@@ -218,6 +218,8 @@ def convert_scalar(hint: Any, value: Any, at: str) -> Any:
     if hint in (str, Path):
         if not isinstance(value, str | Path if hint is Path else str):
             raise ConfigError(f"{wrong}{in_quotes(value)}")
+        if hint is Path and not str(value):
+            raise ConfigError(f"{at}: expected a path, got an empty text; . is the folder you are in")
         return hint(value)
     raise TypeError(f"{at}: config fields of type {hint} are not supported")
 

@@ -51,9 +51,11 @@ def write_card(
     """Write `card.json` over every file now in `folder` (but `skip`) and give it back.
 
     `parents` maps a role ("tokenizer", "corpus", "base") to that artefact's digest; `facts` are figures worth keeping.
-    The digest is of content only: equal content gives an equal digest whenever and wherever it was made.
+    The digest is of content only: equal content gives an equal digest whenever and wherever it was made. Raises
+    ConfigError, and writes nothing, where the card of another kind of artefact stands.
     """
     folder = Path(folder)
+    refuse_other_artefact(folder, kind)
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     files = {name: sha256_file(folder / name) for name in names if name != CARD and name not in skip}
     card = {
@@ -137,6 +139,28 @@ def make_folder(path: str | Path) -> Path:
     return path
 
 
+def refuse_other_artefact(folder: str | Path, *kinds: str) -> None:
+    """Raises ConfigError if the folder holds an artefact of another kind than `kinds`, whose card would be lost."""
+    if not (Path(folder) / CARD).is_file():
+        return
+    try:
+        found = read_card(folder)["kind"]
+    except CheckpointError:
+        return  # a damaged card vouches for nothing
+    if found not in kinds:
+        raise ConfigError(
+            f"{folder}: expected a folder for {kinds[0]} alone, got one that holds {found}; choose another"
+        )
+
+
+def check_output_file(path: str | Path) -> None:
+    """Try whether the file could be written, before work that would be lost. Raises ConfigError."""
+    path = Path(path)
+    check_writable(path.parent)
+    if path.is_dir():
+        raise ConfigError(f"{path}: expected a file to write, got a folder; choose another")
+
+
 def check_writable(folder: str | Path) -> None:
     """Try whether a file could be written into `folder`, before work that would be lost; leaves nothing behind. Raises
     ConfigError."""
@@ -154,14 +178,19 @@ def check_writable(folder: str | Path) -> None:
 
 
 def write_text_durably(path: str | Path, text: str) -> None:
-    """Write beside, fsync, rename, fsync the folder: after a crash the file is the old one or the new one."""
+    """Write beside, fsync, rename, fsync the folder: after a crash the file is the old one or the new one. What can't
+    be written whole (a full disk) leaves nothing behind."""
     path = Path(path)
     scratch = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with open(scratch, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    try:
+        with open(scratch, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
     fsync_folder(path.parent)
 
 

@@ -148,6 +148,8 @@ BAD = [
     (dict[str, int], [1], "expected a mapping"),
     (dict[str, int], {"a": "x"}, "at.a: expected integer"),
     (Literal[1, 2], True, "expected one of 1, 2"),
+    (Path, "", "expected a path, got an empty text"),
+    (Path | None, "", "expected a path, got an empty text"),
     (Inner, 3, "expected a mapping"),
 ]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,11 @@ from fledge.errors import CheckpointError, ConfigError
 from fledge.lineage import (
     CARD,
     artefact_digest,
+    check_output_file,
     folder_digest,
     make_folder,
     read_card,
+    refuse_other_artefact,
     sha256_file,
     verify,
     write_card,
@@ -134,6 +138,37 @@ def test_text_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
     write_text_durably(tmp_path / "a.txt", "x")
     assert done == ["fsync", "replace", "fsync"]  # the file, its name, the folder
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_text_that_does_not_fit_on_the_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        lineage.write_text_durably(tmp_path / "a.txt", "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_card_of_another_kind_of_artefact_is_not_written_over(folder):
+    write_card(folder, "dataset")
+    before = (folder / "card.json").read_text()
+    with pytest.raises(ConfigError, match="expected a folder for tokenizer alone, got one that holds dataset"):
+        write_card(folder, "tokenizer")
+    assert (folder / "card.json").read_text() == before
+    refuse_other_artefact(folder, "corpus", "dataset")  # the control: its own kind
+    (folder / "card.json").write_text("{")
+    refuse_other_artefact(folder, "tokenizer")
+
+
+def test_a_file_to_write_is_tried_before_the_work(tmp_path):
+    check_output_file(tmp_path / "new" / "a.json")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").write_text("x")
+    check_output_file(tmp_path / "file")
+    for path in (tmp_path, tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match="choose another"):
+            check_output_file(path)
 
 
 def test_a_folder_to_write_to_is_made_or_refused(tmp_path):

@@ -6,6 +6,7 @@ Everything is imported when it is needed, so that `--help` answers without torch
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -19,6 +20,16 @@ from fledge.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, FledgeError
 EXIT_CTRL_C = 130  # 128 + SIGINT, as shells count
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 DEBUG = "FLEDGE_DEBUG"
+REMEDIES = {
+    errno.EACCES: "give yourself the right to read and write it, or choose another",
+    errno.EROFS: "choose a place that can be written to",
+    errno.ENOSPC: "make room on the disk, then give the same command again",
+    errno.EDQUOT: "make room in your quota, then give the same command again",
+    errno.EISDIR: "choose a file",
+    errno.ENOTDIR: "choose a path whose parents are folders",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
 EXTRAS = {
     "fastapi": "serve",
     "uvicorn": "serve",
@@ -46,6 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
         return fail(type(error).__name__, str(error), error.exit_code, words)
     except ModuleNotFoundError as error:
         return fail("ModuleNotFoundError", missing_module(error), EXIT_FAILED, words)
+    except OSError as error:
+        return fail(type(error).__name__, system_refusal(error), EXIT_FAILED, words)
     except Exception as error:  # the outermost handler: one line for people, the traceback on request
         text = f"{type(error).__name__}: {error}"
         hint = "" if debugging() else f"; set {DEBUG}=1 to see where"
@@ -60,6 +73,8 @@ def dispatch(words: list[str]) -> int:
     if not words:
         print(help_text.overview())
         return EXIT_USAGE
+    if words[0] == "help" and len(words) > 1:
+        words = [*words[1:], "--help"]
     if words[0] in (*HELP, "help"):
         print(help_text.overview())
         return EXIT_OK
@@ -115,6 +130,14 @@ def fail(name: str, text: str, code: int, words: list[str]) -> int:
     except BrokenPipeError:
         return leave_broken_pipe()
     return code
+
+
+def system_refusal(error: OSError) -> str:
+    """The line for what the system refused: a file that may not be read or written, a full disk."""
+    place = error.filename if error.filename is not None else "the system"
+    place = os.fsdecode(place) if isinstance(place, str | bytes) else f"descriptor {place}"
+    remedy = REMEDIES.get(error.errno or 0, "check it, then give the same command again")
+    return shorten(f"{place}: {error.strerror or type(error).__name__}; {remedy}")
 
 
 def missing_module(error: ModuleNotFoundError) -> str:

@@ -121,6 +121,8 @@ class Parser:
 
     def flag(self, word: str, rest: list[str]) -> None:
         name, separator, value = word[2:].partition("=")
+        if separator and f"--{name}" in (JSON, *HELP):
+            raise ConfigError(f"fledge {self.verb.name}: --{name} takes no value; write --{name}")
         negated = self.negated(name)
         if negated is not None and not separator:
             self.put(negated, False)

@@ -21,7 +21,16 @@ from fledge.data.config import PYTHON, BuildConfig
 from fledge.data.corpus import CORPUS, DOCUMENTS, Record, read_corpus, read_records
 from fledge.data.shards import KIND, SPLITS, TOKENIZER, Dataset, open_shards, token_type, write_shard
 from fledge.errors import CheckpointError, ConfigError, DataError, TokenizerError
-from fledge.lineage import CARD, fsync_folder, make_folder, read_card, sha256_file, verify, write_card
+from fledge.lineage import (
+    CARD,
+    fsync_folder,
+    make_folder,
+    read_card,
+    refuse_other_artefact,
+    sha256_file,
+    verify,
+    write_card,
+)
 from fledge.log import Progress, warn
 from fledge.text.documents import refuse_inside
 from fledge.text.tokenizer import Tokenizer
@@ -39,6 +48,8 @@ def build(config: BuildConfig, json: bool = False) -> dict[str, Any]:
     """
     began = time.monotonic()
     refuse_own_output(config)
+    refuse_other_artefact(config.out, "corpus", KIND)
+    check_tokenizer(config.tokenizer)
     make_folder(config.out)
     clean(config.out, (*OWN, TOKENIZER, CARD))
     card, reused = build_corpus(config)
@@ -72,8 +83,13 @@ def check_text_path(path: str | Path, tokenizer: str | Path, folder: str | Path)
         raise DataError(f"{path}: expected a dataset folder, a folder of text or a text file, found none; check it")
     if not (source / CARD).is_file():
         refuse_own_output(BuildConfig(Path(folder), str(source.absolute()), str(tokenizer)))
-    if str(tokenizer) not in ("characters", "bytes") and not Path(tokenizer).exists():
-        raise TokenizerError(f"{tokenizer}: expected characters, bytes or a tokenizer, found none; check the path")
+    check_tokenizer(tokenizer)
+
+
+def check_tokenizer(name: str | Path | None) -> None:
+    """Raises TokenizerError for one that isn't there, before the text is read."""
+    if name is not None and str(name) not in ("characters", "bytes") and not Path(name).exists():
+        raise TokenizerError(f"{name}: expected characters, bytes or a tokenizer, found none; check the path")
 
 
 def refuse_own_output(config: BuildConfig) -> None:

@@ -22,7 +22,7 @@ from fledge.data.document import Document, is_held_out
 from fledge.data.questions import Exchange, about_definitions, about_text, number_of
 from fledge.data.sources import gather
 from fledge.errors import CheckpointError, DataError
-from fledge.lineage import CARD, make_folder, sha256_file, sha256_json, verify, write_card
+from fledge.lineage import CARD, make_folder, refuse_other_artefact, sha256_file, sha256_json, verify, write_card
 from fledge.text.documents import refuse_inside
 
 RECIPE = 1  # raised when the same config and sources would give other conversations
@@ -41,6 +41,7 @@ def build_qa(config: QaConfig, json: bool = False) -> dict[str, Any]:
     if config.source != PYTHON:
         refuse_inside(config.source, config.out)
     make_folder(config.out)
+    refuse_other_artefact(config.out, KIND)
     clean(config.out, (TRAIN, VAL, CARD))
     documents = list(split_documents(config.source))
     sources = sha256_json([(document.path, document.sha256, trained) for document, trained in documents])

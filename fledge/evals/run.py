@@ -6,6 +6,7 @@ import json as json_format
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import fledge
@@ -23,7 +24,7 @@ from fledge.evals.config import EvaluateConfig
 from fledge.evals.documents import evaluation_text
 from fledge.evals.score import Score, change_score, mean_score, ratio_score
 from fledge.evals.summary import summary
-from fledge.lineage import read_card, sha256_file, sha256_json, write_text_durably
+from fledge.lineage import check_output_file, read_card, sha256_file, sha256_json, write_text_durably
 from fledge.log import json_safe, say
 from fledge.model.folder import find_model
 from fledge.text.chat import read_conversations
@@ -41,6 +42,8 @@ def evaluate(config: EvaluateConfig, json: bool = False) -> dict[str, Any]:
         if not json:
             print(summary(known))
         return known
+    if config.out is not None:
+        check_output(config.out)
     began = time.monotonic()
     device = devices.pick(config.device, threads=config.threads)
     model = load(config.model, str(device.device))
@@ -87,6 +90,17 @@ def earlier_result(config: EvaluateConfig, inputs: str | None) -> dict[str, Any]
     except FledgeError:
         return None
     return found if isinstance(found, dict) and found.get("inputs") == inputs else None
+
+
+def check_output(path: Path) -> None:
+    """Raises ConfigError for a file that can't be written, and for one that is no earlier result."""
+    check_output_file(path)
+    try:
+        earlier = not path.exists() or "inputs" in read_json(path)
+    except (FledgeError, TypeError):
+        earlier = False
+    if not earlier:
+        raise ConfigError(f"out: expected a new file or an earlier result, got {path}; choose another, or remove it")
 
 
 def text_figures(config: EvaluateConfig, model: Model, before: Model | None) -> dict[str, Any]:

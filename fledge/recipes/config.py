@@ -66,6 +66,12 @@ class SampleConfig:
     temperature: float = 0.7
     """Temperature of a sample; 0 is greedy."""
 
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ConfigError(f"sample.max_tokens: expected at least 1, got {self.max_tokens}")
+        if not 0 <= self.temperature <= 100:
+            raise ConfigError(f"sample.temperature: expected a number in 0..100, got {self.temperature}")
+
 
 @dataclass(frozen=True)
 class PretrainConfig:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from fledge.errors import ConfigError, RunLockedError
+from fledge.lineage import make_folder
 
 LOCK = "run.lock"
 
@@ -24,8 +25,8 @@ class RunLock:
         self._file: TextIO | None = None
 
     def __enter__(self) -> RunLock:
+        make_folder(self.path.parent)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             file = open(self.path, "a+", encoding="utf-8")
         except OSError as error:
             raise ConfigError(

@@ -11,7 +11,7 @@ from typing import Any
 
 from fledge.config import read_json
 from fledge.errors import ConfigError, DataError
-from fledge.lineage import write_text_durably
+from fledge.lineage import check_output_file, make_folder, write_text_durably
 from fledge.train.cost import Rates, run_cost
 from fledge.train.page import page
 from fledge.train.record import read_run
@@ -31,7 +31,7 @@ class ReportConfig:
     evaluation: tuple[Path, ...] = ()
     """Results of `fledge evaluate` (JSON), joined; empty: evaluation.json in a run folder, if it is there."""
     out: Path | None = None
-    """The page to write; unset: report.html in the run folder."""
+    """The page to write, a file ending in .html; unset: report.html in the run folder."""
     watts_per_core: float = 10.0
     """Assumed power of one busy CPU core, memory and losses included; energy is estimated from CPU seconds."""
     watts_per_gpu: float = 400.0
@@ -41,6 +41,8 @@ class ReportConfig:
         for name in ("watts_per_core", "watts_per_gpu"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: expected 0 or more watts, got {getattr(self, name)}")
+        if self.out is not None and self.out.suffix != ".html":
+            raise ConfigError(f"out: expected a file ending in .html, got {self.out}")
 
 
 def report(config: ReportConfig, json: bool = False) -> dict[str, Any]:
@@ -52,7 +54,8 @@ def report(config: ReportConfig, json: bool = False) -> dict[str, Any]:
     evaluation = read_evaluation(config)
     rates = Rates(config.watts_per_core, config.watts_per_gpu)
     out = config.out or config.run / PAGE
-    out.parent.mkdir(parents=True, exist_ok=True)
+    check_output_file(out)
+    make_folder(out.parent)
     text = page(runs, evaluation, rates)
     write_text_durably(out, text)
     costs = [run_cost(run, rates) for run in runs]

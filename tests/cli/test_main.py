@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -142,3 +143,34 @@ def test_the_help_of_a_group_is_its_verbs(group, verbs, capsys):
     listed = [line for line in printed.splitlines() if line.startswith(f"  {group} ")]
     assert len(listed) == verbs and "pretrain" not in printed
     assert command.main([group]) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (PermissionError(13, "Permission denied", "a/b"), "a/b: Permission denied; give yourself the right"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; make room on the disk"),
+        (IsADirectoryError(21, "Is a directory", b"d"), "d: Is a directory; choose a file"),
+        (OSError("odd"), "OSError; check it"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_with_a_remedy(monkeypatch, capsys, error, line):
+    def fail(config):
+        raise error
+
+    code, out, err = run_with(monkeypatch, capsys, fail, "--json")
+    assert code == 1 and line in err and err.count("\n") == 1 and "FLEDGE_DEBUG" not in err
+    assert json.loads(out)["error"]["exit_code"] == 1
+
+
+def test_help_of_a_verb_is_its_help_either_way_round(capsys):
+    assert command.main(["help", "env"]) == 0
+    first = capsys.readouterr().out
+    assert command.main(["env", "--help"]) == 0
+    assert first == capsys.readouterr().out and "fledge env" in first
+    assert command.main(["help", "data"]) == 0 and "data build" in capsys.readouterr().out
+
+
+def test_json_with_a_value_is_told_to_take_none(capsys):
+    assert command.main(["env", "--json=yes"]) == 2
+    assert "--json takes no value; write --json" in capsys.readouterr().err

@@ -18,8 +18,8 @@ from fledge.data.config import BuildConfig, QaConfig
 from fledge.data.corpus import read_corpus, read_records
 from fledge.data.qa import build_qa
 from fledge.data.shards import Dataset, open_shards, write_shard
-from fledge.errors import ConfigError, DataError
-from fledge.lineage import verify
+from fledge.errors import ConfigError, DataError, TokenizerError
+from fledge.lineage import verify, write_card
 from fledge.text.tokenizer import Tokenizer, byte_level
 from tests.data.folders import essay, held_out_names, make
 
@@ -105,6 +105,28 @@ def test_a_second_run_reuses_what_is_there(tmp_path, source):
     assert mtimes(tmp_path / "out") == before
     assert (second["reused_corpus"], second["reused_shards"]) == (True, True)
     assert second["digest"] == first["digest"]
+
+
+def test_questions_do_not_take_the_place_of_a_dataset(tmp_path, source):
+    build(BuildConfig(tmp_path / "out", source, "bytes"), json=True)
+    before = mtimes(tmp_path / "out")
+    with pytest.raises(ConfigError, match="expected a folder for conversations alone, got one that holds dataset"):
+        build_qa(QaConfig(tmp_path / "out", source), json=True)
+    assert mtimes(tmp_path / "out") == before
+
+
+def test_a_dataset_does_not_take_the_place_of_questions(tmp_path, source):
+    (tmp_path / "out").mkdir()
+    write_card(tmp_path / "out", "conversations")
+    with pytest.raises(ConfigError, match="expected a folder for corpus alone, got one that holds conversations"):
+        build(BuildConfig(tmp_path / "out", source), json=True)
+    assert verify(tmp_path / "out")["kind"] == "conversations"
+
+
+def test_a_tokenizer_that_is_not_there_is_found_before_the_text_is_read(tmp_path, source, monkeypatch):
+    monkeypatch.setattr(corpus_module, "survey", lambda source: pytest.fail("the text was read"))
+    with pytest.raises(TokenizerError, match="nonsuch: expected characters, bytes or a tokenizer"):
+        build(BuildConfig(tmp_path / "out", source, str(tmp_path / "nonsuch")), json=True)
 
 
 def test_the_corpus_alone_can_be_tokenised_later(tmp_path, source):

@@ -207,3 +207,20 @@ def test_the_command_line_gives_one_object_or_a_table(folder, capsys):
     for name in ("the model", "token bigram", "gzip -9", "xz -9", "over xz's", "perplexity"):
         assert name in printed
     assert f"{found['bits_per_byte']:.4f}" in printed
+
+
+@pytest.mark.parametrize("kind", ["folder", "below a file", "of another kind"])
+def test_a_result_that_could_not_be_written_is_refused_before_the_work(folder, tmp_path, monkeypatch, kind):
+    (tmp_path / "file").write_text("precious")
+    out = {"folder": tmp_path, "below a file": tmp_path / "file" / "a.json", "of another kind": tmp_path / "file"}[kind]
+    monkeypatch.setattr("fledge.evals.run.load", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(ConfigError, match="choose another"):
+        evaluate(EvaluateConfig(folder / "model", text=folder / "data", out=out), json=True)
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_an_earlier_result_is_written_over(folder, figures, tmp_path):
+    out = tmp_path / "result.json"
+    out.write_bytes((folder / "result.json").read_bytes())
+    again = evaluate(EvaluateConfig(folder / "model", text=folder / "data", threads=1, seed=9, out=out), json=True)
+    assert json.loads(out.read_text())["inputs"] == again["inputs"] != figures["inputs"]

@@ -32,6 +32,8 @@ REFUSED = {
     "rows beyond the context": ("train.row_tokens=17", "at most the context of 16"),
     "a family that can't be saved": ("model.family=palm", "can be counted but not saved"),
     "a share above 1": ("data.val_fraction=2.5", "data: val_fraction: expected at least 0 and below 1"),
+    "a sample without a token": ("sample.max_tokens=0", "sample.max_tokens: expected at least 1, got 0"),
+    "a sample below zero": ("sample.temperature=-1", "sample.temperature: expected a number in 0..100, got -1.0"),
     "a key with a typo": ("model.widht=16", "did you mean model.width"),
 }
 

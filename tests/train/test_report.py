@@ -169,3 +169,13 @@ def test_a_log_with_odd_events_does_not_stop_the_report(tmp_path):
         log.write(f'{{"kind": "step", "step": 3, "loss": {"9" * 400}}}\n')
         log.write('[1, 2]\n{"kind": "step", "step": true, "loss": "x"}\n{"kind": "sample"}\n{"kind": "step", "st')
     assert Page(write(tmp_path)[0]).open == []
+
+
+def test_only_a_page_is_written_over(tmp_path):
+    make_run(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"out: expected a file ending in \.html, got .*log\.jsonl"):
+        write(tmp_path, out=tmp_path / "run" / "log.jsonl")
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(ConfigError, match="expected a file to write, got a folder"):
+        write(tmp_path, out=tmp_path / "folder.html")
+    assert write(tmp_path, out=tmp_path / "new" / "page.html")[1]["out"].endswith("page.html")  # the control

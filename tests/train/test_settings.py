@@ -42,7 +42,10 @@ def test_rows_at_once_are_a_change_only_where_dropout_is_drawn_for_them():
 
 def test_a_run_folder_that_cannot_be_locked_is_a_typed_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"run.lock: expected a folder to write in"), RunLock(tmp_path / "file"):
+    with (
+        pytest.raises(ConfigError, match=r"file: expected a folder to write to, got a file"),
+        RunLock(tmp_path / "file"),
+    ):
         pass
 
     def no_locks(*_: object) -> None:

@@ -25,7 +25,8 @@ FREE_FILES = (
     "fledge.cli.verbs",
     "fledge.cli.page",
 )
-EXCEPT = tuple(f"fledge.data.{name}" for name in ("batches", "keyed_batches", "masked_batches"))
+TORCH_FILES = ("batches", "keyed_batches", "masked_batches", "denoise_batches", "infill_batches")
+EXCEPT = tuple(f"fledge.data.{name}" for name in TORCH_FILES)
 
 
 def free(name: str) -> bool:

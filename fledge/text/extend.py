@@ -1,0 +1,33 @@
+"""More special tokens for a tokenizer: text is encoded as before, the new ids come after the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from fledge.text.special_tokens import SPELLINGS, special_entries
+from fledge.text.tokenizer import Tokenizer, from_text
+
+SENTINELS = 100  # as many as T5 has
+
+
+def extended(tokenizer: Tokenizer, tokens: Sequence[str]) -> Tokenizer:
+    """The tokenizer with those of `tokens` that it lacks, in this order, as special tokens. One that is spelt as a role
+    is (`[MASK]`, `<pad>` …) takes that role if nothing has it."""
+    new = [token for token in dict.fromkeys(tokens) if tokenizer.id_of(token) is None]
+    if not new:
+        return tokenizer
+    tree = json.loads(tokenizer.file.text)
+    tree["added_tokens"] = [*(tree.get("added_tokens") or []), *special_entries(tuple(new), tokenizer.vocab_size)]
+    config = dict(tokenizer.config)
+    if any(f"{role}_token" in config for role in SPELLINGS):  # else spelling decides
+        for role, spellings in SPELLINGS.items():
+            for token in spellings:
+                if token in new and role not in tokenizer.special:
+                    config[f"{role}_token"] = token
+    return from_text(json.dumps(tree, ensure_ascii=False, indent=1), config, tokenizer.template)
+
+
+def sentinels(count: int = SENTINELS) -> tuple[str, ...]:
+    """T5's sentinels in the order of their ids: `<extra_id_0>` is the last."""
+    return tuple(f"<extra_id_{number}>" for number in reversed(range(count)))

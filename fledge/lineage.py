@@ -188,8 +188,9 @@ def write_text_durably(path: str | Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
-    except OSError:
+    except OSError as error:
         scratch.unlink(missing_ok=True)
+        error.filename = error.filename if error.filename is not None else str(path)
         raise
     fsync_folder(path.parent)
 

@@ -11,11 +11,15 @@ from pathlib import Path
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """A scratch path that takes the place of `path` when the block ends well and vanishes when it doesn't."""
+    """A scratch path that takes the place of `path` when the block ends well and vanishes when it doesn't. An OSError
+    that names no file, as that of a full disk, gets this one's name."""
     scratch = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         yield scratch
         os.replace(scratch, path)
+    except OSError as error:
+        error.filename = error.filename if error.filename is not None else str(path)
+        raise
     finally:
         remove(scratch)
 

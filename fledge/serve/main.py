@@ -62,7 +62,7 @@ def listen(host: str, port: int) -> socket.socket:
             raise
     except OSError as error:
         problem = error.strerror or "unknown host"
-        raise ConfigError(f"port: {host}:{port} can't be listened on ({problem}); choose another port=…") from None
+        raise ConfigError(f"{host}:{port}: can't be listened on ({problem}); choose another host=… or port=…") from None
     return listener
 
 

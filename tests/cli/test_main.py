@@ -114,18 +114,22 @@ def test_a_closed_pipe_is_no_error():
     assert (got.returncode, got.stderr) == (141, b"")
 
 
-def test_ctrl_c_exits_130():
-    code = (
+@pytest.mark.parametrize(
+    ("sent", "code", "said"), [(signal.SIGINT, 130, "error: interrupted\n"), (signal.SIGTERM, -signal.SIGTERM, "")]
+)
+def test_a_signal_where_there_is_no_state_to_save(sent, code, said):  # a shell tells -15 as 143
+    program = (
         "import time\nfrom fledge.cli import main\n"
         "def wait(*_):\n    print('waiting', flush=True)\n    time.sleep(60)\n"
         "main.dispatch = wait\nraise SystemExit(main.main(['env']))"
     )
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    line = [sys.executable, "-c", program]
+    child = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with child:
         assert child.stdout is not None and child.stdout.readline() == "waiting\n"
-        child.send_signal(signal.SIGINT)
+        child.send_signal(sent)
         _, err = child.communicate(timeout=30)
-    assert (child.returncode, err) == (130, "error: interrupted\n")
+    assert (child.returncode, err) == (code, said)
 
 
 @pytest.mark.parametrize("words", [["--help"], ["env", "--help"], ["config", "schema", "--help"]])

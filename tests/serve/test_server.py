@@ -18,6 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fledge.cli.main import main
+from fledge.errors import ConfigError
 from fledge.serve.config import ServeConfig
 from fledge.serve.guard import Guard
 from fledge.serve.main import Server, Site, address_of, listen, serve
@@ -195,3 +196,11 @@ def test_callers_are_served_while_others_dawdle(server: RunningServer) -> None:
         assert time.perf_counter() - began < 2
         half.sendall(body[-10:])  # it was only slow
         assert half.recv(12) == b"HTTP/1.1 200"
+
+
+@pytest.mark.parametrize("host", ["host.invalid", "192.0.2.1"])
+def test_an_address_that_cannot_be_had_is_named_whole(host):
+    with pytest.raises(
+        ConfigError, match=rf"{host}:8000: can't be listened on \(.*\); choose another host=… or port=…"
+    ):
+        listen(host, 8000)

@@ -19,10 +19,12 @@ class AttentionConfig:
     target: str | None = None
     """What an encoder-decoder's decoder has said so far; unset: nothing but its start."""
     out: Path = Path("attention.html")
-    """The page to write."""
+    """The page to write: a file ending in .html."""
     max_tokens: int = 256
     """Longer texts are refused: a page holds every weight, which is layers x heads x tokens x tokens."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens: expected at least 1, got {self.max_tokens}")
+        if self.out.suffix != ".html":
+            raise ConfigError(f"out: expected a file ending in .html, got {self.out}")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fledge.errors import ConfigError
-from fledge.lineage import write_text_durably
+from fledge.lineage import check_output_file, make_folder, write_text_durably
 from fledge.model.attention_config import AttentionConfig
 from fledge.model.attention_maps import AttentionMaps, attention_maps
 
@@ -31,9 +31,10 @@ def attention(config: AttentionConfig, json: bool = False) -> dict[str, Any]:
 
     Raises what `attention_maps` raises, and ConfigError for a text of more than `max_tokens` tokens.
     """
+    check_output_file(config.out)
     maps = attention_maps(config.model, config.text, config.target, max_tokens=config.max_tokens)
     text = page(maps, config.model)
-    config.out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(config.out.parent)
     write_text_durably(config.out, text)
     result = {
         "out": str(config.out),

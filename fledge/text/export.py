@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from fledge.errors import TokenizerError
-from fledge.lineage import make_folder, write_text_durably
+from fledge.errors import ConfigError, TokenizerError
+from fledge.lineage import CARD, make_folder, write_text_durably
 from fledge.text import sentencepiece_text, tokenizer_file
 from fledge.text.byte_alphabet import to_bytes
 from fledge.text.chat import with_format
@@ -31,6 +31,8 @@ PRE_NAMES = {"gpt2": "gpt-2", "llama3": "dbrx", "qwen2": "qwen2", "o200k": "gpt-
 def convert_tokenizer(config: TokenizerConvertConfig, json: bool = False) -> dict[str, Any]:
     """`fledge tokenizer convert`: read a tokenizer of any form and write it in another; gives what was written."""
     tokenizer = with_format(Tokenizer.load(config.tokenizer), config.chat.format)
+    if (config.out / CARD).is_file():
+        raise ConfigError(f"out: expected a folder of its own, got {config.out}, whose card vouches for what is there")
     folder = make_folder(config.out)
     files = WRITERS[config.form](tokenizer, folder)
     result = {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "out": str(folder), "files": files}

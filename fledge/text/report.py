@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fledge.errors import ConfigError, DataError
-from fledge.lineage import check_writable, make_folder, write_text_durably
+from fledge.lineage import check_output_file, make_folder, write_text_durably
 from fledge.log import Progress
 from fledge.text.config import TokenizerReportConfig
 from fledge.text.documents import Document, read_documents, total_bytes
@@ -70,7 +70,7 @@ class Measured:
 def report_tokenizers(config: TokenizerReportConfig, json: bool = False) -> dict[str, Any]:
     """`fledge tokenizer report`: the figures of every tokenizer named; a table for people unless `json`."""
     if config.out is not None:
-        check_writable(config.out.parent)
+        check_output_file(config.out)
     measured = [Measured(name, open_tokenizer(name)) for name in names_of(config.tokenizer)]
     amounts: dict[str, Amount] = defaultdict(Amount)
     vocabulary: Counter[str] = Counter()

@@ -14,7 +14,16 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from fledge import config as fields
 from fledge.errors import CheckpointError, ConfigError, DataError
-from fledge.lineage import CARD, check_writable, make_folder, sha256_file, sha256_json, verify, write_card
+from fledge.lineage import (
+    CARD,
+    check_writable,
+    make_folder,
+    refuse_other_artefact,
+    sha256_file,
+    sha256_json,
+    verify,
+    write_card,
+)
 from fledge.log import say, warn
 from fledge.text import pattern, tokenizer_file
 from fledge.text.chat import FORMATS, with_format
@@ -26,7 +35,7 @@ from fledge.text.special_tokens import BOS, EOS, PAD, SPECIAL_TOKENS
 from fledge.text.tokenizer import Tokenizer, byte_bpe, byte_level, characters
 from fledge.text.training_text import feed
 
-RECIPE = 1  # raised when the same config and text would give another tokenizer
+RECIPE = 2  # raised when the same config and text would give another tokenizer
 KIND = "tokenizer"
 OURS = ("tokenizer.json", tokenizer_file.CONFIG, tokenizer_file.TEMPLATE)  # what a folder of ours holds
 LONGEST_TOKEN = 128  # characters: a longer one is a ruler of dashes or somebody's base64
@@ -83,6 +92,7 @@ def train_tokenizer(config: TokenizerTrainConfig, json: bool = False) -> dict[st
     began = time.monotonic()
     refuse_inside(config.text, config.out)
     check_writable(config.out)
+    refuse_other_artefact(config.out, KIND)
     card = finished(config)
     reused = card is not None
     if card is None:

@@ -72,6 +72,15 @@ def test_the_command_writes_the_page_and_tells_each_heads_entropy(tmp_path: Path
     assert set(field_docs(AttentionConfig)) >= {"model", "text", "target", "out", "max_tokens"}
 
 
+@pytest.mark.parametrize("name", ["log.jsonl", "folder.html"])
+def test_another_file_and_a_folder_are_no_place_for_the_page(name: str, tmp_path: Path, capsys):
+    (tmp_path / "log.jsonl").write_text("a run's log")
+    (tmp_path / "folder.html").mkdir()
+    assert main(["attention", str(tmp_path / "no-model"), "ab", "--out", str(tmp_path / name)]) == 2
+    assert name in capsys.readouterr().err
+    assert (tmp_path / "log.jsonl").read_text() == "a run's log"
+
+
 @contextmanager
 def opened(path: Path, **options: Any) -> Iterator[tuple[Any, list[str], list[str]]]:
     """A browser's tab on a page, what it asked for and what went wrong; skips where there is no browser."""

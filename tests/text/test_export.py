@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from fledge.errors import TokenizerError
+from fledge.errors import ConfigError, TokenizerError
 from fledge.text.config import TokenizerConvertConfig
 from fledge.text.export import WRITERS, convert_tokenizer
 from fledge.text.learners import train_unigram, train_wordpiece, train_words
@@ -163,3 +163,12 @@ def test_transformers_reads_our_folders_and_gives_equal_ids(name, tmp_path):
     texts = [text for text in random_texts(N, seed=35) if text and not (name == "unigram" and needs_exact(text))]
     assert len(texts) > 50
     assert theirs(texts, add_special_tokens=False)["input_ids"] == tokenizer.encode_batch(texts)
+
+
+def test_a_folder_with_a_card_is_left_as_it_is(tmp_path):
+    characters("ab").save(tmp_path / "from")
+    (tmp_path / "from/card.json").write_text("{}")
+    before = {path: path.read_bytes() for path in (tmp_path / "from").iterdir()}
+    with pytest.raises(ConfigError, match="card vouches"):
+        convert_tokenizer(TokenizerConvertConfig(tmp_path / "from", tmp_path / "from"))
+    assert before == {path: path.read_bytes() for path in (tmp_path / "from").iterdir()}

@@ -14,7 +14,7 @@ import pytest
 
 from fledge import config
 from fledge.errors import ConfigError, DataError
-from fledge.lineage import sha256_file, verify
+from fledge.lineage import sha256_file, verify, write_card
 from fledge.log import Progress
 from fledge.text import train, training_text
 from fledge.text.config import TokenizerReportConfig, TokenizerTrainConfig
@@ -164,6 +164,16 @@ def test_a_tokenizer_is_not_written_into_its_text_nor_over_a_file(tmp_path):
         (tmp_path / "file").write_text("x")
         with pytest.raises(ConfigError, match="folder to write to"):
             train_tokenizer(TokenizerTrainConfig(tmp_path / "text", tmp_path / out, kind="bytes"), json=True)
+
+
+def test_another_artefacts_folder_is_left_as_it_is(tmp_path):
+    (tmp_path / "text.txt").write_text("some words", encoding="utf-8")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/tokenizer.json").write_text("theirs")
+    write_card(tmp_path / "model", "model", {}, {}, {})
+    with pytest.raises(ConfigError, match="holds model"):
+        train_tokenizer(TokenizerTrainConfig(tmp_path / "text.txt", tmp_path / "model", "bytes"))
+    assert (tmp_path / "model/tokenizer.json").read_text() == "theirs" and verify(tmp_path / "model")
 
 
 @pytest.mark.parametrize("reason", ["a file above", "no file can be made"])

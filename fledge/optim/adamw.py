@@ -6,10 +6,15 @@ kernel, and a test holds the two equal for 100 steps.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from fledge.optim.config import GroupConfig
+from fledge.optim.groups import Member, members, together
+from fledge.optim.optimizer import Optimizer, gradients, put_back
 
 
 @dataclass(frozen=True)
@@ -24,8 +29,9 @@ class AdamWConfig:
 
 @dataclass
 class Group:
-    """Parameters of one decay with their moments and step counts, in equal order."""
+    """Parameters of one rate and decay with their moments and step counts, in equal order."""
 
+    rate: float
     weight_decay: float
     names: list[str]
     parameters: list[Tensor]
@@ -34,15 +40,23 @@ class Group:
     steps: list[Tensor]
 
 
-class AdamW:
-    """The optimizer of a model's trained parameters: matrices decay, vectors (norms, biases) don't."""
+class AdamW(Optimizer):
+    """The optimizer of a model's trained parameters: matrices decay, vectors (norms, biases) don't, unless a group
+    says otherwise."""
 
-    def __init__(self, model: nn.Module, config: AdamWConfig):
+    def __init__(self, model: nn.Module, config: AdamWConfig, groups: Sequence[GroupConfig] = ()):
+        self.move(members(model, "adamw", config.weight_decay, groups), config)
+
+    @classmethod
+    def of(cls, found: Sequence[Member], config: AdamWConfig) -> AdamW:
+        """The optimizer of these parameters alone."""
+        made = cls.__new__(cls)
+        made.move(found, config)
+        return made
+
+    def move(self, found: Sequence[Member], config: AdamWConfig) -> None:
         self.config = config
-        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        decayed = [item for item in trained if item[1].dim() >= 2]
-        plain = [item for item in trained if item[1].dim() < 2]
-        self.groups = [new_group(items, d) for items, d in ((decayed, config.weight_decay), (plain, 0.0)) if items]
+        self.groups = [new_group(items, *key) for key, items in together(found).items()]
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -50,7 +64,6 @@ class AdamW:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """One update at learning rate `rate`. Every trained parameter must have a gradient."""
         config = self.config
         for group in self.groups:
             torch._foreach_add_(group.steps, 1)
@@ -61,7 +74,7 @@ class AdamW:
                 group.exp_avg_sq,
                 [],
                 group.steps,
-                lr=rate,
+                lr=rate * group.rate,
                 beta1=config.beta1,
                 beta2=config.beta2,
                 weight_decay=group.weight_decay,
@@ -69,27 +82,6 @@ class AdamW:
                 amsgrad=False,
                 maximize=False,
             )
-
-    def zero_grad(self) -> None:
-        for group in self.groups:
-            for parameter in group.parameters:
-                parameter.grad = None
-
-    def clip(self, limit: float) -> float:
-        """Scale the gradients in place to a global L2 norm of at most `limit` (0: leave them); gives the norm before.
-
-        A parameter without a gradient gets zeros: its part of the model saw no data in this batch. A norm that is not
-        finite leaves the gradients untouched: the caller must not step.
-        """
-        for parameter in self.parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        found = gradients(self.parameters)
-        norms = torch._foreach_norm(found)
-        norm = torch.linalg.vector_norm(torch.stack(norms)).item()
-        if limit and limit < norm < float("inf"):
-            torch._foreach_mul_(found, limit / (norm + 1e-6))
-        return norm
 
     def state(self) -> dict[str, Tensor]:
         """The moments by parameter name: `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME` (float32, one element)."""
@@ -100,21 +92,16 @@ class AdamW:
                 tensors |= {f"exp_avg/{name}": first, f"exp_avg_sq/{name}": second, f"step/{name}": step.reshape(1)}
         return tensors
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `state` gave."""
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
         for group in self.groups:
             for index, name in enumerate(group.names):
-                group.exp_avg[index].copy_(tensors[f"exp_avg/{name}"])
-                group.exp_avg_sq[index].copy_(tensors[f"exp_avg_sq/{name}"])
-                group.steps[index].copy_(tensors[f"step/{name}"].reshape(()))
+                put_back(group.exp_avg[index], tensors, f"exp_avg/{name}")
+                put_back(group.exp_avg_sq[index], tensors, f"exp_avg_sq/{name}")
+                put_back(group.steps[index], tensors, f"step/{name}")
 
 
-def new_group(items: list[tuple[str, nn.Parameter]], weight_decay: float) -> Group:
-    names, parameters = [name for name, _ in items], [p for _, p in items]
+def new_group(items: list[Member], rate: float, weight_decay: float) -> Group:
+    names, parameters = [item.name for item in items], [item.parameter for item in items]
     steps: list[Tensor] = [torch.zeros((), device=p.device) for p in parameters]
     first, second = ([torch.zeros_like(p, requires_grad=False) for p in parameters] for _ in range(2))
-    return Group(weight_decay, names, list(parameters), first, second, steps)
-
-
-def gradients(parameters: list[Tensor]) -> list[Tensor]:
-    return [p.grad for p in parameters if p.grad is not None]
+    return Group(rate, weight_decay, names, list(parameters), first, second, steps)

@@ -20,7 +20,7 @@ from fledge.train.checkpointing import State
 from fledge.train.config import TrainConfig
 from fledge.train.loop import Run, train
 from fledge.train.recipe import Hook, Recipe
-from fledge.train.resume import changed_keys, changes, resume_point, write_run_yaml
+from fledge.train.resume import changed_keys, changes, resume_point, with_defaults, write_run_yaml
 
 
 def run_recipe(
@@ -92,7 +92,8 @@ def finished_result(folder: Path, config: Any, settings: TrainConfig, data_diges
         facts = card["facts"]
         if settings.allow_changes or facts["steps"] != settings.steps or facts["data_digest"] != data_digest:
             return None
-        if changes(facts["config"], to_dict(config)):
+        before = with_defaults(facts["config"], config)
+        if changes(before, to_dict(config)) or before["train"]["publish_ema"] != settings.publish_ema:
             return None
         return {**facts["result"], "model": str(folder / "model")}
     except (CheckpointError, KeyError, TypeError, AttributeError):

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fledge.errors import ConfigError
-from fledge.optim.schedule import ScheduleConfig
+from fledge.optim.config import GroupConfig, MuonConfig
+from fledge.optim.schedule import DecayShape, ScheduleConfig, ScheduleName, Warmup
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,23 @@ class TrainConfig:
     """Peak learning rate."""
     learning_rate_floor: float = 0.1
     """Last learning rate as a share of the peak."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape of the learning rate after the warm-up."""
+    schedule: ScheduleName = "cosine"
+    """Shape of the learning rate after the warm-up; wsd: constant, then down in the last steps; inverse_sqrt: the peak
+    times sqrt(warm-up / step), not below the floor."""
     warmup_steps: int = 0
-    """Steps of linear warm-up."""
+    """Steps of warm-up."""
+    warmup: Warmup = "linear"
+    """Shape of the warm-up: linear, or flat at the peak (as T5's)."""
+    decay_share: float = 0.2
+    """Share of the steps in which schedule wsd comes down to the floor."""
+    decay_shape: DecayShape = "linear"
+    """How it comes down; sqrt: by 1 - sqrt(share done), steep at first."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """What moves the weights; muon: the matrices inside blocks by Muon, everything else by AdamW."""
+    muon: MuonConfig = MuonConfig()
+    """Muon's constants."""
+    groups: tuple[GroupConfig, ...] = ()
+    """Parameters that are trained in a way of their own, by patterns of names."""
     weight_decay: float = 0.1
     """Decoupled decay of matrices."""
     beta1: float = 0.9
@@ -51,6 +65,10 @@ class TrainConfig:
     """AdamW's second moment."""
     epsilon: float = 1e-8
     """AdamW's epsilon."""
+    ema_decay: float = 0.0
+    """Decay of a running mean of the weights (0.999, say), kept in checkpoints and validated too; 0: none is kept."""
+    publish_ema: bool = False
+    """Publish the running mean as the model, instead of the last weights."""
     clip_norm: float = 1.0
     """Largest global gradient norm; 0: no clipping."""
     save_every_steps: int = 500
@@ -93,18 +111,23 @@ class TrainConfig:
         for name in ("clip_norm", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name}: expected a number of at least 0, got {getattr(self, name)}")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"train.{name}: expected a number from 0 to below 1, got {getattr(self, name)}")
+        if self.publish_ema and not self.ema_decay:
+            raise ConfigError("train.publish_ema: expected a running mean to publish, got none; set train.ema_decay")
         self.rate_schedule()
 
     def rate_schedule(self) -> ScheduleConfig:
         """The learning rate's course. Raises ConfigError for a warm-up beyond the run or a floor outside 0..1."""
-        return ScheduleConfig(self.schedule, self.steps, self.warmup_steps, self.learning_rate_floor)
+        return ScheduleConfig(
+            self.schedule, self.steps, self.warmup_steps, self.learning_rate_floor, self.decay_share, self.decay_shape,
+            self.warmup,
+        )  # fmt: skip
 
 
 FREE_TO_CHANGE = (
     "steps", "save_every_steps", "keep_last", "eval_every_steps", "eval_rows", "sample_every_steps", "log_every_steps",
     "stop_after_steps", "allow_changes", "max_skipped", "non_finite", "device", "threads", "micro_rows",
-    "checkpoint_blocks",
+    "checkpoint_blocks", "publish_ema",
 )  # fmt: skip

@@ -23,12 +23,12 @@ from fledge.device import Device
 from fledge.errors import DataError, Interrupted, NonFiniteError
 from fledge.log import Progress, RunLog, say, warn
 from fledge.model.count import flops_per_token
-from fledge.optim.adamw import AdamW, AdamWConfig
 from fledge.optim.schedule import rate_share
 from fledge.train import checkpointing
 from fledge.train.checkpointing import State
 from fledge.train.config import TrainConfig
 from fledge.train.faults import Faults
+from fledge.train.optimizer import new_average, new_optimizer
 from fledge.train.recipe import Hook, Recipe
 from fledge.train.signals import StopRequest
 
@@ -69,9 +69,13 @@ class Loop:
         self.run, self.state, self.stop, self.config = run, state, stop, run.train
         c = self.config
         self.model = run.recipe.model.train().checkpoint_blocks(c.checkpoint_blocks)
-        self.optimizer = AdamW(self.model, AdamWConfig(c.weight_decay, c.beta1, c.beta2, c.epsilon))
+        self.optimizer = new_optimizer(self.model, c)
+        self.average = new_average(self.model, c)
         if run.loaded is not None:
-            self.optimizer.load(checkpointing.read_optimizer(run.loaded))
+            saved = checkpointing.read_optimizer(run.loaded)
+            self.optimizer.load(saved)
+            if self.average is not None:
+                self.average.load(saved)
         self.schedule = c.rate_schedule()
         self.faults = Faults()
         self.began, self.cpu_began = time.monotonic(), time.process_time()
@@ -155,6 +159,8 @@ class Loop:
         self.optimizer.step(rate)
         self.optimizer.zero_grad()
         state.step += 1
+        if self.average is not None:
+            self.average.update(state.step)
         n_tokens = batch.n_tokens
         state.tokens += n_tokens
         seconds = time.monotonic() - began
@@ -243,6 +249,14 @@ class Loop:
         return True
 
     def evaluated(self, rows: int) -> dict[str, float]:
+        """The validation of the weights and, as `ema_val_loss`, of their running mean."""
+        figures = self.validated(rows)
+        if self.average is not None:
+            with self.average.in_place():
+                figures["ema_val_loss"] = self.validated(rows)["val_loss"]
+        return figures
+
+    def validated(self, rows: int) -> dict[str, float]:
         self.model.eval()
         try:
             with torch.inference_mode():
@@ -270,7 +284,7 @@ class Loop:
         state.seconds = self.seconds()
         state.cpu_seconds = self.cpu_before + time.process_time() - self.cpu_began
         state.data_digest, state.config = self.run.recipe.data_digest, to_dict(self.run.config)
-        moments = self.optimizer.state()
+        moments = self.optimizer.state() | (self.average.state() if self.average is not None else {})
         path = checkpointing.save_checkpoint(self.run.checkpoints, state, self.run.recipe.save, moments)
         self.saved_step = state.step
         self.run.log.write("checkpoint", step=state.step, path=path.name, seconds=round(time.monotonic() - began, 3))
@@ -281,6 +295,9 @@ class Loop:
     def finish(self) -> dict[str, float]:
         figures = self.evaluated(0)
         self.leave_if_asked()
+        if self.average is not None and self.config.publish_ema:
+            self.average.swap()  # for good: the checkpoint of the last step has both
+            figures |= {"last_val_loss": figures["val_loss"], "val_loss": figures["ema_val_loss"]}
         result = {
             **figures,
             "steps": self.state.step,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def resume_point(folder: Path, config: Any, train_config: TrainConfig, data_dige
         return None
     path, state = found
     if not train_config.allow_changes:
-        changed = changes(state.config, to_dict(config))
+        changed = changes(with_defaults(state.config, config), to_dict(config))
         if changed:
             raise CheckpointError(
                 f"{folder}: holds a run with another config ({'; '.join(changed[:4])}); use another run.dir, "
@@ -44,6 +45,25 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     if now.get("model", {}).get("dropout") and old != new:
         found.append(f"train.micro_rows: was {old}, is {new} (dropout is drawn by micro-batch)")
     return found
+
+
+def with_defaults(before: dict[str, Any], config: Any) -> dict[str, Any]:
+    """An earlier config of the class of `config`, with the defaults of keys that came later: a key that nobody could
+    set yet meant its default."""
+    if not isinstance(before, dict):
+        return before
+    filled = dict(before)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in filled:
+            inner = filled[field.name]
+            if dataclasses.is_dataclass(value) and isinstance(inner, dict):
+                filled[field.name] = with_defaults(inner, value)
+        elif field.default is not dataclasses.MISSING:
+            filled[field.name] = to_dict(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            filled[field.name] = to_dict(field.default_factory())
+    return filled
 
 
 def micro_rows(config: dict[str, Any]) -> int | None:

@@ -21,12 +21,12 @@ from fledge.text.sentencepiece_tree import tree_of
 from fledge.text.special_tokens import SPECIAL_TOKENS, special_entries
 from fledge.text.special_tokens import UNKNOWN as UNKNOWN_TOKEN
 from fledge.text.tokenizer import Tokenizer, assemble, from_text, our_config
-from fledge.text.training_text import feed
+from fledge.text.training_text import feed, feed_knowing_characters
 
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDPIECE_BUDGET = WORDS_BUDGET = 4 << 30  # bytes of text; memory goes by its distinct words
 UNIGRAM_BUDGET = 64 << 20  # the trainer holds every distinct word in a suffix array
-WORD_MARK = "\u2581"  # before a word while WordPiece is learnt
+PREFIX = "##"  # of a piece that continues a word
 LONGEST_PIECE = 16  # characters, SentencePiece's default
 SCORE_DIGITS = 6  # the library adds scores in an order of chance; what it changes is below this
 LEAST_COUNT = 2  # a pair seen once is no regularity
@@ -40,22 +40,34 @@ def train_wordpiece(
     n_bytes: int = 0,
 ) -> Tokenizer:
     """WordPiece of `vocab_size` ids at most: `[PAD] [UNK] [CLS] [SEP] [MASK]`, characters, `##` pieces, then the
-    `special` tokens. `lowercase`: without case and accents, as BERT's uncased models. Raises ConfigError for a size
-    without room. Source: Devlin et al. 2018; the pieces are chosen by count, as the `tokenizers` library does."""
+    `special` tokens. `lowercase`: without case and accents, as BERT's uncased models. Equal texts give an equal
+    tokenizer; they wait in a temporary file until their characters are known. Raises ConfigError for a size without
+    room. Source: Devlin et al. 2018; the pieces are chosen by count, as the `tokenizers` library does."""
     n_ordinary = room(vocab_size, len(special), len(BERT_SPECIAL) + 1)
     learner = tokenizers.Tokenizer(models.BPE())
     learner.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    # BPE over words with a mark before them learns the same joins as the library's own trainer for WordPiece, which
-    # numbers its alphabet by chance and so breaks ties by chance.
-    marked = pre_tokenizers.Metaspace(replacement=WORD_MARK, prepend_scheme="always", split=False)
-    learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), marked])
-    trainer = trainers.BpeTrainer(vocab_size=n_ordinary, min_frequency=LEAST_COUNT, show_progress=False)
-    feed(learner, trainer, texts, WORDPIECE_BUDGET, n_bytes)
+    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    alphabet: list[str] = []
+
+    def trainer_for(characters: str) -> trainers.BpeTrainer:
+        # The library's own trainer for WordPiece does the same, but numbers the `##` characters by chance and so breaks
+        # ties by chance; those that it is given as special tokens keep their order.
+        single = sorted({c for c in learner.normalizer.normalize_str(characters) if not c.isspace()})
+        alphabet.extend([*single, *(PREFIX + character for character in single if continues_a_word(character))])
+        return trainers.BpeTrainer(
+            vocab_size=n_ordinary - len(BERT_SPECIAL),
+            min_frequency=LEAST_COUNT,
+            show_progress=False,
+            continuing_subword_prefix=PREFIX,
+            special_tokens=alphabet,
+        )
+
+    def continues_a_word(character: str) -> bool:  # marks and Chinese characters are words of their own
+        return len(learner.pre_tokenizer.pre_tokenize_str(learner.normalizer.normalize_str("a" + character))) == 1
+
+    feed_knowing_characters(learner, trainer_for, texts, WORDPIECE_BUDGET, n_bytes)
     found: dict[str, int] = json.loads(learner.to_str())["model"]["vocab"]
-    learnt = sorted(found, key=found.__getitem__)
-    single = sorted(token for token in learnt if len(token) == 1 and token != WORD_MARK)
-    words = [token[1:] if token[0] == WORD_MARK else "##" + token for token in learnt if len(token) > 1]
-    tokens = [*BERT_SPECIAL, *single, *("##" + token for token in single), *words]
+    tokens = [*BERT_SPECIAL, *alphabet, *sorted(found, key=found.__getitem__)]
     kept = list(dict.fromkeys(tokens))[:n_ordinary]
     text, config = vocab_files.bert_source(kept, {"do_lower_case": lowercase}, "trainer")
     return with_special(text, config, special)

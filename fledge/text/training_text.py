@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
+import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import tokenizers
 
 from fledge.log import Progress, clock, say, warn
@@ -23,18 +26,48 @@ SIGN_SECONDS = 10.0  # between signs of life
 def feed(learner: tokenizers.Tokenizer, trainer: Any, texts: Iterable[str], budget: int, n_bytes: int) -> None:
     """Let `trainer` learn from the texts, `budget` UTF-8 bytes of them. With `n_bytes`, as many as expected, people
     see how much is read, and then every SIGN_SECONDS that the library, which tells nothing, is still at work."""
+    learn(learner, trainer, prepared(texts, budget, n_bytes), n_bytes > 0)
+
+
+def feed_knowing_characters(
+    learner: tokenizers.Tokenizer,
+    trainer_for: Callable[[str], Any],
+    texts: Iterable[str],
+    budget: int,
+    n_bytes: int,
+) -> None:
+    """`feed` with the trainer that `trainer_for` makes once it knows the sorted characters of the text. The text waits
+    in a temporary file; there a line's end stands between two texts, so words must end at line ends."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n") as file:
+        seen = np.zeros(sys.maxunicode + 1, bool)
+        for part in prepared(texts, budget, n_bytes):
+            seen[np.frombuffer(part.encode("utf-32-le"), "<u4")] = True
+            file.write(part + "\n")
+        file.seek(0)
+        lines = ("".join(found) for found in iter(lambda: file.readlines(PART_CHARACTERS), []))
+        trainer = trainer_for("".join(map(chr, np.flatnonzero(seen))))
+        learn(learner, trainer, lines, n_bytes > 0)
+
+
+def learn(learner: tokenizers.Tokenizer, trainer: Any, texts: Iterable[str], telling: bool) -> None:
+    """Let `trainer` learn from the texts as they are; `telling`: with signs of life once they are read."""
     done = threading.Event()
     signs = threading.Thread(target=show_signs, args=(done,), daemon=True)
 
     def stream() -> Iterator[str]:
-        yield from in_short_runs(within(counted(in_parts(texts), n_bytes), budget, n_bytes))
-        if n_bytes:
+        yield from texts
+        if telling:
             signs.start()
 
     try:
         guarded(lambda: learner.train_from_iterator(stream(), trainer))
     finally:
         done.set()
+
+
+def prepared(texts: Iterable[str], budget: int, n_bytes: int) -> Iterator[str]:
+    """The texts, counted for people, thinned to the budget, in parts that a trainer takes linear time over."""
+    return in_short_runs(within(counted(in_parts(texts), n_bytes), budget, n_bytes))
 
 
 def show_signs(done: threading.Event) -> None:

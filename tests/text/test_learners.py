@@ -8,11 +8,12 @@ import subprocess
 import sys
 
 import pytest
+import tokenizers
 
 from fledge.errors import ConfigError, TokenizerError
 from fledge.text import training_text
 from fledge.text.config import TokenizerTrainConfig
-from fledge.text.learners import train_unigram, train_wordpiece, train_words
+from fledge.text.learners import BERT_SPECIAL, train_unigram, train_wordpiece, train_words
 from fledge.text.stream import TextStream
 from fledge.text.tokenizer import Tokenizer
 from fledge.text.train import train_tokenizer
@@ -83,13 +84,65 @@ print(train_wordpiece([source_text()], 700).digest, train_words([source_text()],
 
 def test_wordpiece_and_words_don_t_depend_on_the_process_or_its_threads():
     found = set()
-    for parallel in ("false", "true"):
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": parallel}
+    for seed, parallel in (("0", "false"), ("1", "true"), ("2", "true")):
+        environment = {**os.environ, "TOKENIZERS_PARALLELISM": parallel, "PYTHONHASHSEED": seed}
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, env=environment
         )
         found.add(done.stdout)
     assert len(found) == 1
+
+
+TIES = [" ".join(f"{a}{b}{c}" for a in "abcdefghij" for b in "klmnopqrst" for c in "uvwxyz")] * 2  # each pair as often
+
+
+def library_wordpiece(texts: list[str], vocab_size: int, lowercase: bool = False) -> tokenizers.Tokenizer:
+    learner = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
+    learner.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
+    learner.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    trainer = tokenizers.trainers.WordPieceTrainer(
+        vocab_size=vocab_size, show_progress=False, min_frequency=2, special_tokens=list(BERT_SPECIAL)
+    )
+    learner.train_from_iterator(texts, trainer)
+    return learner
+
+
+def test_wordpiece_breaks_ties_the_same_each_time_and_the_library_by_chance():
+    assert len({train_wordpiece(TIES, 200).digest for _ in range(5)}) == 1
+    assert len({frozenset(library_wordpiece(TIES, 200).get_vocab()) for _ in range(5)}) > 1, "the control"
+
+
+def test_wordpiece_learns_from_a_list_a_generator_and_cut_texts_the_same(monkeypatch):
+    monkeypatch.setattr(training_text, "PART_CHARACTERS", 1 << 20)  # cuts no word
+    text = source_text()
+    whole = train_wordpiece([text], 700).digest
+    assert train_wordpiece(iter([text]), 700).digest == whole
+    assert train_wordpiece(text.split("\n"), 700).digest == whole
+    assert train_wordpiece(["", text.replace("\n", "\r\n")], 700).digest == whole
+    assert train_wordpiece([text, "other words " * 50], 700).digest != whole, "the control"
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_wordpiece_has_the_librarys_pieces_but_for_ties(lowercase):
+    text = source_text()
+    theirs, ours = library_wordpiece([text], 1200, lowercase), train_wordpiece([text], 1200, lowercase)
+    known, mine = set(theirs.get_vocab()), {ours.token_of(i) for i in range(ours.vocab_size)}
+    assert len(mine) == 1200 and len(known & mine) > 0.9 * len(mine)
+    n_theirs = len(theirs.encode(text).ids)
+    assert abs(len(ours.encode(text)) - n_theirs) < 0.005 * n_theirs
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_wordpiece_knows_each_character_that_its_normaliser_leaves_and_no_other(lowercase):
+    texts = [*random_texts(400, seed=42), "\u0130stanbul \u01c5 \ufb01 \u1e9e \u03a3\u03a3 \uac00\u0301 a.\u4e2d"]
+    ours = train_wordpiece(texts, 20_000, lowercase)
+    normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
+    expected = set("".join("".join(normalizer.normalize_str(text).split()) for text in texts))
+    tokens = {ours.token_of(i) for i in range(ours.vocab_size)} - set(BERT_SPECIAL)
+    assert {token for token in tokens if len(token) == 1} == expected
+    inner = {token[2:] for token in tokens if token.startswith("##") and len(token) == 3}
+    assert inner < expected and "." in expected - inner and "\u4e2d" not in inner
+    assert ours.special["unk"] not in ours.encode(" ".join(texts))
 
 
 @pytest.mark.parametrize("train", [train_wordpiece, train_unigram, train_words])

@@ -74,6 +74,54 @@ class TokenizerConvertConfig:
 
 
 @dataclass(frozen=True)
+class TokenizerEncodeConfig:
+    """Show the ids of a text."""
+
+    tokenizer: Path
+    """A tokenizer, model, dataset or run folder, or a file that holds a tokenizer."""
+    text: str | None = None
+    """The text; - reads standard input; a bare -- stands before one with an equals sign. What spells a special token
+    stays text."""
+    file: str | None = None
+    """A UTF-8 file to read the text from instead; - is standard input."""
+    frame: bool = False
+    """Put the special tokens around the ids that the tokenizer's own file asks for, such as [CLS] and [SEP]."""
+
+
+@dataclass(frozen=True)
+class TokenizerDecodeConfig:
+    """Show the text of ids."""
+
+    tokenizer: Path
+    """A tokenizer, model, dataset or run folder, or a file that holds a tokenizer."""
+    ids: tuple[str, ...] = ()
+    """The ids, as words or with commas between them; - reads standard input."""
+    file: str | None = None
+    """A file to read the ids from instead; - is standard input."""
+    special: bool = False
+    """Write special tokens too, by their names; without it they are left out."""
+
+
+@dataclass(frozen=True)
+class TokenizerRenderConfig:
+    """Show how a conversation is written for a model, and which of its tokens are trained on."""
+
+    tokenizer: Path
+    """A tokenizer, model, dataset or run folder, or a file that holds a tokenizer; its chat template counts."""
+    conversations: Path
+    """A file of conversations, as `fledge sft` reads them."""
+    row: int = 1
+    """Which conversation of the file, from 1."""
+    prompt: bool = False
+    """Leave the last answer out and end where the model's would begin, as `fledge serve` renders it."""
+    chat: ChatConfig = field(default_factory=ChatConfig)
+
+    def __post_init__(self) -> None:
+        if self.row < 1:
+            raise ConfigError(f"row: expected 1 or more, got {self.row}")
+
+
+@dataclass(frozen=True)
 class TokenizerReportConfig:
     """Compare tokenizers on texts: bytes per token, fertility, unused entries, how words are split."""
 

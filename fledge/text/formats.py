@@ -15,6 +15,7 @@ from fledge.text import tokenizer_file
 from fledge.text.gguf_vocab import read_gguf
 from fledge.text.sentencepiece_model import read_model
 from fledge.text.sentencepiece_tree import tree_of
+from fledge.text.special_tokens import token_text
 from fledge.text.tiktoken_file import is_tiktoken, read_tiktoken
 from fledge.text.tokenizer_file import TokenizerFile
 from fledge.text.vocab_files import read_bert, read_gpt2
@@ -25,6 +26,8 @@ Read = tuple[TokenizerFile, Config, str | None]
 SUBFOLDERS = ("", "tokenizer", "model")
 PIECE_MODELS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model")
 FOLDER_FORMS = ("tokenizer.json", *PIECE_MODELS, "vocab.json", "encoder.json", "vocab.txt")
+OLD_FOLDERS = (*PIECE_MODELS, "vocab.json", "encoder.json", "vocab.txt")  # which list added tokens beside them
+ADDED = "added_tokens_decoder"
 SUFFIXES = (".tiktoken", ".gguf")
 READ = (
     "a tokenizer.json, a SentencePiece .model, a .tiktoken, vocab.json with merges.txt, encoder.json with vocab.bpe, "
@@ -45,8 +48,11 @@ def read(path: str | Path) -> Read:
     if path.name.endswith(".json") and path.name not in ("vocab.json", "encoder.json"):
         file = tokenizer_file.read(path)
     elif path.exists():
+        listed = config.get(ADDED)
         text, config = reader_of(path)(path, config)
         file = tokenizer_file.parse(text, str(path))
+        if listed is not None and path.name in OLD_FOLDERS:
+            config = {**config, ADDED: listed}
     else:
         raise TokenizerError(f"{path}: expected a tokenizer, found none; check the path")
     return file, config, tokenizer_file.read_template(beside, config.pop("chat_template", None))
@@ -74,7 +80,23 @@ def read_config(folder: Path) -> Config:
     for key, value in tokenizer_file.read_object(folder / "special_tokens_map.json").items():
         config.setdefault(key, value)
     config.pop("auto_map", None)
+    if ADDED not in config and (added := read_added_tokens(folder / "added_tokens.json", config)):
+        config[ADDED] = added
     return config
+
+
+def read_added_tokens(path: Path, config: Config) -> Config:
+    """What the older added_tokens.json (token -> id) says, in the form of `added_tokens_decoder`: a token that `config`
+    names as special is. Raises TokenizerError for what is no id."""
+    named = [value for key, value in config.items() if key.endswith("_token")]
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        named += config[key] if isinstance(config.get(key), list) else []
+    special = {token_text(value) for value in named}
+    found = {}
+    for token, number in tokenizer_file.read_object(path).items():
+        known = {"content": token, "special": token in special, "normalized": token not in special}
+        found[str(tokenizer_file.read_id(number, f"{path}: token {token!r:.40}"))] = known
+    return found
 
 
 def reader_of(path: Path) -> Callable[[Path, Config], tuple[str, Config]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fledge.data.keyed import uniforms
+from fledge.data.objectives import InfillConfig
 from fledge.data.permutation import KeyedPermutation
 from fledge.data.shards import Shard
 from fledge.errors import ConfigError
@@ -24,21 +25,6 @@ SPELLINGS = (
     ("<PRE>", "<SUF>", "<MID>"),
 )
 """Sentinels of Qwen, StarCoder, SantaCoder and Code Llama."""
-
-
-@dataclass(frozen=True)
-class InfillConfig:
-    """Fill-in-the-middle for causal models."""
-
-    rate: float = 0.0
-    """Share of the documents whose middle is moved to the end; the paper takes 0.5 to 0.9."""
-    spm: float = 0.5
-    """Share of these in the order suffix, prefix, middle; the others are prefix, suffix, middle."""
-
-    def __post_init__(self) -> None:
-        for name in ("rate", "spm"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"infill.{name}: expected 0..1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

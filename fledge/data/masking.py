@@ -9,36 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from fledge.data.keyed import below, uniforms
+from fledge.data.objectives import MaskingConfig
 from fledge.errors import ConfigError
 from fledge.text.tokenizer import Tokenizer
 
 WORD_MARKS = {"bpe": "Ġ", "sentencepiece-bpe": "▁", "unigram": "▁"}
 """What a token that begins a word begins with, by the tokenizer's kind; WordPiece marks the others."""
-
-
-@dataclass(frozen=True)
-class MaskingConfig:
-    """Which tokens are masked, and how."""
-
-    rate: float = 0.15
-    """Share of the tokens (of the words, with whole_words) that the model must name; special tokens never are."""
-    masks: float = 0.8
-    """Share of them that the mask takes the place of."""
-    randoms: float = 0.1
-    """Share of them that a random token takes the place of; the rest stays as it is."""
-    whole_words: bool = False
-    """Choose words with all of their tokens, where the tokenizer says which tokens begin one."""
-    dynamic: bool = True
-    """Choose anew in each epoch (RoBERTa); off: an epoch's choice is that of the first (BERT)."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.rate < 1:
-            raise ConfigError(f"masking.rate: expected above 0 and below 1, got {self.rate}")
-        if min(self.masks, self.randoms) < 0 or self.masks + self.randoms > 1:
-            raise ConfigError(
-                f"masking: expected masks and randoms of at least 0 that add up to at most 1, got {self.masks} and "
-                f"{self.randoms}"
-            )
 
 
 @dataclass(frozen=True)

@@ -6,39 +6,11 @@ Sentences change places first, then tokens are infilled, masked and deleted, the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from fledge.data.keyed import below, poisson, sample, shuffled, uniforms
+from fledge.data.objectives import NoiseConfig
 from fledge.data.sentences import SentenceMarks, sentence_bounds
-from fledge.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class NoiseConfig:
-    """How a text is spoilt. The defaults are those of BART large: infilling and sentences in another order."""
-
-    infill: float = 0.3
-    """Share of the tokens in spans that one mask takes the place of; a span of no tokens puts a mask in."""
-    mean_span: float = 3.0
-    """Mean length of such a span: Poisson's."""
-    mask: float = 0.0
-    """Share of the tokens that a mask takes the place of, one by one."""
-    delete: float = 0.0
-    """Share of the tokens that are left out without a trace."""
-    permute: float = 1.0
-    """Share of the texts whose sentences are put in a random order."""
-    rotate: float = 0.0
-    """Share of the texts that begin with a random token of theirs and go on in a circle."""
-
-    def __post_init__(self) -> None:
-        for name in ("infill", "mask", "delete", "permute", "rotate"):
-            most = 1.0 if name in ("permute", "rotate") else 0.9
-            if not 0 <= getattr(self, name) <= most:
-                raise ConfigError(f"noise.{name}: expected 0..{most}, got {getattr(self, name)}")
-        if not 0 < self.mean_span <= 100:
-            raise ConfigError(f"noise.mean_span: expected above 0 and at most 100, got {self.mean_span}")
 
 
 def noised(ids: np.ndarray, mask_id: int, marks: SentenceMarks, config: NoiseConfig, *key: object) -> np.ndarray:

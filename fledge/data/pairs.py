@@ -12,26 +12,12 @@ from typing import Literal
 import numpy as np
 
 from fledge.data.keyed import below, uniforms
+from fledge.data.objectives import PairsConfig
 from fledge.data.segments import inner_documents
 from fledge.data.sentences import sentence_bounds, sentence_marks
 from fledge.data.shards import Shard
 from fledge.errors import ConfigError, DataError
 from fledge.text.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class PairsConfig:
-    """How two segments are put together."""
-
-    changed: float = 0.5
-    """Share of the pairs whose second segment is of another document (masked+next) or stands first (masked+order)."""
-    short: float = 0.1
-    """Share of the pairs that fill only a random part of the row, so that short texts are met too."""
-
-    def __post_init__(self) -> None:
-        for name in ("changed", "short"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"pairs.{name}: expected 0..1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

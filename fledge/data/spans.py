@@ -8,29 +8,12 @@ Target <X> for inviting <Y> last <Z>
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from fledge.data.keyed import composition
+from fledge.data.objectives import SpansConfig
 from fledge.errors import ConfigError, DataError
 from fledge.text.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class SpansConfig:
-    """Which spans a sentinel takes the place of."""
-
-    rate: float = 0.15
-    """Share of the tokens that are taken out."""
-    mean_span: float = 3.0
-    """Mean length of a span in tokens."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.rate < 1:
-            raise ConfigError(f"spans.rate: expected above 0 and below 1, got {self.rate}")
-        if self.mean_span < 1:
-            raise ConfigError(f"spans.mean_span: expected at least 1, got {self.mean_span}")
 
 
 def span_counts(n_tokens: int, config: SpansConfig) -> tuple[int, int]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
+from fledge.data.objectives import InfillConfig, MaskingConfig, NoiseConfig, Objective, PairsConfig, SpansConfig
 from fledge.errors import ConfigError
 from fledge.model.config import ShapeConfig
 from fledge.text.config import ChatConfig
@@ -22,6 +24,8 @@ class TextDataConfig:
     """For raw text without held-out documents: the share at the end that is held out."""
     cross_documents: bool = False
     """Let attention and loss cross document boundaries (the classic concatenation); off keeps documents apart."""
+    layout: Literal["packed", "padded"] = "packed"
+    """For objective masked: short documents side by side in a row, apart all the same, or each in a row of its own."""
 
     def __post_init__(self) -> None:
         check_fraction(self.val_fraction)
@@ -82,6 +86,16 @@ class PretrainConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    objective: Objective = "causal"
+    """What is learnt: causal, the next token (decoders); masked, hidden tokens (encoders); masked+next and
+    masked+order, these and whether the second of two segments is the next one, or in order (bert, albert, big_bird);
+    spans, what sentinels stand for (t5); denoise, the text from a spoilt one (bart); prefix, how a text goes on
+    (encoder-decoders, and decoders that see the prefix whole)."""
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    pairs: PairsConfig = field(default_factory=PairsConfig)
+    spans: SpansConfig = field(default_factory=SpansConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    infill: InfillConfig = field(default_factory=InfillConfig)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class LanguageRecipe:
         return nats | {"balance": 1.0} if balanced_layers(self.model) else nats
 
     def loss(self, batch: Batch) -> Loss:
-        total = self.model.loss_sum(batch.tokens, batch.layout, batch.targets, batch.weight)
+        total = self.model.loss_sum(batch.tokens, batch.layout, batch.targets, batch.weight, batch.source)
         terms = {"nats": Term(total, float(batch.weight.sum()))}
         if balanced_layers(self.model):
             # a product of two means over the batch: that of parts is another
@@ -58,9 +58,8 @@ class LanguageRecipe:
         device = self.model.embedding.weight.device
         nats = weight = 0.0
         for index in chosen:
-            batch = self.held_out[index]
-            tokens = batch.tokens.to(device)
-            total = self.model.loss_sum(tokens, batch.layout, batch.targets.to(device), batch.weight.to(device))
+            batch = self.held_out[index].to(device)
+            total = self.model.loss_sum(batch.tokens, batch.layout, batch.targets, batch.weight, batch.source)
             nats += float(total)
             weight += float(batch.weight.sum())
         return {"val_loss": nats / weight if weight else math.nan, "val_tokens": weight}

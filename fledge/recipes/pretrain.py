@@ -1,4 +1,4 @@
-"""`fledge pretrain`: a language model from initial weights."""
+"""`fledge pretrain`: a language model from initial weights, by the objective that the config names."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from fledge.data.batches import TextBatches, windows
 from fledge.data.build import check_text_path, from_text_path
+from fledge.data.infill_batches import InfillBatches
 from fledge.data.shards import Dataset, open_shards
 from fledge.errors import ConfigError
 from fledge.log import RunLog
@@ -18,7 +19,10 @@ from fledge.model.init import initialise
 from fledge.model.transformer import Transformer, build
 from fledge.nn.block import Block, InputLayer
 from fledge.recipes.config import PretrainConfig
-from fledge.recipes.language import LanguageRecipe, row_tokens_of
+from fledge.recipes.denoise import denoise_recipe
+from fledge.recipes.language import BatchSource, LanguageRecipe, row_tokens_of
+from fledge.recipes.masked import masked_recipe
+from fledge.recipes.objective import MASKED, objective_model, objective_shape, objective_tokenizer
 from fledge.recipes.sample import sample_hook
 from fledge.recipes.session import run_recipe
 from fledge.text.tokenizer import Tokenizer
@@ -36,35 +40,50 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     if not config.data.path:
         raise ConfigError("data.path: expected a dataset folder, a folder of text or a text file; set data.path=…")
     check_text_path(config.data.path, config.data.tokenizer or "bytes", Path(config.run.dir) / DATA)
-    row_tokens_of(config.train, shaped(config.model, config.model.vocab_size or 1).context_tokens)
+    shape = objective_shape(config)
+    sketch = objective_model(config, shaped(shape, shape.vocab_size or 1))  # what can't be is refused before the work
+    row_tokens_of(config.train, sketch.context_tokens)
     with RunLock(config.run.dir):  # from here on: raw text becomes shards inside the run folder
         return pretrain_on(config, open_dataset(config, Path(config.run.dir)))
 
 
 def pretrain_on(config: PretrainConfig, dataset: Dataset) -> dict[str, Any]:
     """`pretrain` on an opened dataset, in a run folder that the caller has locked."""
-    model_config = resolve_shape(config.model, dataset.tokenizer)
+    tokenizer = objective_tokenizer(config, dataset.tokenizer)
+    model_config = objective_model(config, resolve_shape(objective_shape(config), tokenizer))
+    family(model_config.family).write(model_config)  # refused now if these ids can't be saved, not at a checkpoint
     row_tokens = row_tokens_of(config.train, model_config.context_tokens)
 
     def make_recipe(load: Callable[[], Transformer] | None) -> LanguageRecipe:
         fresh = load or (lambda: initialise(build(model_config, "cpu"), config.train.seed))
-        crossing = config.data.cross_documents
-        source = TextBatches(dataset.train, row_tokens, config.train.rows, config.train.seed, crossing)
-        held_out = windows(dataset.val, row_tokens, evaluation_rows(row_tokens), crossing)
-        model = with_dropout(fresh(), config.model.dropout)
-        parents = {"data": dataset.card["digest"], "tokenizer": dataset.tokenizer.digest}
-        return LanguageRecipe(model, dataset.tokenizer, source, held_out, dataset.digest, parents)
+        return objective_recipe(config, dataset, tokenizer, with_dropout(fresh(), config.model.dropout), row_tokens)
 
     def make_hooks(recipe: Recipe, log: RunLog) -> Sequence[Hook]:
         if not config.train.sample_every_steps:
             return ()
-        start = [] if dataset.tokenizer.bos_id is None else [dataset.tokenizer.bos_id]
-        ids = start + dataset.tokenizer.encode(config.sample.prompt)
+        start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        ids = start + tokenizer.encode(config.sample.prompt)
         ids = ids or dataset.val.tokens[:1].tolist()
         every = config.train.sample_every_steps
-        return [sample_hook(recipe.model, dataset.tokenizer, ids, config.sample, log, every)]
+        return [sample_hook(recipe.model, tokenizer, ids, config.sample, log, every)]
 
     return run_recipe(config, model_config, make_recipe, make_hooks, dataset.digest)
+
+
+def objective_recipe(
+    config: PretrainConfig, dataset: Dataset, tokenizer: Tokenizer, model: Transformer, row_tokens: int
+) -> LanguageRecipe:
+    """The recipe of `config.objective` for a model that it can train."""
+    if config.objective != "causal":
+        make = masked_recipe if config.objective in MASKED else denoise_recipe
+        return make(config, dataset, tokenizer, model, row_tokens, evaluation_rows(row_tokens))
+    crossing, train = config.data.cross_documents, config.train
+    held_out = windows(dataset.val, row_tokens, evaluation_rows(row_tokens), crossing)
+    source: BatchSource = TextBatches(dataset.train, row_tokens, train.rows, train.seed, crossing)
+    if config.infill.rate:
+        source = InfillBatches(dataset.train, tokenizer, config.infill, row_tokens, train.rows, train.seed, crossing)
+    parents = {"data": dataset.card["digest"], "tokenizer": tokenizer.digest}
+    return LanguageRecipe(model, tokenizer, source, held_out, dataset.digest, parents)
 
 
 def open_dataset(config: PretrainConfig, run_folder: Path) -> Dataset:

@@ -1,0 +1,140 @@
+"""Masked language models, alone or with a second task on pairs of segments: next sentence or sentence order.
+
+Each of the two terms is divided by a weight of its own, known from the data: masked tokens, and rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fledge.batch import Batch, Loss, Term
+from fledge.data.keyed_batches import EveryRow, KeyedBatches
+from fledge.data.masked_batches import MaskedBatches, PairBatches
+from fledge.data.shards import Dataset, Shard
+from fledge.errors import ConfigError
+from fledge.model.config import ModelConfig
+from fledge.model.transformer import Transformer
+from fledge.nn.losses import cross_entropy_sum, fused_cross_entropy_sum
+from fledge.recipes.config import PretrainConfig
+from fledge.recipes.language import LanguageRecipe, spaced
+from fledge.text.tokenizer import Tokenizer
+
+RELATION_HEADS = ("next_sentence", "sentence_order")
+PAIRED = ("masked+next", "masked+order")
+
+
+@dataclass
+class MaskedRecipe(LanguageRecipe):
+    """`relation`: the head that tells how a row's two segments are related; empty: there is none."""
+
+    relation: str = ""
+
+    def weights(self, batch: Batch) -> dict[str, float]:
+        found = {"masked": float(batch.weight.sum())}
+        return found | {self.relation: float(len(batch.targets))} if self.relation else found
+
+    def loss(self, batch: Batch) -> Loss:
+        hidden = self.model.hidden(batch.tokens, batch.layout)
+        weights = self.weights(batch)
+        terms = {"masked": Term(masked_nats(self.model, hidden, batch), weights["masked"])}
+        if self.relation:
+            answers = relation_logits(self.model, self.relation, hidden, batch)
+            assert batch.answers is not None
+            total = F.cross_entropy(answers.float(), batch.answers, reduction="sum")
+            terms[self.relation] = Term(total, weights[self.relation])
+        return Loss(terms)
+
+    def validate(self, rows: int) -> dict[str, float]:
+        """`val_loss`: the objective on held-out rows whose masks never change; `val_masked_loss` (nats a masked token)
+        and `val_masked_accuracy`; with pairs also the head's `val_NAME_loss` and `val_NAME_accuracy`."""
+        chosen = spaced(len(self.held_out), rows, self.held_out[0].targets.shape[0]) if self.held_out else []
+        names = ("masked", self.relation) if self.relation else ("masked",)
+        sums = {name: [0.0, 0.0, 0.0] for name in names}  # nats, right ones, all
+        for index in chosen:
+            batch = self.held_out[index].to(self.model.embedding.weight.device)
+            hidden = self.model.hidden(batch.tokens, batch.layout)
+            there = batch.weight > 0
+            asked = [(self.model.logits(hidden[there]), batch.targets[there])]
+            if self.relation:
+                assert batch.answers is not None
+                asked.append((relation_logits(self.model, self.relation, hidden, batch), batch.answers))
+            for name, (logits, targets) in zip(names, asked, strict=True):
+                sums[name][0] += float(F.cross_entropy(logits.float(), targets, reduction="sum"))
+                sums[name][1] += float((logits.argmax(-1) == targets).sum())
+                sums[name][2] += len(targets)
+        figures = {"val_loss": 0.0, "val_tokens": sums["masked"][2]}
+        for name, (nats, right, n) in sums.items():
+            figures |= {
+                f"val_{name}_loss": nats / n if n else math.nan,
+                f"val_{name}_accuracy": right / n if n else math.nan,
+            }
+            figures["val_loss"] += figures[f"val_{name}_loss"]
+        return figures
+
+
+def masked_nats(model: Transformer, hidden: Tensor, batch: Batch) -> Tensor:
+    """Σ weight · nats of the masked tokens: only these meet the output product. hidden [B, T, D]."""
+    there = batch.weight > 0
+    hidden, targets, weight = hidden[there], batch.targets[there], batch.weight[there]
+    if model.config.logit_softcap is not None:
+        return cross_entropy_sum(model.logits(hidden), targets, weight)
+    matrix = model.output_matrix
+    bias = None if model.output_bias is None else model.output_bias[: matrix.shape[0]]
+    return fused_cross_entropy_sum(model.before_output(hidden), matrix, targets, weight, bias)
+
+
+def relation_logits(model: Transformer, name: str, hidden: Tensor, batch: Batch) -> Tensor:
+    """What the head says of each row, [B, 2], from states that the masked tokens were told from too."""
+    found: Tensor = model.heads[name](hidden, batch.tokens, batch.layout, None)
+    return found
+
+
+def relation_of(config: ModelConfig, objective: str) -> str:
+    """The name of the head that an objective of pairs trains; '' for masks alone. Raises ConfigError."""
+    if config.decoder is not None or not config.lm:
+        raise ConfigError(
+            f"objective: {objective} expects an encoder with a masked-LM head, got {config.family}; choose "
+            "model.family=bert, roberta, albert … with model.task=lm or pretraining"
+        )
+    if objective not in PAIRED:
+        return ""
+    heads = [head.name for head in config.heads if head.name in RELATION_HEADS]
+    if not heads:
+        raise ConfigError(
+            f"objective: {objective} expects a head for two segments, got a {config.family} without one; choose "
+            "model.family=bert, albert or big_bird with model.task=pretraining, or objective=masked"
+        )
+    return heads[0]
+
+
+def masked_recipe(
+    config: PretrainConfig, dataset: Dataset, tokenizer: Tokenizer, model: Transformer, row_tokens: int,
+    evaluation_rows: int,
+) -> MaskedRecipe:  # fmt: skip
+    """The recipe of objectives `masked`, `masked+next` and `masked+order`."""
+    relation = relation_of(model.config, config.objective)
+
+    def batches(shard: Shard, rows: int, seed: int) -> KeyedBatches:
+        if not relation:
+            return MaskedBatches(
+                shard,
+                tokenizer,
+                config.masking,
+                row_tokens,
+                rows,
+                seed,
+                config.data.layout,
+                config.data.cross_documents,
+            )
+        kinds, how = model.config.stack.inputs.kinds > 1, "next" if config.objective == "masked+next" else "order"
+        return PairBatches(shard, tokenizer, config.masking, config.pairs, how, row_tokens, rows, seed, kinds)  # type: ignore[arg-type]
+
+    source = batches(dataset.train, config.train.rows, config.train.seed)
+    held_out: Sequence[Batch] = EveryRow(batches(dataset.val, evaluation_rows, 0)) if dataset.val.n_tokens else ()
+    parents = {"data": dataset.card["digest"], "tokenizer": tokenizer.digest}
+    return MaskedRecipe(model, tokenizer, source, held_out, dataset.digest, parents, relation)

@@ -1,0 +1,79 @@
+"""Micro-batches of any size give the gradient of the whole batch, for every objective and each of its terms."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fledge.batch import Batch, slice_rows
+from fledge.train.loop import Loop
+from tests.data.corrupted import stories
+from tests.recipes.objectives import FAMILIES, config_of, recipe_of
+
+CASES = [*FAMILIES.items(), ("prefix", "llama"), ("masked", "roberta"), ("masked+next", "big_bird")]
+
+
+def gradient(recipe, batch: Batch, micro_rows: int, weights=None) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """Of the loop's own accumulation."""
+    recipe.model.zero_grad()
+    loop = SimpleNamespace(
+        run=SimpleNamespace(recipe=recipe, device=SimpleNamespace(device=torch.device("cpu"))),
+        config=SimpleNamespace(rows=8, micro_rows=micro_rows, seed=1),
+        model=recipe.model,
+        state=SimpleNamespace(drawn=0),
+        check_split=lambda *_: None,
+    )
+    terms = Loop.accumulate(loop, batch, weights or recipe.weights(batch))  # type: ignore[arg-type]
+    return {name: p.grad.clone() for name, p in recipe.model.named_parameters() if p.grad is not None}, terms
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    largest = max(float(g.abs().max()) for g in a.values())
+    return max(float((a[name] - b[name]).abs().max()) for name in a) / largest
+
+
+@pytest.mark.parametrize(("objective", "family"), CASES, ids=lambda value: value)
+def test_micro_batches_of_1_and_2_rows_give_the_gradient_of_8(objective, family):
+    torch.manual_seed(0)
+    recipe = recipe_of(config_of(objective, family))
+    recipe.model.double().train()
+    batch = recipe.batch(3)
+    whole, terms = gradient(recipe, batch, 8)
+    assert len(terms) == (2 if "+" in objective else 1)
+    for micro_rows in (1, 2):
+        parts, same = gradient(recipe, batch, micro_rows)
+        assert distance(whole, parts) < 1e-5  # a loss is summed in float32
+        assert same == pytest.approx(terms, rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["masked", "masked+next", "denoise"])
+def test_the_mean_of_means_is_another_gradient(objective):
+    """The control: each micro-batch divided by its own weights."""
+    recipe = recipe_of(config_of(objective), stories(40, 3) if objective == "denoise" else None)  # rows of any length
+    recipe.model.double().train()
+    batch = recipe.batch(3)
+    whole, _ = gradient(recipe, batch, 8)
+    total: dict[str, torch.Tensor] = {}
+    for row in range(8):
+        part = slice_rows(batch, row, row + 1)
+        recipe.model.zero_grad()
+        weights = recipe.weights(part)
+        sum(term.total / weights[name] / 8 for name, term in recipe.loss(part).terms.items()).backward()
+        for name, p in recipe.model.named_parameters():
+            if p.grad is not None:
+                total[name] = total.get(name, 0) + p.grad
+    assert distance(whole, total) > 1e-3
+
+
+def test_one_weight_for_both_terms_is_another_gradient():
+    """The control of two terms: rows counted as tokens."""
+    recipe = recipe_of(config_of("masked+next"))
+    recipe.model.double().train()
+    batch = recipe.batch(3)
+    right = recipe.weights(batch)
+    assert right["masked"] == float(batch.weight.sum()) and right["next_sentence"] == 8.0
+    whole, _ = gradient(recipe, batch, 2)
+    shared, _ = gradient(recipe, batch, 2, dict.fromkeys(right, sum(right.values())))
+    assert distance(whole, shared) > 1e-2

@@ -249,13 +249,16 @@ def fit_law(points: Sequence[Point], quantity: str, settings: FitSettings) -> di
 
 
 def frontier(points: Sequence[Point], quantity: str, count: Count) -> tuple[Array, Array]:
-    """(X, loss) by rising X: the lowest loss at each X, as long as it falls."""
+    """(X, loss) by rising X: the lowest loss at each X (within SAME_BUDGET of each other), as long as it falls."""
     pick = {"N": lambda p: p.size(count), "D": lambda p: p.tokens, "C": lambda p: p.products(count)}[quantity]
-    best: dict[float, float] = {}
-    for point in points:
-        best[pick(point)] = min(point.loss, best.get(pick(point), np.inf))
-    rows: list[tuple[float, float]] = []
-    for x in sorted(best):
-        if not rows or best[x] < rows[-1][1]:
-            rows.append((x, best[x]))
-    return np.array([x for x, _ in rows]), np.array([loss for _, loss in rows])
+    best: list[tuple[float, float]] = []
+    first = 0.0  # the smallest of those that count as one X
+    for x, loss in sorted((pick(point), point.loss) for point in points):
+        if x > first * (1 + SAME_BUDGET):
+            first = x
+            best.append((x, loss))
+        elif loss < best[-1][1]:
+            best[-1] = (x, loss)
+    falling = [best[0]] if best else []
+    falling += [(x, loss) for n, (x, loss) in enumerate(best[1:], 1) if loss < min(other for _, other in best[:n])]
+    return np.array([x for x, _ in falling]), np.array([loss for _, loss in falling])

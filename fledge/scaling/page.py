@@ -93,7 +93,7 @@ def law_chart(found: dict[str, Any], points: Sequence[Point], key: str) -> Chart
         low, high = every[0][0], every[-1][0]
         at = [low + (high - low) * i / (LAW_POINTS - 1) for i in range(LAW_POINTS)]
         lines.append(Line("law", tuple((x, fitted.loss(10**x)) for x in at), "second"))
-    return Chart(f"Loss over {LONG[key]}", tuple(lines), f"log10 {key}", "nats per token", log=True)
+    return Chart(f"Loss over {LONG[key]}", tuple(lines), f"log10 {key}", "nats per token")
 
 
 def isoflop_chart(found: dict[str, Any], points: Sequence[Point]) -> Chart:

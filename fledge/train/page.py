@@ -93,6 +93,7 @@ def curves(run: RunRecord, several: bool) -> Html:
     loss = (
         Line("training", run.series("step", "loss")),
         Line("validation", run.series("evaluate", "val_loss") + closing(run), "second", dots=True),
+        Line("validation of averaged weights", run.series("evaluate", "ema_val_loss"), "faint", dots=True),
     )
     charts = (
         Chart("Loss", loss, y_name="nats per token"),

@@ -14,7 +14,7 @@ from fledge.config import to_dict
 from fledge.errors import ConfigError, DataError
 from fledge.scaling.config import FitConfig, PlanConfig
 from fledge.scaling.descent import fit_powers, powers
-from fledge.scaling.fit import FitSettings, fit_envelope, fit_isoflop, fit_law, fit_surface, surface_of
+from fledge.scaling.fit import FitSettings, fit_envelope, fit_isoflop, fit_law, fit_surface, frontier, surface_of
 from fledge.scaling.fitted import fit_points, read_fit
 from fledge.scaling.laws import PowerLaw, Surface
 from fledge.scaling.plan import plan
@@ -138,6 +138,14 @@ def test_a_power_law_in_one_quantity_is_found(quantity):
     made = [Point(x, x, x, law.loss(x if quantity != "C" else 6 * x * x)) for x in np.geomspace(1e6, 1e10, 9)]
     found = fit_law(made, quantity, SETTINGS)
     assert found["alpha"] == pytest.approx(law.alpha, rel=0.02) and found["E"] == pytest.approx(law.E, abs=0.02)
+
+
+def test_the_lowest_loss_of_a_budget_counts_once_and_only_while_it_falls():
+    rows = [(100, 3.0), (101, 2.9), (104, 3.1), (200, 2.5), (400, 2.7), (800, 2.0)]
+    xs, losses = frontier([Point(x, x, 1.0, loss) for x, loss in rows], "N", "total")
+    assert xs.tolist() == [101, 200, 800] and losses.tolist() == [2.9, 2.5, 2.0]
+    sweep = points(0)
+    assert len(frontier(sweep, "C", "total")[0]) == len({p.budget for p in sweep})  # 6 N D differs in its last bits
 
 
 def test_three_values_give_a_power_law_without_a_constant():

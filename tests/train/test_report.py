@@ -96,6 +96,14 @@ def test_the_page_holds_every_part(tmp_path):
     assert result["runs"] == [str(tmp_path / "run"), str(tmp_path / "sft")]
 
 
+def test_the_losses_of_averaged_weights_are_shown_where_there_are_any(tmp_path):
+    run = make_run(tmp_path / "run")
+    assert "averaged weights" not in write(tmp_path)[0]
+    with open(run / "log.jsonl", "a", encoding="utf-8") as log:
+        log.write(json.dumps({"kind": "evaluate", "step": 5, "val_loss": 3.0, "ema_val_loss": 2.5}) + "\n")
+    assert "validation of averaged weights: 2.5 at step 5" in write(tmp_path)[0]
+
+
 def test_energy_is_cpu_seconds_times_watts_and_says_so(tmp_path):
     make_run(tmp_path / "run")
     text, result = write(tmp_path, watts_per_core=25.0)

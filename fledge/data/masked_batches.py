@@ -17,7 +17,7 @@ from fledge.batch import Batch
 from fledge.data.keyed_batches import KeyedBatches, Piece, laid
 from fledge.data.masking import MaskingConfig, mask_vocabulary, masked
 from fledge.data.pairs import Pairs, PairsConfig
-from fledge.data.segments import Segments, frame_of
+from fledge.data.segments import PackedRows, Segments, frame_of
 from fledge.data.shards import Shard
 from fledge.errors import ConfigError
 from fledge.text.tokenizer import Tokenizer
@@ -56,7 +56,7 @@ class MaskedBatches(KeyedBatches):
         room = row_tokens - self.frame.n_tokens
         self.segments = Segments(shard, tokenizer, room, cross_documents=cross_documents)
         self.masker = Masker(tokenizer, config, seed)
-        self.table: list[tuple[int, ...]] | None = None
+        self.table: PackedRows | None = None
         if layout == "packed":
             self.table = self.segments.packed(row_tokens, self.frame.n_tokens)
         super().__init__(len(self.table) if self.table is not None else len(self.segments), rows, seed)

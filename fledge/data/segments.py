@@ -11,6 +11,8 @@ from fledge.data.shards import Shard
 from fledge.errors import DataError
 from fledge.text.tokenizer import Tokenizer
 
+PACKED_AT_ONCE = 8192  # segments: first-fit looks at every open row for each of them
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -71,13 +73,30 @@ class Segments:
         start = int(self.starts[number])
         return self.shard.tokens[start : start + int(self.lengths[number])].astype(np.int64)
 
-    def packed(self, capacity: int, frame_tokens: int) -> list[tuple[int, ...]]:
-        """Rows of framed segments, of at most `capacity` tokens: full ones alone, the others first-fit."""
+    def packed(self, capacity: int, frame_tokens: int) -> PackedRows:
+        """Rows of framed segments, of at most `capacity` tokens: full ones alone, the others first-fit, some thousands
+        at a time so that a corpus of short documents takes no square of their number."""
         full = self.lengths + frame_tokens == capacity
-        parts = np.flatnonzero(~full)
-        plan = first_fit((self.lengths[parts] + frame_tokens).tolist(), capacity, 0, 0) if len(parts) else None
-        rows = [(number,) for number in np.flatnonzero(full).tolist()]
-        return rows + [tuple(parts[list(row)].tolist()) for row in (plan.rows if plan else ())]
+        parts, shared = np.flatnonzero(~full), []
+        for start in range(0, len(parts), PACKED_AT_ONCE):
+            group = parts[start : start + PACKED_AT_ONCE]
+            plan = first_fit((self.lengths[group] + frame_tokens).tolist(), capacity, 0, start)
+            shared += [tuple(group[list(row)].tolist()) for row in plan.rows]
+        return PackedRows(np.flatnonzero(full), shared)
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """The segments of each row: those that fill one alone first, then the rows that several share."""
+
+    full: np.ndarray
+    shared: list[tuple[int, ...]]
+
+    def __len__(self) -> int:
+        return len(self.full) + len(self.shared)
+
+    def __getitem__(self, row: int) -> tuple[int, ...]:
+        return (int(self.full[row]),) if row < len(self.full) else self.shared[row - len(self.full)]
 
 
 def inner_documents(shard: Shard, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:

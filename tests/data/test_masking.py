@@ -9,9 +9,11 @@ from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
 from fledge.batch import OneDocument, Packed, Padded, slice_rows
 from fledge.data import keyed
+from fledge.data import segments as segmenting
 from fledge.data.keyed_batches import EveryRow
 from fledge.data.masked_batches import MaskedBatches
 from fledge.data.masking import MaskingConfig, MaskVocabulary, continuations, mask_vocabulary, masked, words_of
+from fledge.data.segments import Segments
 from fledge.data.shards import shard_of
 from fledge.errors import ConfigError
 from fledge.text.tokenizer import byte_level, characters
@@ -75,7 +77,7 @@ def test_the_rates_are_those_of_transformers_collator(tmp_path, whole):
     ours, their = np.zeros(3, int), np.zeros(3, int)
     text = story(7, 4000).split(". ")
     rows = [theirs(". ".join(text[i * 8 : i * 8 + 8]), return_offsets_mapping=whole, truncation=True,
-                   max_length=80) for i in range(200)]  # fmt: skip
+                   max_length=56) for i in range(200)]  # fmt: skip
     batch = collator([dict(row) for row in rows])
     for number, row in enumerate(rows):
         ids = np.array(row["input_ids"])
@@ -236,3 +238,16 @@ def test_bad_rates_are_refused():
     for wrong in ({"rate": 0.0}, {"rate": 1.0}, {"masks": 0.9, "randoms": 0.2}, {"masks": -0.1}):
         with pytest.raises(ConfigError, match="masking"):
             MaskingConfig(**wrong)
+
+
+def test_many_short_documents_are_packed_in_time_that_grows_with_their_number(monkeypatch):
+    tokenizer = wordpiece()
+    documents = [[40 + n % 7] * (1 + n % 9) for n in range(600)]
+    segments = Segments(shard_of(documents), tokenizer, 20)
+    whole = segments.packed(22, 2)
+    monkeypatch.setattr(segmenting, "PACKED_AT_ONCE", 50)
+    parts = segments.packed(22, 2)
+    for rows in (whole, parts):
+        assert sorted(number for row in range(len(rows)) for number in rows[row]) == list(range(600))
+        assert all(sum(int(segments.lengths[n]) + 2 for n in rows[row]) <= 22 for row in range(len(rows)))
+    assert len(whole) <= len(parts) < 1.2 * len(whole)

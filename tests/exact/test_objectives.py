@@ -77,3 +77,19 @@ def test_one_weight_for_both_terms_is_another_gradient():
     whole, _ = gradient(recipe, batch, 2)
     shared, _ = gradient(recipe, batch, 2, dict.fromkeys(right, sum(right.values())))
     assert distance(whole, shared) > 1e-2
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_an_epoch_of_packed_rows_has_the_loss_of_padded_ones(family):
+    """Masks are keyed by the segment, not by its row, and a segment sees itself alone."""
+    shard, totals = stories(12, 6), []
+    for layout in ("packed", "padded"):
+        recipe = recipe_of(config_of("masked", family, data={"layout": layout}, model={"context_tokens": 160}), shard)
+        recipe.model.eval()
+        with torch.no_grad():
+            sums = [(float(recipe.loss(b).terms["masked"].total), float(b.weight.sum())) for b in recipe.held_out]
+        totals.append([sum(column) for column in zip(*sums, strict=True)])
+        shapes = {type(batch.layout).__name__ for batch in recipe.held_out}
+        assert ("Packed" in shapes) == (layout == "packed")
+    (packed, n), (padded, m) = totals
+    assert n == m and packed == pytest.approx(padded, rel=1e-5)

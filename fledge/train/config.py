@@ -9,6 +9,8 @@ from fledge.errors import ConfigError
 from fledge.optim.config import GroupConfig, MuonConfig
 from fledge.optim.schedule import DecayShape, ScheduleConfig, ScheduleName, Warmup
 
+MOST = {"rows": 1 << 20, "row_tokens": 1 << 24, "threads": 4096, "steps": 1 << 40, "seed": (1 << 63) - 1}
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -103,6 +105,9 @@ class TrainConfig:
         for name, least in low.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"train.{name}: expected at least {least}, got {getattr(self, name)}")
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise ConfigError(f"train.{name}: expected at most {most:,}, got {getattr(self, name):,}")
         if self.micro_rows and self.rows % self.micro_rows:
             raise ConfigError(f"train.micro_rows: expected a divisor of rows {self.rows}, got {self.micro_rows}")
         for name in ("learning_rate", "epsilon"):

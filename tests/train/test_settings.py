@@ -23,6 +23,7 @@ from fledge.train.signals import StopRequest
     [
         ("clip_norm", -1.0), ("weight_decay", -0.1), ("beta1", 1.0), ("beta2", 1.5), ("beta2", -0.1), ("epsilon", 0.0),
         ("learning_rate", 0.0), ("learning_rate_floor", 1.5), ("learning_rate_floor", -0.1), ("warmup_steps", 1000),
+        ("rows", 10**12), ("row_tokens", 10**12), ("threads", 10**5), ("seed", 1 << 70),
     ],
 )  # fmt: skip
 def test_a_setting_that_would_not_train_is_refused(key, value):

@@ -3,7 +3,8 @@
 Encoding: 10 MB of English books and 10 MB in many languages with the published cl100k and r50k vocabularies, a
 document at a time, each library by its quickest call. The bar: at least 0.9 of tiktoken. `languages`: the same of
 fledge and tiktoken under three split patterns (o200k's with cl100k's vocabulary) on 2 MB each of six kinds of text.
-Training: byte-level BPE of 8,192 ids under GPT-2's split pattern from 4 MB of books; `kinds`: three kinds from 10 MB.
+Training: byte-level BPE of 8,192 ids under GPT-2's split pattern from 4 MB of books; `kinds`: three kinds from 10 MB
+(or one by its name).
 The texts and vocabularies are read from FLEDGE_DATA (default ../shared/data).
 """
 
@@ -19,7 +20,7 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from harness import clock, compare, keep, peer_process, run, summary
+from harness import RESULTS, clock, compare, keep, peer_process, run, summary
 
 DATA = Path(os.environ.get("FLEDGE_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 MEGABYTE = 1_000_000
@@ -255,12 +256,15 @@ def measure_languages(rounds: int = 9) -> None:
     keep("tokenize_languages", {"unit": UNIT, "clock": "CPU time, one thread", "rounds": rounds, "results": results})
 
 
-def measure_kinds(rounds: int = 3) -> None:
-    results = {}
-    for kind in KINDS:
+def measure_kinds(kinds: list[str], rounds: int = 7) -> None:
+    """Each kind against its peers; kinds that are not measured now keep their last figures."""
+    path = RESULTS / "tokenize_kinds.json"
+    results = json.loads(path.read_text())["results"] if path.exists() else {}
+    for kind in kinds:
         names = [name for name in KIND_PEERS if name.endswith(f"-{kind}")]
-        results |= summary(compare(__file__, names, 1, rounds), f"tokenizers-{kind}")
-    keep("tokenize_kinds", {"unit": UNIT, "clock": "CPU time, one thread", "rounds": rounds, "results": results})
+        figures = summary(compare(__file__, names, 1, rounds), f"tokenizers-{kind}")
+        results |= {name: {**row, "rounds": rounds} for name, row in figures.items()}
+    keep("tokenize_kinds", {"unit": UNIT, "clock": "CPU time, one thread", "results": results})
 
 
 def tables() -> dict[str, dict[str, Callable[[int], Iterator[float]]]]:
@@ -281,10 +285,10 @@ if __name__ == "__main__":
         words = sys.argv
         name, threads = words[words.index("--peer") + 1], int(words[words.index("--threads") + 1])
         peer_process({**peers, **LANGUAGES, **KIND_PEERS}, name, threads)
-    for table in sys.argv[1:] if "--peer" not in sys.argv else ():  # names of tables, "languages", "kinds"
+    for table in sys.argv[1:] if "--peer" not in sys.argv else ():  # names of tables and kinds, "languages", "kinds"
         if table == "languages":
             measure_languages()
-        elif table == "kinds":
-            measure_kinds()
+        elif table == "kinds" or table in KINDS:
+            measure_kinds([table] if table in KINDS else list(KINDS))
         else:
             run(__file__, everything[table], next(iter(everything[table])), table, UNIT)

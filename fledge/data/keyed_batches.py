@@ -5,6 +5,7 @@ Shapes: B rows, T tokens a row.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,10 +27,10 @@ class Piece:
     kind: np.ndarray | None = None
 
 
-class KeyedBatches:
+class KeyedBatches(ABC):
     """The endless sequence of batches over `n_rows` rows: each epoch visits every row once in an order of its own.
 
-    A subclass says what row `number` is in `epoch`, and `made` makes a batch of such (epoch, number)."""
+    A subclass says in `made` what row `number` is in `epoch`."""
 
     def __init__(self, n_rows: int, rows: int, seed: int):
         self.n_rows, self.rows, self.seed = n_rows, rows, seed
@@ -44,8 +45,9 @@ class KeyedBatches:
             for epoch, place in zip(epochs, places, strict=True)
         ])  # fmt: skip
 
+    @abstractmethod
     def made(self, chosen: Sequence[tuple[int, int]]) -> Batch:
-        raise NotImplementedError
+        """The batch of these rows, each an (epoch, number)."""
 
 
 class EveryRow(Sequence[Batch]):

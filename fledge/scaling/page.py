@@ -11,7 +11,7 @@ from fledge.scaling.fit import frontier, surface_of
 from fledge.scaling.laws import PowerLaw
 from fledge.scaling.points import Point
 from fledge.train.markup import Child, Html, table, tag
-from fledge.train.page import POLICY, STYLE
+from fledge.train.page import page_head
 from fledge.train.plot import Chart, Line, figure
 
 OWN_STYLE = ".line.cloud { stroke: none; }"
@@ -28,14 +28,7 @@ ROWS = (
 def page(found: dict[str, Any], points: Sequence[Point], name: str) -> str:
     """The whole page about a fit to `points`."""
     title = f"{name} - scaling laws"
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("title", title),
-        tag("style", Html(STYLE.read_text(encoding="utf-8") + OWN_STYLE)),
-    )
+    head = page_head(title, OWN_STYLE)
     count = found["count"].replace("_", "-")
     about = f"{len(points)} runs; N counts {count} parameters; loss in nats a token; C = 6 N D."
     body = tag(

@@ -22,15 +22,7 @@ MOST_SAMPLES = 12
 
 def page(runs: list[RunRecord], evaluation: dict[str, Any] | None, rates: Rates) -> str:
     """The whole page about one or more runs, the first giving its name."""
-    title = f"{runs[0].name} - fledge report"
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("title", title),
-        tag("style", Html(STYLE.read_text(encoding="utf-8"))),
-    )
+    head = page_head(f"{runs[0].name} - fledge report")
     body = tag(
         "body",
         header(runs),
@@ -44,6 +36,18 @@ def page(runs: list[RunRecord], evaluation: dict[str, Any] | None, rates: Rates)
         tag("footer", tag("p", f"Written by fledge {fledge.__version__}.", class_="quiet")),
     )
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def page_head(title: str, style: str = "") -> Html:
+    """The head of a page that loads nothing, with the report's style and more of it."""
+    return tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("title", title),
+        tag("style", Html(STYLE.read_text(encoding="utf-8") + style)),
+    )
 
 
 def header(runs: list[RunRecord]) -> Html:

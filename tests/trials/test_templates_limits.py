@@ -255,6 +255,10 @@ def latencies(server: RunningServer, n: int, pause_seconds: float = 0.01) -> lis
     return found
 
 
+def p99(values: list[float]) -> float:
+    return statistics.quantiles(values, n=100)[98]
+
+
 def test_31_the_server_serves_the_template_and_stops_at_its_end_of_turn(server):
     tokenizer = byte_level()
     talk = (Message("user", "Hi <|end|>"),)
@@ -270,14 +274,15 @@ def test_31_the_server_serves_the_template_and_stops_at_its_end_of_turn(server):
 
 
 def test_31_a_slow_template_costs_its_own_request_and_nobody_elses(server):
-    """A server that waited for the template would answer one request while it runs, after all of its time; how many
-    others are answered meanwhile, and how slowly, is up to the machine."""
+    """A server that waited for the template would answer one request while it runs, after all of its time. A busy
+    machine answers fewer, so the attack goes on until there are enough to tell their slowest hundredth."""
     latencies(server, 20)
-    before = latencies(server, 50)
+    before = latencies(server, 150)
     attacks: list[tuple[float, float, int, str]] = []
+    answered: list[tuple[float, float]] = []
 
     def attack() -> None:
-        for _ in range(2):
+        while len(attacks) < 2 or (len(answered) < 100 and len(attacks) < 10):
             began = time.monotonic()
             response = ask(server, "slow")
             attacks.append((began, time.monotonic(), response.status_code, response.text))
@@ -285,16 +290,18 @@ def test_31_a_slow_template_costs_its_own_request_and_nobody_elses(server):
 
     attacker = threading.Thread(target=attack)
     attacker.start()
-    answered: list[tuple[float, float]] = []
     while attacker.is_alive():
         began = time.monotonic()
-        latencies(server, 1)
-        answered.append((began, time.monotonic()))
-    assert len(attacks) == 2
+        (seconds,) = latencies(server, 1)
+        answered.append((began, began + seconds))
+    during = [end - start for start, end in answered]
+    assert len(during) >= 100
+    # one core of two is taken by the template itself; a server that waited for it would answer after 1.5 s
+    assert p99(during) <= max(0.25, 3 * p99(before))
     for began, ended, status, body in attacks:
         assert status == 400 and "expected it done within" in body and "chat_template_failed" in body
         assert_nobody_waited(began, ended, answered)
-        assert_stopped_in_time(ended - began, before)
+        assert ended - began <= STOPPED_SECONDS + 0.5  # HTTP and a busy machine around it
     assert ask(server, "quick").status_code == 200
 
 
@@ -303,11 +310,6 @@ def assert_nobody_waited(began: float, ended: float, answered: list[tuple[float,
     third of its time."""
     within = [end - start for start, end in answered if began <= start and end <= ended]
     assert len(within) >= 3 and statistics.median(within) < (ended - began) / 3, within
-
-
-def assert_stopped_in_time(seconds: float, before: list[float]) -> None:
-    """What HTTP and the machine put around the template's own time is what they put around any request."""
-    assert seconds <= STOPPED_SECONDS + max(0.5, 5 * max(before))
 
 
 def test_31_a_server_that_waited_for_the_template_would_be_found():
@@ -329,8 +331,6 @@ def test_31_a_server_that_waited_for_the_template_would_be_found():
         assert_nobody_waited(*attacks[0], answered)
     free = [(start, start + 0.01) for start in (attacks[0][0] + 0.02 * i for i in range(20))]
     assert_nobody_waited(*attacks[0], free)
-    with pytest.raises(AssertionError):
-        assert_stopped_in_time(STOPPED_SECONDS + 1, [0.01])
 
 
 def test_31_no_child_of_the_server_is_a_zombie(server):

@@ -32,8 +32,11 @@ DTYPES = {
 }  # fmt: skip
 
 NAME = re.compile(rb'\s*("(?:[^"\\]|\\.){0,%d}")\s*:\s*' % MAX_NAME_BYTES, re.DOTALL)
+PLAIN = re.compile(rb'"[^"\\\x00-\x1f]*"')
 COMMA = re.compile(rb"\s*,")
 END = re.compile(rb"\s*}\s*")
+# An object without another inside, read once and never again: metadata of brackets would be a million Python objects.
+FLAT = re.compile(rb'{(?:[^"\[\]{}]|"(?:[^"\\]|\\.)*+")*+}', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,8 @@ def members(raw: bytes, place: str) -> Iterator[tuple[str, Any]]:
     twenty times its size as Python objects before anyone could look at it."""
     if not raw.startswith(b"{"):
         raise CheckpointError(f"{place}: the header does not start with '{{'; not a safetensors file")
+    if raw.count(b'"data_offsets"') > MAX_TENSORS:
+        raise CheckpointError(f"{place}: the header is not usable JSON (more than {MAX_TENSORS} tensors)")
     at = 1
     seen: set[str] = set()
     try:
@@ -88,8 +93,7 @@ def members(raw: bytes, place: str) -> Iterator[tuple[str, Any]]:
             found = NAME.match(raw, at)
             if found is None:
                 raise ValueError(f"a name of at most {MAX_NAME_BYTES} bytes expected at byte {at}")
-            name = json.loads(found[1].decode())
-            name.encode()  # half a character is no text
+            name = text_of(found[1])
             if name in seen or len(seen) >= MAX_TENSORS:
                 raise ValueError("a name stands twice" if name in seen else f"more than {MAX_TENSORS} tensors")
             seen.add(name)
@@ -108,10 +112,21 @@ def members(raw: bytes, place: str) -> Iterator[tuple[str, Any]]:
         raise CheckpointError(f"{place}: the header is not usable JSON ({str(error)[:80]})") from None
 
 
+def text_of(quoted: bytes) -> str:
+    """The text of a JSON string."""
+    if PLAIN.fullmatch(quoted):
+        return quoted[1:-1].decode()
+    text: str = json.loads(quoted.decode())
+    text.encode()  # half a character is no text
+    return text
+
+
 def member_value(raw: bytes, at: int, limit: int) -> tuple[Any, int]:
     """The object at byte `at`, of at most `limit` bytes, and where it ends."""
     if raw[at : at + 1] != b"{":
         raise ValueError(f"an object expected at byte {at}")
+    if limit == MAX_METADATA_BYTES and FLAT.match(raw, at, at + limit) is None:
+        raise ValueError(f"a mapping of texts of at most {limit} bytes expected at byte {at}")
     end = raw.find(b"}", at, at + limit) + 1
     if end:  # an entry has no other bracket: one that has is read below
         try:

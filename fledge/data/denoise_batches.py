@@ -13,14 +13,17 @@ import numpy as np
 from fledge.batch import GLOBAL, Batch
 from fledge.data.denoise import Corruption, split_at
 from fledge.data.keyed_batches import KeyedBatches, Piece, laid
-from fledge.data.segments import Segments, frame_of
+from fledge.data.segments import Layouts, Segments, frame_of
 from fledge.data.shards import Shard
 from fledge.text.tokenizer import Tokenizer
 
+FRAME = 2  # tokens that a corruption may put around a segment
+
 
 class DenoiseBatches(KeyedBatches):
-    """A segment a row: `source` is what the corruption made of it, [B, S], the decoder's tokens are `start_id` and
-    the target up to its last token, the targets the target, [B, T]; all padded to the longest of the batch."""
+    """`source` is what the corruption made of each segment, [B, S], the decoder's tokens are `start_id` and the target
+    up to its last token, the targets the target, [B, T]; rows as long as the batch needs. `packed` puts short segments
+    side by side, each target beside its own source; `padded` gives each a row of its own."""
 
     def __init__(
         self,
@@ -31,23 +34,40 @@ class DenoiseBatches(KeyedBatches):
         most: tuple[int, int],
         rows: int,
         seed: int,
+        layout: Layouts = "padded",
     ):
         self.segments, self.corruption, self.start_id, self.pad_id, self.most = (
             segments, corruption, start_id, pad_id, most,
         )  # fmt: skip
-        super().__init__(len(segments), rows, seed)
+        self.table = segments.packed(segments.most + FRAME, FRAME) if layout == "packed" else None
+        super().__init__(len(segments) if self.table is None else len(self.table), rows, seed)
 
     def made(self, chosen: Sequence[tuple[int, int]]) -> Batch:
         sources, targets, names = [], [], []
-        for epoch, number in chosen:
-            source, target = self.corruption(self.segments.ids(number), "denoise", self.seed, epoch, number)
-            source, target = fitted(source, self.most[0]), fitted(target, self.most[1])
-            sources.append([Piece(source, source, np.zeros(len(source), np.float32))])
-            inputs = np.concatenate([[self.start_id], target[:-1]])
-            targets.append([Piece(inputs, target, np.ones(len(target), np.float32))])
-            names.append(f"{self.segments.shard.name}@{self.segments.starts[number]}")
-        read = laid(sources, 0, self.pad_id)
-        return replace(laid(targets, 0, self.pad_id, tuple(names)), source=(read.tokens, read.layout))
+        for epoch, row in chosen:
+            numbers = (row,) if self.table is None else self.table[row]
+            pairs = [self.pair(epoch, number) for number in numbers]
+            sources.append([source for source, _ in pairs])
+            targets.append([target for _, target in pairs])
+            names.append("+".join(f"{self.segments.shard.name}@{self.segments.starts[number]}" for number in numbers))
+        shared = any(len(row) > 1 for row in sources)
+        read = laid(sources, beyond(sources) if shared else 0, self.pad_id)
+        written = laid(targets, beyond(targets) if shared else 0, self.pad_id, tuple(names))
+        return replace(written, source=(read.tokens, read.layout))
+
+    def pair(self, epoch: int, number: int) -> tuple[Piece, Piece]:
+        """What is read of one segment, and what is written."""
+        source, target = self.corruption(self.segments.ids(number), "denoise", self.seed, epoch, number)
+        source, target = fitted(source, self.most[0]), fitted(target, self.most[1])
+        inputs = np.concatenate([[self.start_id], target[:-1]])
+        read = Piece(source, source, np.zeros(len(source), np.float32))
+        return read, Piece(inputs, target, np.ones(len(target), np.float32))
+
+
+def beyond(rows: Sequence[Sequence[Piece]]) -> int:
+    """A multiple of eight above the longest row: where every row ends in padding, document i of a packed source stands
+    beside document i of its target."""
+    return max(sum(len(piece.ids) for piece in row) for row in rows) // 8 * 8 + 8
 
 
 def fitted(ids: np.ndarray, most: int) -> np.ndarray:

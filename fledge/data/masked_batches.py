@@ -17,12 +17,10 @@ from fledge.batch import Batch
 from fledge.data.keyed_batches import KeyedBatches, Piece, laid
 from fledge.data.masking import MaskingConfig, mask_vocabulary, masked
 from fledge.data.pairs import Pairs, PairsConfig
-from fledge.data.segments import PackedRows, Segments, frame_of
+from fledge.data.segments import Layouts, PackedRows, Segments, frame_of
 from fledge.data.shards import Shard
 from fledge.errors import ConfigError
 from fledge.text.tokenizer import Tokenizer
-
-Layouts = Literal["packed", "padded"]
 
 
 class Masker:

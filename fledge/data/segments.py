@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from fledge.data.shards import Shard
 from fledge.errors import DataError
 from fledge.text.tokenizer import Tokenizer
 
+Layouts = Literal["packed", "padded"]
 PACKED_AT_ONCE = 8192  # segments: first-fit looks at every open row for each of them
 
 
@@ -47,7 +49,7 @@ class Segments:
             raise DataError(
                 f"{shard.name} shard: expected rows with room for {least} tokens, got {most}; raise the row"
             )
-        self.shard = shard
+        self.shard, self.most = shard, most
         if cross_documents:
             begins, ends = np.array([0]), np.array([shard.n_tokens])
         else:

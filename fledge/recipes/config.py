@@ -25,7 +25,8 @@ class TextDataConfig:
     cross_documents: bool = False
     """Let attention and loss cross document boundaries (the classic concatenation); off keeps documents apart."""
     layout: Literal["packed", "padded"] = "packed"
-    """For objective masked: short documents side by side in a row, apart all the same, or each in a row of its own."""
+    """For objective masked and for encoder-decoders: short documents side by side in a row, apart all the same, or each
+    in a row of its own."""
 
     def __post_init__(self) -> None:
         check_fraction(self.val_fraction)

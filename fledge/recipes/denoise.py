@@ -66,8 +66,9 @@ def source_batches(
         corruption = prefix_split(tokenizer)
         text = row_tokens - 1  # eos
     segments = Segments(shard, tokenizer, text, 2, config.data.cross_documents)
-    start = model.special_ids["start"]
-    return DenoiseBatches(segments, corruption, start, tokenizer.pad_id or 0, (row_tokens, target_tokens), rows, seed)
+    start, most = model.special_ids["start"], (row_tokens, target_tokens)
+    layout = config.data.layout
+    return DenoiseBatches(segments, corruption, start, tokenizer.pad_id or 0, most, rows, seed, layout)
 
 
 def with_prefix(config: ModelConfig) -> ModelConfig:

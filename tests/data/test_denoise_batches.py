@@ -20,7 +20,9 @@ TOKENIZER = extended(wordpiece(), sentinels())
 START = 0
 
 
-def batches(name: str = "spans", rows: int = 4, source_tokens: int = 64, n: int = 5) -> DenoiseBatches:
+def batches(
+    name: str = "spans", rows: int = 4, source_tokens: int = 64, n: int = 5, layout: str = "padded"
+) -> DenoiseBatches:
     made = {
         "spans": lambda: span_corruption(TOKENIZER, SpansConfig()),
         "denoise": lambda: text_noise(TOKENIZER, NoiseConfig(mean_span=0.4)),  # puts more masks in than it takes out
@@ -28,7 +30,7 @@ def batches(name: str = "spans", rows: int = 4, source_tokens: int = 64, n: int 
     }
     most = text_tokens(source_tokens, SpansConfig())[0] if name == "spans" else source_tokens - 2
     segments = Segments(stories(n, tokenizer=TOKENIZER), TOKENIZER, most, least=2)
-    return DenoiseBatches(segments, made[name](), START, 0, (source_tokens, source_tokens), rows, seed=1)
+    return DenoiseBatches(segments, made[name](), START, 0, (source_tokens, source_tokens), rows, 1, layout)
 
 
 @pytest.mark.parametrize("name", ["spans", "denoise", "prefix"])
@@ -76,6 +78,33 @@ def test_a_batch_depends_on_seed_and_index_alone(name):
     )
     held = [batch.source[0].ids for batch in EveryRow(batches(name))]
     assert all(torch.equal(a, b.source[0].ids) for a, b in zip(held, EveryRow(batches(name)), strict=True))
+
+
+def documents(batch) -> list[tuple]:
+    """Source, decoder's ids and targets of every document."""
+    found = []
+    for row in range(len(batch.targets)):
+        read, written = batch.source[0].doc[row], batch.tokens.doc[row]
+        assert int(read.max()) == int(written.max())
+        for doc in range(int(read.max()) + 1):
+            assert batch.source[0].pos[row][read == doc].tolist() == list(range(int((read == doc).sum())))
+            of_source = batch.source[0].ids[row][read == doc]
+            of_target = (batch.tokens.ids[row][written == doc], batch.targets[row][written == doc])
+            found.append(tuple(tuple(ids.tolist()) for ids in (of_source, *of_target)))
+    return found
+
+
+@pytest.mark.parametrize("name", ["spans", "denoise", "prefix"])
+def test_packed_rows_hold_the_documents_of_padded_ones(name):
+    packed, padded = (batches(name, layout=layout) for layout in ("packed", "padded"))
+    assert packed.n_rows < padded.n_rows
+    some = packed.made([(0, row) for row in range(packed.n_rows)])
+    assert isinstance(some.layout, Packed) and isinstance(some.source[1], Packed)
+    assert len(some.layout.cu_seqlens) == len(some.source[1].cu_seqlens)
+    assert sorted(documents(some)) == sorted(documents(padded.made([(0, row) for row in range(padded.n_rows)])))
+    for start in range(packed.n_rows):
+        part = slice_rows(some, start, start + 1)
+        assert len(part.layout.cu_seqlens) == len(part.source[1].cu_seqlens)
 
 
 def test_an_epoch_reads_every_text_once():

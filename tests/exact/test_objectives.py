@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fledge.batch import Batch, slice_rows
+from fledge.data import denoise_batches
 from fledge.train.loop import Loop
 from tests.data.corrupted import stories
 from tests.recipes.objectives import FAMILIES, config_of, recipe_of
@@ -79,17 +80,40 @@ def test_one_weight_for_both_terms_is_another_gradient():
     assert distance(whole, shared) > 1e-2
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta"])
-def test_an_epoch_of_packed_rows_has_the_loss_of_padded_ones(family):
-    """Masks are keyed by the segment, not by its row, and a segment sees itself alone."""
-    shard, totals = stories(12, 6), []
-    for layout in ("packed", "padded"):
-        recipe = recipe_of(config_of("masked", family, data={"layout": layout}, model={"context_tokens": 160}), shard)
-        recipe.model.eval()
-        with torch.no_grad():
-            sums = [(float(recipe.loss(b).terms["masked"].total), float(b.weight.sum())) for b in recipe.held_out]
-        totals.append([sum(column) for column in zip(*sums, strict=True)])
-        shapes = {type(batch.layout).__name__ for batch in recipe.held_out}
-        assert ("Packed" in shapes) == (layout == "packed")
-    (packed, n), (padded, m) = totals
+PACKED = [("masked", "bert"), ("masked", "roberta"), ("spans", "t5"), ("denoise", "bart"), ("prefix", "t5")]
+
+
+def epoch_loss(objective: str, family: str, layout: str) -> tuple[float, float]:
+    """Nats and targets of every row once, with rows `packed` or `padded`."""
+    config = config_of(objective, family, data={"layout": layout}, model={"context_tokens": 160})
+    recipe = recipe_of(config, stories(12, 6))
+    recipe.model.eval()
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in recipe.model.parameters():
+            parameter.normal_()  # initial weights hardly attend to anything
+        sums = [(sum(float(term.total) for term in recipe.loss(b).terms.values()), float(b.weight.sum()))
+                for b in recipe.held_out]  # fmt: skip
+    shapes = {type(batch.layout).__name__ for batch in recipe.held_out}
+    assert ("Packed" in shapes) == (layout == "packed")
+    nats, targets = (sum(column) for column in zip(*sums, strict=True))
+    return nats, targets
+
+
+@pytest.mark.parametrize(("objective", "family"), PACKED)
+def test_an_epoch_of_packed_rows_has_the_loss_of_padded_ones(objective, family):
+    """Corruption is keyed by the segment, not by its row, and a segment sees itself and its own source alone."""
+    (packed, n), (padded, m) = (epoch_loss(objective, family, layout) for layout in ("packed", "padded"))
     assert n == m and packed == pytest.approx(padded, rel=1e-5)
+
+
+def test_targets_beside_another_source_have_another_loss(monkeypatch):
+    """The control of packed sources: the documents of each source row in reversed order."""
+    packed, _ = epoch_loss("spans", "t5", "packed")
+    real = denoise_batches.laid
+
+    def reversed_sources(rows, *rest):
+        return real([row[::-1] if row[0].ids is row[0].targets else row for row in rows], *rest)
+
+    monkeypatch.setattr(denoise_batches, "laid", reversed_sources)
+    assert abs(epoch_loss("spans", "t5", "packed")[0] / packed - 1) > 1e-4

@@ -109,6 +109,13 @@ VERBS = (
         ("[model]",),
     ),
     Verb(
+        "baselines",
+        "what counting tokens alone says of a run's held-out targets, beside its model",
+        "fledge.recipes.config:BaselinesConfig",
+        "fledge.recipes.baselines:baselines",
+        ("run",),
+    ),
+    Verb(
         "generate",
         "continue a prompt",
         "fledge.engine.config:GenerateConfig",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from fledge.data.objectives import InfillConfig, MaskingConfig, NoiseConfig, Objective, PairsConfig, SpansConfig
@@ -109,3 +110,17 @@ class SftConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+
+
+@dataclass(frozen=True)
+class BaselinesConfig:
+    """What counting alone says of the held-out targets of a finished run."""
+
+    run: Path
+    """Run folder of `pretrain`."""
+    batches: int = 2000
+    """For encoder-decoders: training batches whose targets are counted."""
+
+    def __post_init__(self) -> None:
+        if self.batches < 1:
+            raise ConfigError(f"batches: expected at least 1, got {self.batches}")

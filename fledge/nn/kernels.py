@@ -37,6 +37,7 @@ BAND_FACTOR = 2  # documents longer than this many windows are attended band by 
 # longer documents are attended block by block, which is faster from about these lengths on (bench/attention_length.py)
 DENSE_TOKENS = 512  # instead of `dense`
 MASKED_TOKENS = 1024  # instead of `masked` with a bias
+COMPILED_TOKENS = 4096  # instead of it in a compiled pass without gradients
 
 
 def attend(
@@ -196,7 +197,7 @@ def rows(q_BTHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, sight: Sight, bias: Bia
         return banded(q_BTHC, k_BSKC, v_BSKC, None, sight, bias)
     if bias is None and sight.softcap is None and sees_by_causality_alone(sight, n_keys):
         return fast(q_BTHC, k_BSKC, v_BSKC, sight)
-    if n_keys > (MASKED_TOKENS if sight.softcap is None else DENSE_TOKENS):
+    if n_keys > longest_dense(sight):
         return blockwise(q_BTHC, k_BSKC, v_BSKC, plan(q_BTHC.shape[1], n_keys, sight, q_BTHC.device), sight, bias)
     q_pos = torch.arange(q_BTHC.shape[1], device=q_BTHC.device)
     k_pos = torch.arange(n_keys, device=q_BTHC.device)
@@ -205,6 +206,14 @@ def rows(q_BTHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, sight: Sight, bias: Bia
         return dense(q_BTHC, k_BSKC, v_BSKC, mask, sight, bias)
     added = None if bias is None else bias(q_BTHC, k_BSKC, 0, 0)
     return masked(q_BTHC, k_BSKC, v_BSKC, None if whole(sight) else mask, added, sight)
+
+
+def longest_dense(sight: Sight) -> int:
+    """Keys of the longest document whose scores are made all at once."""
+    if sight.softcap is not None:
+        return DENSE_TOKENS
+    # the compiler writes a bias once for all layers, and torch's kernel reads it faster than blocks are computed
+    return COMPILED_TOKENS if torch.compiler.is_compiling() and not torch.is_grad_enabled() else MASKED_TOKENS
 
 
 def by_bands(sight: Sight, bias: Bias | None, n_keys: int) -> bool:

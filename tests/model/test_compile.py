@@ -10,10 +10,11 @@ from fledge.model.config import ShapeConfig
 from fledge.model.families import family
 from fledge.model.init import initialise
 from fledge.model.transformer import Transformer, build
+from fledge.nn import kernels
 
 
-def tiny(name: str) -> Transformer:
-    shape = ShapeConfig(name, width=32, layers=1, heads=4, hidden=48, vocab_size=50, context_tokens=24)
+def tiny(name: str, n_tokens: int = 24) -> Transformer:
+    shape = ShapeConfig(name, width=32, layers=1, heads=4, hidden=48, vocab_size=50, context_tokens=n_tokens)
     return initialise(build(family(name).new_config(shape), "cpu"), 1)
 
 
@@ -44,3 +45,18 @@ def test_a_compiled_model_is_one_graph_and_equal(name):
             parameter.add_(torch.randn(parameter.shape), alpha=0.1)
     changed = figures(*graphs)
     assert not torch.allclose(changed[1], compiled[1])  # the control: the graph reads the weights of today
+
+
+@pytest.mark.slow
+def test_a_long_bias_is_added_whole_in_a_compiled_forward_pass(monkeypatch):
+    model = tiny("t5", 1100)
+    ids = torch.randint(0, 50, (1, 1100), generator=torch.Generator().manual_seed(2))
+    tokens, layout = one_document(ids), OneDocument()
+    torch.compiler.reset()
+    with torch.no_grad():
+        plain = model(tokens, layout, source=(tokens, layout))  # block by block
+        monkeypatch.setattr(kernels, "blockwise", None)
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        assert torch.allclose(compiled(tokens, layout, source=(tokens, layout)), plain, atol=1e-5, rtol=1e-4)
+        with pytest.raises(TypeError, match="not callable"):  # the control
+            model(tokens, layout, source=(tokens, layout))

@@ -6,11 +6,13 @@ the host by whoever made the batch, so that a kernel is chosen without looking a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 PADDING = -1  # document id of a token that is not there
 GLOBAL = 1  # kind of a token that patterns treat as global, or as part of a prefix
@@ -182,3 +184,65 @@ def slice_layout(layout: Layout, start: int, stop: int, row_tokens: int) -> Layo
     if isinstance(layout, Cached):
         return Cached(layout.slots[start:stop], layout.starts[start:stop], layout.counts[start:stop])
     return layout
+
+
+def join_rows(parts: Sequence[Batch], order: Sequence[int] | None = None, pad_id: int = 0) -> Batch:
+    """The rows of several batches as one, each part below the one before; with `order`, row r is that row of them.
+    Shorter rows are padded to the longest. The inverse of `slice_rows`; all parts are of one kind of batch."""
+    if len(parts) == 1 and order is None:
+        return parts[0]
+    n_rows = sum(len(part.targets) for part in parts)
+    rows = list(range(n_rows)) if order is None else list(order)
+    width = max(part.targets.shape[1] for part in parts)
+    tokens, layout = join_tokens([(part.tokens, part.layout) for part in parts], rows, pad_id)
+    names = [name for part in parts for name in part.sample_ids]
+    sources = [part.source for part in parts if part.source is not None]
+    answers = [part.answers for part in parts if part.answers is not None]
+    return Batch(
+        tokens,
+        below([part.targets for part in parts], width, pad_id)[rows],
+        below([part.weight for part in parts], width, 0)[rows],
+        layout,
+        tuple(names[row] for row in rows) if names else (),
+        join_tokens(sources, rows, pad_id) if sources else None,
+        torch.cat(answers)[rows] if answers else None,
+    )
+
+
+def join_tokens(parts: Sequence[tuple[Tokens, Layout]], rows: list[int], pad_id: int) -> tuple[Tokens, Layout]:
+    width = max(tokens.ids.shape[1] for tokens, _ in parts)
+    fills = {"ids": pad_id, "pos": 0, "doc": PADDING}
+    ids, pos, doc = (below([getattr(t, name) for t, _ in parts], width, fill)[rows] for name, fill in fills.items())
+    kinds = [torch.zeros_like(t.ids) if t.kind is None else t.kind for t, _ in parts]
+    kind = below(kinds, width, 0)[rows] if any(t.kind is not None for t, _ in parts) else None
+    return Tokens(ids, pos, doc, kind), join_layouts(parts, rows, width)
+
+
+def below(parts: Sequence[Tensor], width: int, fill: int) -> Tensor:
+    """Tensors [B, T] one below the other, each filled up to [B, width]."""
+    return torch.cat([pad(part, (0, width - part.shape[1]), value=fill) for part in parts])
+
+
+def join_layouts(parts: Sequence[tuple[Tokens, Layout]], rows: list[int], width: int) -> Layout:
+    ends = [row for tokens, layout in parts for row in row_ends(layout, *tokens.ids.shape)]  # of every row's documents
+    if not any(isinstance(layout, Packed) for _, layout in parts):
+        lengths = tuple(ends[row][0] for row in rows)
+        return OneDocument() if min(lengths) == width else Padded(lengths)
+    bounds = [0]
+    for number, row in enumerate(rows):
+        filled = ends[row] if ends[row][-1] == width else [*ends[row], width]
+        bounds += [number * width + end for end in filled]
+    return Packed(tuple(bounds), max(b - a for a, b in zip(bounds, bounds[1:], strict=False)))
+
+
+def row_ends(layout: Layout, n_rows: int, row_tokens: int) -> list[list[int]]:
+    """Where the documents of each row end, in tokens from its begin."""
+    if isinstance(layout, Padded):
+        return [[length] for length in layout.lengths]
+    if isinstance(layout, Packed):
+        found: list[list[int]] = [[] for _ in range(n_rows)]
+        for edge in layout.cu_seqlens[1:]:
+            found[(edge - 1) // row_tokens].append((edge - 1) % row_tokens + 1)
+        return found
+    assert isinstance(layout, OneDocument), "cached rows are made by the engine alone"
+    return [[row_tokens]] * n_rows

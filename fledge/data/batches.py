@@ -42,13 +42,20 @@ class TextBatches:
         self.reader = WindowReader(shard, cross_documents)
         self.order = lru_cache(maxsize=4)(self.epoch_order)
 
+    @property
+    def tokens_per_epoch(self) -> int:
+        return self.rows_per_epoch * self.row_tokens
+
     def batch(self, index: int) -> Batch:
         """Global batch `index`: B = rows."""
-        return self.reader.read(self.starts(index, 0, self.rows), self.row_tokens)
+        return self.rows_at(np.arange(index * self.rows, (index + 1) * self.rows))
 
-    def starts(self, index: int, first: int, last: int) -> np.ndarray:
-        """Where rows first..last-1 of batch `index` begin in the shard, int64 [last - first]."""
-        places = np.arange(index * self.rows + first, index * self.rows + last)
+    def rows_at(self, places: np.ndarray) -> Batch:
+        """The rows at these places of the endless order, rising, int64 [B]."""
+        return self.reader.read(self.starts(places), self.row_tokens)
+
+    def starts(self, places: np.ndarray) -> np.ndarray:
+        """Where the rows at `places` (rising) begin in the shard, int64 [B]."""
         epochs, places = np.divmod(places, self.rows_per_epoch)
         starts = np.empty_like(places)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):

@@ -40,7 +40,7 @@ class DenoiseBatches(KeyedBatches):
             segments, corruption, start_id, pad_id, most,
         )  # fmt: skip
         self.table = segments.packed(segments.most + FRAME, FRAME) if layout == "packed" else None
-        super().__init__(len(segments) if self.table is None else len(self.table), rows, seed)
+        super().__init__(len(segments) if self.table is None else len(self.table), segments.n_tokens, rows, seed)
 
     def made(self, chosen: Sequence[tuple[int, int]]) -> Batch:
         sources, targets, names = [], [], []
@@ -86,7 +86,7 @@ class PrefixBatches(KeyedBatches):
         # the last token of a row is a target only
         self.segments = Segments(shard, tokenizer, row_tokens + 1 - self.frame.n_tokens, 2, cross_documents)
         self.table = self.segments.packed(row_tokens, self.frame.n_tokens - 1)
-        super().__init__(len(self.table), rows, seed)
+        super().__init__(len(self.table), self.segments.n_tokens, rows, seed)
 
     def made(self, chosen: Sequence[tuple[int, int]]) -> Batch:
         rows, names = [], []

@@ -28,18 +28,22 @@ class Piece:
 
 
 class KeyedBatches(ABC):
-    """The endless sequence of batches over `n_rows` rows: each epoch visits every row once in an order of its own.
+    """The endless sequence of batches over the rows of an epoch, each of which is visited once in an order of its own.
 
     A subclass says in `made` what row `number` is in `epoch`."""
 
-    def __init__(self, n_rows: int, rows: int, seed: int):
-        self.n_rows, self.rows, self.seed = n_rows, rows, seed
-        self.order = lru_cache(maxsize=4)(lambda epoch: KeyedPermutation(n_rows, seed, epoch))
+    def __init__(self, rows_per_epoch: int, tokens_per_epoch: int, rows: int, seed: int):
+        self.rows_per_epoch, self.tokens_per_epoch = rows_per_epoch, tokens_per_epoch  # tokens of text
+        self.rows, self.seed = rows, seed
+        self.order = lru_cache(maxsize=4)(lambda epoch: KeyedPermutation(rows_per_epoch, seed, epoch))
 
     def batch(self, index: int) -> Batch:
         """Global batch `index`: B = rows."""
-        places = np.arange(index * self.rows, (index + 1) * self.rows)
-        epochs, places = np.divmod(places, self.n_rows)
+        return self.rows_at(np.arange(index * self.rows, (index + 1) * self.rows))
+
+    def rows_at(self, places: np.ndarray) -> Batch:
+        """The rows at these places of the endless order, int64 [B]."""
+        epochs, places = np.divmod(places, self.rows_per_epoch)
         return self.made([
             (int(epoch), int(self.order(int(epoch)).at(np.array([place]))[0]))
             for epoch, place in zip(epochs, places, strict=True)
@@ -57,13 +61,15 @@ class EveryRow(Sequence[Batch]):
         self.batches = batches
 
     def __len__(self) -> int:
-        return -(-self.batches.n_rows // self.batches.rows)
+        return -(-self.batches.rows_per_epoch // self.batches.rows)
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # int -> Batch
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
         first = index * self.batches.rows
-        return self.batches.made([(0, n) for n in range(first, min(first + self.batches.rows, self.batches.n_rows))])
+        return self.batches.made(
+            [(0, n) for n in range(first, min(first + self.batches.rows, self.batches.rows_per_epoch))]
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         return (self[index] for index in range(len(self)))

@@ -57,7 +57,8 @@ class MaskedBatches(KeyedBatches):
         self.table: PackedRows | None = None
         if layout == "packed":
             self.table = self.segments.packed(row_tokens, self.frame.n_tokens)
-        super().__init__(len(self.table) if self.table is not None else len(self.segments), rows, seed)
+        n_rows = len(self.table) if self.table is not None else len(self.segments)
+        super().__init__(n_rows, self.segments.n_tokens, rows, seed)
 
     def made(self, chosen: Sequence[tuple[int, int]]) -> Batch:
         rows, names = [], []
@@ -90,7 +91,7 @@ class PairBatches(KeyedBatches):
         room = row_tokens - self.frame.n_tokens - len(self.frame.after)
         self.pairs = Pairs(shard, tokenizer, pairs, relation, room, seed)
         self.masker, self.kinds = Masker(tokenizer, masking, seed), kinds
-        super().__init__(len(self.pairs), rows, seed)
+        super().__init__(len(self.pairs), self.pairs.n_tokens, rows, seed)
 
     def made(self, chosen: Sequence[tuple[int, int]]) -> Batch:
         rows, names, answers = [], [], []

@@ -59,6 +59,11 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.chunks)
 
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all chunks, each counted up to the room of a row."""
+        return int(np.minimum(self.room, self.edges[self.chunks[:, 2]] - self.edges[self.chunks[:, 1]]).sum())
+
     def find_sentences(self, tokenizer: Tokenizer) -> None:
         """`edges` int64: where sentences begin, and the end of each document's last; `first` and `last` int64: which of
         these are a document's first sentence and its end."""

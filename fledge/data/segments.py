@@ -70,6 +70,11 @@ class Segments:
     def __len__(self) -> int:
         return len(self.starts)
 
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all segments."""
+        return int(self.lengths.sum())
+
     def ids(self, number: int) -> np.ndarray:
         """The tokens of one segment, int64 [n]."""
         start = int(self.starts[number])

@@ -80,6 +80,11 @@ class Dataset:
         whole = f"{self.train.digest} {self.val.digest} {self.tokenizer.digest}"
         return hashlib.sha256(whole.encode()).hexdigest()
 
+    @property
+    def parents(self) -> dict[str, str]:
+        """Digests for the card of what is made of it."""
+        return {"data": self.card["digest"]}
+
     def check(self) -> None:
         """Read both shards and compare them with the card. Raises DataError naming the file that was changed since."""
         for name in (f"{split}{ending}" for split in SPLITS for ending in (".bin", ".idx.npy")):

@@ -6,7 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fledge.config import from_dict, read_yaml
+from fledge.config import convert, from_dict, read_yaml
+from fledge.data.mixture import Mixture, Source, SourcePlan, plan_lines, planned
+from fledge.data.mixture_config import SourceConfig, StageConfig, check_mixture
+from fledge.data.shards import open_shards
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.cost import DEVICES, Budget, number_of, this_cpu, training_cost
@@ -39,6 +42,8 @@ def show(config: ShowConfig, json: bool = False) -> dict[str, Any]:
         row_tokens = config.row_tokens or model.context_tokens
         result["training_bytes"] = vars(training_memory(model, config.rows, row_tokens))
         result["checkpointed_training_bytes"] = vars(training_memory(model, config.rows, row_tokens, True))
+    if config.path.endswith((".yaml", ".yml")):
+        result |= mixture_plan(read_yaml(config.path), model.context_tokens)
     if config.tokens:
         result["training_run"] = training_run(config, counts.training_flops_per_token, weight_flops_per_token(model))
     if not json:
@@ -72,6 +77,23 @@ def resolve(config: ShowConfig) -> ModelConfig:
     return family(shape.family).new_config(replace(shape, vocab_size=shape.vocab_size or DEFAULT_VOCAB))
 
 
+def mixture_plan(file: dict[str, Any], context_tokens: int) -> dict[str, Any]:
+    """What the run of a training file reads of each source of its mixture, in windows; nothing where it has none, or
+    where it leaves out the steps or the rows. Raises DataError for a mixture that can't be opened or doesn't last."""
+    data, train = (group if isinstance(group, dict) else {} for group in (file.get("data"), file.get("train")))
+    steps, rows, row_tokens, seed = (train.get(key) for key in ("steps", "rows", "row_tokens", "seed"))
+    if not data.get("mixture") or not isinstance(steps, int) or not isinstance(rows, int):
+        return {}
+    sources = convert(tuple[SourceConfig, ...], data["mixture"], "data.mixture")
+    stages = convert(tuple[StageConfig, ...], data.get("stages") or [], "data.stages")
+    check_mixture(sources, stages)
+    mixture = Mixture(tuple(Source(source, open_shards(source.path)) for source in sources), stages)
+    length = row_tokens or context_tokens
+    n_rows = [max(1, (source.dataset.train.n_tokens - length) // length) for source in mixture.sources]
+    plan = planned(mixture, [(n, n * length) for n in n_rows], steps, rows, 1 if seed is None else seed)
+    return {"mixture": [vars(source) for source in plan]}
+
+
 def training_run(config: ShowConfig, flops: float, weight_flops: float) -> dict[str, Any]:
     """What a run over `config.tokens` takes; see `training_cost`."""
     device = this_cpu(config.watts) if config.device == "cpu" else DEVICES[config.device]
@@ -102,7 +124,8 @@ def print_counts(result: dict[str, Any], cache_bits: int) -> None:
             peak = parts.pop("peak")
             told = " · ".join(f"{name} {text}" for name, text in parts.items())
             print(f"training   {peak} at its peak{how}: {told}")
-
+    for line in plan_lines([SourcePlan(**source) for source in result.get("mixture", ())]):
+        print(f"reads      {line}")
     if "training_run" in result:
         print_run(result["training_run"])
 

@@ -15,7 +15,8 @@ class ShowConfig:
     """What a model would be, from its config alone: nothing is allocated."""
 
     path: str = ""
-    """A model folder, a preset's name, or a YAML file with a `model:` group; or give model.width=… and so on."""
+    """A model folder, a preset's name, or a YAML file with a `model:` group (of its mixture it tells what the run reads
+    of each source); or give model.width=… and so on."""
     model: ShapeConfig = field(default_factory=ShapeConfig)
     """A new model's shape (over the file's)."""
     cache_bits: Literal[8, 16, 32] = 16

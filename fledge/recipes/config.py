@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from fledge.data.mixture_config import SourceConfig, StageConfig, check_mixture
 from fledge.data.objectives import InfillConfig, MaskingConfig, NoiseConfig, Objective, PairsConfig, SpansConfig
 from fledge.errors import ConfigError
 from fledge.model.config import ShapeConfig
@@ -19,6 +20,10 @@ class TextDataConfig:
 
     path: str = ""
     """A dataset folder (from data build), a folder of text, or one text file."""
+    mixture: tuple[SourceConfig, ...] = ()
+    """Several dataset folders in place of `path`, by weights: [{path: A, weight: 3}, {path: B}]."""
+    stages: tuple[StageConfig, ...] = ()
+    """Other weights of the mixture from some step on: [{from_step: 500, weights: {A: 1}, ramp_steps: 100}]."""
     tokenizer: str = ""
     """For raw text: a tokenizer folder, "characters" or "bytes" (the default). A dataset folder brings its own."""
     val_fraction: float = 0.1
@@ -31,6 +36,9 @@ class TextDataConfig:
 
     def __post_init__(self) -> None:
         check_fraction(self.val_fraction)
+        if self.mixture and self.path:
+            raise ConfigError("data.path: expected none beside data.mixture; make it one of the mixture")
+        check_mixture(self.mixture, self.stages)
 
 
 @dataclass(frozen=True)

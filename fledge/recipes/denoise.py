@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-from fledge.batch import Batch
 from fledge.data.denoise import prefix_split, span_corruption, text_noise
 from fledge.data.denoise_batches import DenoiseBatches, PrefixBatches
-from fledge.data.keyed_batches import EveryRow, KeyedBatches
+from fledge.data.keyed_batches import KeyedBatches
 from fledge.data.segments import Segments, frame_of
-from fledge.data.shards import Dataset, Shard
+from fledge.data.shards import Shard
 from fledge.data.spans import text_tokens
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig
-from fledge.model.transformer import Transformer
 from fledge.model.variants import OWN_FORMAT
 from fledge.nn.config import Prefix
 from fledge.recipes.config import PretrainConfig
-from fledge.recipes.language import LanguageRecipe
+from fledge.recipes.reading import Reading, keyed_reading
 from fledge.text.tokenizer import Tokenizer
 
 
-def denoise_recipe(
-    config: PretrainConfig, dataset: Dataset, tokenizer: Tokenizer, model: Transformer, row_tokens: int,
-    evaluation_rows: int,
-) -> LanguageRecipe:  # fmt: skip
-    """The recipe of objectives `spans`, `denoise` and `prefix`. `row_tokens`: of a source, or of a decoder's row."""
+def denoise_reading(config: PretrainConfig, tokenizer: Tokenizer, model: ModelConfig, row_tokens: int) -> Reading:
+    """How objectives `spans`, `denoise` and `prefix` read a shard. `row_tokens`: of a source, or of a decoder's row."""
 
     def batches(shard: Shard, rows: int, seed: int) -> KeyedBatches:
-        crossing = config.data.cross_documents
-        if model.config.encoder is None:
-            return PrefixBatches(shard, tokenizer, row_tokens, rows, seed, crossing)
-        return source_batches(config, shard, tokenizer, model.config, row_tokens, rows, seed)
+        if model.encoder is None:
+            return PrefixBatches(shard, tokenizer, row_tokens, rows, seed, config.data.cross_documents)
+        return source_batches(config, shard, tokenizer, model, row_tokens, rows, seed)
 
-    source = batches(dataset.train, config.train.rows, config.train.seed)
-    held_out: Sequence[Batch] = EveryRow(batches(dataset.val, evaluation_rows, 0)) if dataset.val.n_tokens else ()
-    parents = {"data": dataset.card["digest"], "tokenizer": tokenizer.digest}
-    return LanguageRecipe(model, tokenizer, source, held_out, dataset.digest, parents)
+    return keyed_reading(batches)
 
 
 def source_batches(

@@ -12,10 +12,12 @@ from typing import Protocol
 from torch import Tensor
 
 from fledge.batch import PADDING, Batch, Loss, Term, Tokens
+from fledge.data.mixture import SourcePlan
 from fledge.errors import ConfigError
 from fledge.model.folder import save_model
 from fledge.model.transformer import Transformer
 from fledge.nn.feedforward import Experts, load_balance
+from fledge.recipes.held_out import HeldOut, overall
 from fledge.text.tokenizer import Tokenizer
 from fledge.train.config import TrainConfig
 
@@ -28,7 +30,8 @@ class BatchSource(Protocol):
 
 @dataclass
 class LanguageRecipe:
-    """Train `model` on `source`; validate on `held_out` batches (a sequence made as it is read)."""
+    """Train `model` on `source`; validate on `held_out` batches (a sequence made as it is read), or on those of each of
+    a mixture's `sources`. `plan`: what the run reads of them."""
 
     model: Transformer
     tokenizer: Tokenizer
@@ -36,6 +39,8 @@ class LanguageRecipe:
     held_out: Sequence[Batch]
     data_digest: str
     parents: dict[str, str] = field(default_factory=dict)
+    sources: tuple[HeldOut, ...] = ()
+    plan: Sequence[SourcePlan] = ()
 
     def batch(self, index: int) -> Batch:
         return self.source.batch(index)
@@ -53,12 +58,18 @@ class LanguageRecipe:
         return Loss(terms)
 
     def validate(self, rows: int) -> dict[str, float]:
+        """The figures of `measured`; of a mixture by source too, `rows` shared evenly between them."""
+        if not self.sources:
+            return self.measured(self.held_out, rows)
+        each = -(-rows // len(self.sources))
+        return overall([(source, self.measured(source.batches, each)) for source in self.sources])
+
+    def measured(self, held_out: Sequence[Batch], rows: int) -> dict[str, float]:
         """`val_loss`: nats per held-out target; `val_tokens`: how many. `rows` > 0 takes evenly spaced batches."""
-        chosen = spaced(len(self.held_out), rows, self.held_out[0].targets.shape[0]) if self.held_out else []
         device = self.model.embedding.weight.device
         nats = weight = 0.0
-        for index in chosen:
-            batch = self.held_out[index].to(device)
+        for index in spaced(held_out, rows):
+            batch = held_out[index].to(device)
             total = self.model.loss_sum(batch.tokens, batch.layout, batch.targets, batch.weight, batch.source)
             nats += float(total)
             weight += float(batch.weight.sum())
@@ -90,9 +101,10 @@ def row_tokens_of(train: TrainConfig, context_tokens: int) -> int:
     return train.row_tokens or context_tokens
 
 
-def spaced(n_batches: int, rows: int, rows_per_batch: int) -> list[int]:
+def spaced(batches: Sequence[Batch], rows: int) -> list[int]:
     """Indices of about `rows` rows' worth of batches, evenly spaced; all for `rows` 0."""
-    if n_batches == 0:
-        return []
-    wanted = n_batches if rows == 0 else min(n_batches, max(1, -(-rows // max(1, rows_per_batch))))
+    n_batches = len(batches)
+    if not n_batches or not rows:
+        return list(range(n_batches))
+    wanted = min(n_batches, max(1, -(-rows // max(1, len(batches[0].targets)))))
     return sorted({index * n_batches // wanted for index in range(wanted)})

@@ -13,15 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fledge.batch import Batch, Loss, Term
-from fledge.data.keyed_batches import EveryRow, KeyedBatches
+from fledge.data.keyed_batches import KeyedBatches
 from fledge.data.masked_batches import MaskedBatches, PairBatches
-from fledge.data.shards import Dataset, Shard
+from fledge.data.shards import Shard
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig
 from fledge.model.transformer import Transformer
 from fledge.nn.losses import cross_entropy_sum, fused_cross_entropy_sum
 from fledge.recipes.config import PretrainConfig
 from fledge.recipes.language import LanguageRecipe, spaced
+from fledge.recipes.reading import Reading, keyed_reading
 from fledge.text.tokenizer import Tokenizer
 
 RELATION_HEADS = ("next_sentence", "sentence_order")
@@ -49,14 +50,13 @@ class MaskedRecipe(LanguageRecipe):
             terms[self.relation] = Term(total, weights[self.relation])
         return Loss(terms)
 
-    def validate(self, rows: int) -> dict[str, float]:
+    def measured(self, held_out: Sequence[Batch], rows: int) -> dict[str, float]:
         """`val_loss`: the objective on held-out rows whose masks never change; `val_masked_loss` (nats a masked token)
         and `val_masked_accuracy`; with pairs also the head's `val_NAME_loss` and `val_NAME_accuracy`."""
-        chosen = spaced(len(self.held_out), rows, self.held_out[0].targets.shape[0]) if self.held_out else []
         names = ("masked", self.relation) if self.relation else ("masked",)
         sums = {name: [0.0, 0.0, 0.0] for name in names}  # nats, right ones, all
-        for index in chosen:
-            batch = self.held_out[index].to(self.model.embedding.weight.device)
+        for index in spaced(held_out, rows):
+            batch = held_out[index].to(self.model.embedding.weight.device)
             hidden = self.model.hidden(batch.tokens, batch.layout)
             there = batch.weight > 0
             asked = [(self.model.logits(hidden[there]), batch.targets[there])]
@@ -112,29 +112,17 @@ def relation_of(config: ModelConfig, objective: str) -> str:
     return heads[0]
 
 
-def masked_recipe(
-    config: PretrainConfig, dataset: Dataset, tokenizer: Tokenizer, model: Transformer, row_tokens: int,
-    evaluation_rows: int,
-) -> MaskedRecipe:  # fmt: skip
-    """The recipe of objectives `masked`, `masked+next` and `masked+order`."""
-    relation = relation_of(model.config, config.objective)
+def masked_reading(config: PretrainConfig, tokenizer: Tokenizer, model: ModelConfig, row_tokens: int) -> Reading:
+    """How objectives `masked`, `masked+next` and `masked+order` read a shard."""
+    masking, data = config.masking, config.data
 
     def batches(shard: Shard, rows: int, seed: int) -> KeyedBatches:
-        if not relation:
-            return MaskedBatches(
-                shard,
-                tokenizer,
-                config.masking,
-                row_tokens,
-                rows,
-                seed,
-                config.data.layout,
-                config.data.cross_documents,
-            )
-        kinds, how = model.config.stack.inputs.kinds > 1, "next" if config.objective == "masked+next" else "order"
-        return PairBatches(shard, tokenizer, config.masking, config.pairs, how, row_tokens, rows, seed, kinds)  # type: ignore[arg-type]
+        return MaskedBatches(
+            shard, tokenizer, masking, row_tokens, rows, seed, data.layout, data.cross_documents
+        )  # fmt: skip
 
-    source = batches(dataset.train, config.train.rows, config.train.seed)
-    held_out: Sequence[Batch] = EveryRow(batches(dataset.val, evaluation_rows, 0)) if dataset.val.n_tokens else ()
-    parents = {"data": dataset.card["digest"], "tokenizer": tokenizer.digest}
-    return MaskedRecipe(model, tokenizer, source, held_out, dataset.digest, parents, relation)
+    def pairs(shard: Shard, rows: int, seed: int) -> KeyedBatches:
+        kinds, how = model.stack.inputs.kinds > 1, "next" if config.objective == "masked+next" else "order"
+        return PairBatches(shard, tokenizer, masking, config.pairs, how, row_tokens, rows, seed, kinds)  # type: ignore[arg-type]
+
+    return keyed_reading(pairs if config.objective in PAIRED else batches)

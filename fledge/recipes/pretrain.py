@@ -10,19 +10,22 @@ from typing import Any
 from fledge.data.batches import TextBatches, windows
 from fledge.data.build import check_text_path, from_text_path
 from fledge.data.infill_batches import InfillBatches
-from fledge.data.shards import Dataset, open_shards
-from fledge.errors import ConfigError
-from fledge.log import RunLog
+from fledge.data.mixed_batches import RowSource
+from fledge.data.mixture import Mixture, Source, plan_lines
+from fledge.data.shards import Dataset, Shard, open_shards
+from fledge.errors import ConfigError, DataError
+from fledge.log import RunLog, say
 from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families import family, over_preset
 from fledge.model.init import initialise
 from fledge.model.transformer import Transformer, build
 from fledge.nn.block import Block, InputLayer
 from fledge.recipes.config import PretrainConfig
-from fledge.recipes.denoise import denoise_recipe
-from fledge.recipes.language import BatchSource, LanguageRecipe, row_tokens_of
-from fledge.recipes.masked import masked_recipe
+from fledge.recipes.denoise import denoise_reading
+from fledge.recipes.language import LanguageRecipe, row_tokens_of
+from fledge.recipes.masked import MaskedRecipe, masked_reading, relation_of
 from fledge.recipes.objective import MASKED, objective_model, objective_shape, objective_tokenizer
+from fledge.recipes.reading import Data, Reading, mixed
 from fledge.recipes.sample import sample_hook
 from fledge.recipes.session import run_recipe
 from fledge.text.tokenizer import Tokenizer
@@ -30,6 +33,7 @@ from fledge.train.lock import RunLock
 from fledge.train.recipe import Hook, Recipe
 
 DATA = "data"  # of the run folder: shards made from raw text
+TRAIN = "train.bin"  # what tells a dataset folder from raw text
 
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
@@ -37,67 +41,99 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
     Gives `val_loss` (nats a token over all of the held-out text), `steps`, `tokens`, `seconds`, and the model's folder.
     """
-    if not config.data.path:
+    if not config.data.path and not config.data.mixture:
         raise ConfigError("data.path: expected a dataset folder, a folder of text or a text file; set data.path=…")
-    check_text_path(config.data.path, config.data.tokenizer or "bytes", Path(config.run.dir) / DATA)
+    if config.data.path:
+        check_text_path(config.data.path, config.data.tokenizer or "bytes", Path(config.run.dir) / DATA)
     shape = objective_shape(config)
     sketch = objective_model(config, shaped(shape, shape.vocab_size or 1))  # what can't be is refused before the work
     row_tokens_of(config.train, sketch.context_tokens)
     with RunLock(config.run.dir):  # from here on: raw text becomes shards inside the run folder
-        return pretrain_on(config, open_dataset(config, Path(config.run.dir)))
+        return pretrain_on(config, open_data(config, Path(config.run.dir)))
 
 
-def pretrain_on(config: PretrainConfig, dataset: Dataset) -> dict[str, Any]:
-    """`pretrain` on an opened dataset, in a run folder that the caller has locked."""
-    tokenizer = objective_tokenizer(config, dataset.tokenizer)
+def pretrain_on(config: PretrainConfig, data: Data) -> dict[str, Any]:
+    """`pretrain` on opened data, in a run folder that the caller has locked."""
+    tokenizer = objective_tokenizer(config, data.tokenizer)
     model_config = objective_model(config, resolve_shape(objective_shape(config), tokenizer))
     family(model_config.family).write(model_config)  # refused now if these ids can't be saved, not at a checkpoint
     row_tokens = row_tokens_of(config.train, model_config.context_tokens)
 
     def make_recipe(load: Callable[[], Transformer] | None) -> LanguageRecipe:
         fresh = load or (lambda: initialise(build(model_config, "cpu"), config.train.seed))
-        return objective_recipe(config, dataset, tokenizer, with_dropout(fresh(), config.model.dropout), row_tokens)
+        return objective_recipe(config, data, tokenizer, with_dropout(fresh(), config.model.dropout), row_tokens)
 
     def make_hooks(recipe: Recipe, log: RunLog) -> Sequence[Hook]:
+        if isinstance(recipe, LanguageRecipe) and recipe.plan:
+            say("\n".join(plan_lines(recipe.plan)))
+            log.write("mixture", sources=[vars(source) for source in recipe.plan])
         if not config.train.sample_every_steps:
             return ()
         start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         ids = start + tokenizer.encode(config.sample.prompt)
-        ids = ids or dataset.val.tokens[:1].tolist()
+        ids = ids or (data.sources[0].dataset if isinstance(data, Mixture) else data).val.tokens[:1].tolist()
         every = config.train.sample_every_steps
         return [sample_hook(recipe.model, tokenizer, ids, config.sample, log, every)]
 
-    return run_recipe(config, model_config, make_recipe, make_hooks, dataset.digest)
+    return run_recipe(config, model_config, make_recipe, make_hooks, data.digest)
 
 
 def objective_recipe(
-    config: PretrainConfig, dataset: Dataset, tokenizer: Tokenizer, model: Transformer, row_tokens: int
+    config: PretrainConfig, data: Data, tokenizer: Tokenizer, model: Transformer, row_tokens: int
 ) -> LanguageRecipe:
     """The recipe of `config.objective` for a model that it can train."""
-    if config.objective != "causal":
-        make = masked_recipe if config.objective in MASKED else denoise_recipe
-        return make(config, dataset, tokenizer, model, row_tokens, evaluation_rows(row_tokens))
-    crossing, train = config.data.cross_documents, config.train
-    held_out = windows(dataset.val, row_tokens, evaluation_rows(row_tokens), crossing)
-    source: BatchSource = TextBatches(dataset.train, row_tokens, train.rows, train.seed, crossing)
-    if config.infill.rate:
-        source = InfillBatches(dataset.train, tokenizer, config.infill, row_tokens, train.rows, train.seed, crossing)
-    parents = {"data": dataset.card["digest"], "tokenizer": tokenizer.digest}
-    return LanguageRecipe(model, tokenizer, source, held_out, dataset.digest, parents)
+    train, rows = config.train, evaluation_rows(row_tokens)
+    make = causal_reading if config.objective == "causal" else denoise_reading
+    reading = (masked_reading if config.objective in MASKED else make)(config, tokenizer, model.config, row_tokens)
+    parents = data.parents | {"tokenizer": tokenizer.digest}
+    if isinstance(data, Mixture):
+        source, sources, plan = mixed(reading, data, train, rows, tokenizer.pad_id or 0)
+        recipe = LanguageRecipe(model, tokenizer, source, (), data.digest, parents, sources, plan)
+    else:
+        endless, held_out = reading.batches(data.train, train.rows, train.seed), reading.held_out(data.val, rows)
+        recipe = LanguageRecipe(model, tokenizer, endless, held_out, data.digest, parents)
+    if config.objective in MASKED:
+        return MaskedRecipe(**vars(recipe), relation=relation_of(model.config, config.objective))
+    return recipe
 
 
-def open_dataset(config: PretrainConfig, run_folder: Path) -> Dataset:
-    """The dataset folder at `data.path`, its shards as they were built, or shards made from raw text under the run
-    folder."""
-    data, path = config.data, Path(config.data.path)
-    if (path / "train.bin").is_file():
-        if data.tokenizer:
-            raise ConfigError("data.tokenizer: a dataset folder brings its own tokenizer; leave it out")
-        dataset = open_shards(path)
-        if not config.train.allow_changes:
-            dataset.check()
-        return dataset
+def causal_reading(config: PretrainConfig, tokenizer: Tokenizer, model: ModelConfig, row_tokens: int) -> Reading:
+    """How a causal model reads a shard: in windows, as the text stands or with middles moved to the end."""
+    crossing = config.data.cross_documents
+
+    def batches(shard: Shard, rows: int, seed: int) -> RowSource:
+        if config.infill.rate:
+            return InfillBatches(shard, tokenizer, config.infill, row_tokens, rows, seed, crossing)
+        return TextBatches(shard, row_tokens, rows, seed, crossing)
+
+    return Reading(batches, lambda shard, rows: windows(shard, row_tokens, rows, crossing))
+
+
+def open_data(config: PretrainConfig, run_folder: Path) -> Data:
+    """The mixture, or the dataset folder at `data.path`, its shards as they were built, or shards made from raw text
+    under the run folder."""
+    data = config.data
+    if data.mixture:
+        folders = [(Path(source.path), f"data.mixture[{n}].path") for n, source in enumerate(data.mixture)]
+        opened = [open_dataset(config, path, at) for path, at in folders]
+        sources = (Source(source, dataset) for source, dataset in zip(data.mixture, opened, strict=True))
+        return Mixture(tuple(sources), data.stages)
+    path = Path(data.path)
+    if (path / TRAIN).is_file():
+        return open_dataset(config, path, "data.path")
     return from_text_path(path, data.tokenizer or "bytes", data.val_fraction, run_folder / DATA)
+
+
+def open_dataset(config: PretrainConfig, path: Path, at: str) -> Dataset:
+    """A dataset folder. Raises DataError if it is none or was changed since it was built."""
+    if not (path / TRAIN).is_file():
+        raise DataError(f"{at}: expected a dataset folder with shards, got {path}; make one with fledge data build")
+    if config.data.tokenizer:
+        raise ConfigError("data.tokenizer: a dataset folder brings its own tokenizer; leave it out")
+    dataset = open_shards(path)
+    if not config.train.allow_changes:
+        dataset.check()
+    return dataset
 
 
 def resolve_shape(shape: ShapeConfig, tokenizer: Tokenizer) -> ModelConfig:

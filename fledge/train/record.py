@@ -84,8 +84,13 @@ def read_run(folder: Path) -> RunRecord:
 def read_cards(folder: Path, config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The cards of the model that the run published and of what it was made from, where they are still there."""
     places = {"model": folder / "model"}
-    for role, group in (("data", "data"), ("base model", "model")):
-        path = config.get(group, {}).get("path") if isinstance(config.get(group), dict) else None
+    data, model = (group if isinstance(group, dict) else {} for group in (config.get("data"), config.get("model")))
+    made_from = [("data", data.get("path")), ("base model", model.get("path"))]
+    sources = data.get("mixture")
+    for source in sources if isinstance(sources, list) else ():
+        if isinstance(source, dict):
+            made_from.append((f"data {source.get('path')}", source.get("path")))
+    for role, path in made_from:
         if isinstance(path, str) and path:
             # A file (chat.jsonl) is described by its folder's card, a run folder by its model's.
             at = Path(path) if Path(path).is_dir() else Path(path).parent

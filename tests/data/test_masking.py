@@ -175,7 +175,7 @@ def test_the_key_decides_and_another_epoch_masks_otherwise():
     assert torch.equal(make().batch(3).tokens.ids, again.tokens.ids)
     assert torch.equal(make().batch(3).weight, again.weight)
     for batches, same in ((dynamic, False), (fixed, True)):
-        epochs = [batches.made([(epoch, row) for row in range(batches.n_rows)]) for epoch in (0, 1)]
+        epochs = [batches.made([(epoch, row) for row in range(batches.rows_per_epoch)]) for epoch in (0, 1)]
         assert torch.equal(epochs[0].targets, epochs[1].targets)
         assert torch.equal(epochs[0].tokens.ids, epochs[1].tokens.ids) == same
 
@@ -188,13 +188,13 @@ def test_every_epoch_shows_every_token_once_as_a_target():
     for layout, kind in (("packed", Packed), ("padded", Padded)):
         batches = MaskedBatches(shard, tokenizer, MaskingConfig(), 64, 3, 1, layout)
         seen, unlike = [], set()
-        for index in range(2 * batches.n_rows):
+        for index in range(2 * batches.rows_per_epoch):
             batch = batches.batch(index)
             unlike.add(type(batch.layout))
             seen += [row[doc >= 0] for row, doc in zip(batch.targets, batch.tokens.doc, strict=True)]
-        assert kind in unlike and len(seen) == 6 * batches.n_rows
+        assert kind in unlike and len(seen) == 6 * batches.rows_per_epoch
         for epoch in range(6):
-            rows = torch.cat(seen[epoch * batches.n_rows : (epoch + 1) * batches.n_rows]).numpy()
+            rows = torch.cat(seen[epoch * batches.rows_per_epoch : (epoch + 1) * batches.rows_per_epoch]).numpy()
             text = rows[~np.isin(rows, [tokenizer.special["cls"], tokenizer.special["sep"]])]
             assert np.array_equal(np.sort(text), everything)
 
@@ -216,7 +216,7 @@ def test_full_rows_are_one_document_and_validation_never_changes():
     batches = MaskedBatches(shard, wordpiece(), MaskingConfig(), 32, 4, 1)
     assert isinstance(batches.made([(0, 0), (0, 1)]).layout, OneDocument)
     one, two = EveryRow(batches), EveryRow(MaskedBatches(shard, wordpiece(), MaskingConfig(), 32, 4, 1))
-    assert sum(len(batch.targets) for batch in one) == batches.n_rows
+    assert sum(len(batch.targets) for batch in one) == batches.rows_per_epoch
     assert all(torch.equal(a.tokens.ids, b.tokens.ids) for a, b in zip(one, two, strict=True))
 
 

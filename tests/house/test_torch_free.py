@@ -25,7 +25,7 @@ FREE_FILES = (
     "fledge.cli.verbs",
     "fledge.cli.page",
 )
-TORCH_FILES = ("batches", "keyed_batches", "masked_batches", "denoise_batches", "infill_batches")
+TORCH_FILES = ("batches", "keyed_batches", "masked_batches", "denoise_batches", "infill_batches", "mixed_batches")
 EXCEPT = tuple(f"fledge.data.{name}" for name in TORCH_FILES)
 
 

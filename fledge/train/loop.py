@@ -26,6 +26,7 @@ from fledge.model.count import flops_per_token
 from fledge.optim.schedule import rate_share
 from fledge.train import checkpointing
 from fledge.train.checkpointing import State
+from fledge.train.clock import clock_of
 from fledge.train.config import TrainConfig
 from fledge.train.faults import Faults
 from fledge.train.optimizer import new_average, new_optimizer
@@ -78,6 +79,7 @@ class Loop:
                 self.average.load(saved)
         self.schedule = c.rate_schedule()
         self.faults = Faults()
+        self.clock = clock_of(run.device.device)
         self.began, self.cpu_began = time.monotonic(), time.process_time()
         self.seconds_before, self.cpu_before = state.seconds, state.cpu_seconds
         self.peak = 0.0
@@ -140,14 +142,17 @@ class Loop:
 
     def one_step(self) -> dict[str, float] | None:
         """Draw a batch and update; None if the batch was skipped."""
-        state, config, recipe = self.state, self.config, self.run.recipe
+        state, config, recipe, clock = self.state, self.config, self.run.recipe, self.clock
         began = time.monotonic()
-        batch = recipe.batch(state.drawn)
+        clock.begin_step(state.step)
+        with clock("data"):
+            batch = recipe.batch(state.drawn)
         terms = self.accumulate(batch, recipe.weights(batch))
         loss_value = sum(terms.values())
         if self.faults.due("nan_loss", state.drawn):
             loss_value = math.nan
-        norm = self.optimizer.clip(config.clip_norm)
+        with clock("optimizer"):
+            norm = self.optimizer.clip(config.clip_norm)
         if self.faults.due("sleep", state.drawn):
             time.sleep(10)
         index, state.drawn = state.drawn, state.drawn + 1
@@ -156,11 +161,13 @@ class Loop:
             self.skip_or_stop(index, batch, loss_value, norm)
             return None
         rate = config.learning_rate * rate_share(state.step, self.schedule)
-        self.optimizer.step(rate)
-        self.optimizer.zero_grad()
         state.step += 1
-        if self.average is not None:
-            self.average.update(state.step)
+        with clock("optimizer"):
+            self.optimizer.step(rate)
+            self.optimizer.zero_grad()
+            if self.average is not None:
+                self.average.update(state.step)
+        clock.end_step()
         n_tokens = batch.n_tokens
         state.tokens += n_tokens
         seconds = time.monotonic() - began
@@ -183,16 +190,18 @@ class Loop:
             micro = batch if micro_rows == rows else slice_rows(batch, start, start + micro_rows)
             if self.model.config.stack.dropout:
                 torch.manual_seed(dropout_seed(self.config.seed, self.state.drawn, start))
-            loss = self.run.recipe.loss(moved(micro, device))
+            with self.clock("forward"):
+                loss = self.run.recipe.loss(moved(micro, device))
             self.check_split(loss, micro_rows, rows)
             objective = sum(
                 term.coefficient / weights[name] * term.total for name, term in loss.terms.items() if weights[name] > 0
             )
-            if isinstance(objective, torch.Tensor) and objective.requires_grad:
-                objective.backward()
-            for name, term in loss.terms.items():
-                totals[name] = totals.get(name, 0.0) + float(term.total.detach())
-                coefficients[name] = term.coefficient
+            with self.clock("backward"):
+                if isinstance(objective, torch.Tensor) and objective.requires_grad:
+                    objective.backward()
+                for name, term in loss.terms.items():
+                    totals[name] = totals.get(name, 0.0) + float(term.total.detach())
+                    coefficients[name] = term.coefficient
         return {n: coefficients[n] * t / weights[n] for n, t in totals.items() if weights[n] > 0}
 
     def check_split(self, loss: Loss, micro_rows: int, rows: int) -> None:
@@ -221,7 +230,8 @@ class Loop:
             self.run.log.write("step", step=state.step, **losses, learning_rate=figures["learning_rate"],
                                gradient_norm=figures["gradient_norm"], tokens=state.tokens,
                                tokens_per_second=round(rate, 1), mfu=round(mfu, 4),
-                               seconds=round(self.seconds(), 4), skipped=state.skipped)  # fmt: skip
+                               seconds=round(self.seconds(), 4), skipped=state.skipped,
+                               times=self.clock.taken())  # fmt: skip
         progress.update(state.step, loss=f"{figures['loss']:.3f}", tokens=f"{rate:,.0f}/s", peak=f"{100 * mfu:.0f} %")
 
     def after_step(self, progress: Progress) -> None:
@@ -239,7 +249,7 @@ class Loop:
     def validate(self, rows: int, progress: Progress | None) -> bool:
         """Log a validation; whether it is the best so far."""
         figures = self.evaluated(rows)
-        self.run.log.write("evaluate", step=self.state.step, **figures)
+        self.run.log.write("evaluate", step=self.state.step, **figures, times=self.clock.taken())
         if progress is not None:
             progress.note(f"step {self.state.step}: validation loss {figures['val_loss']:.4f}")
         state, found = self.state, figures["val_loss"]
@@ -259,7 +269,7 @@ class Loop:
     def validated(self, rows: int) -> dict[str, float]:
         self.model.eval()
         try:
-            with torch.inference_mode():
+            with self.clock("evaluation"), torch.inference_mode():
                 return self.run.recipe.validate(rows)
         finally:
             self.model.train()
@@ -285,9 +295,11 @@ class Loop:
         state.cpu_seconds = self.cpu_before + time.process_time() - self.cpu_began
         state.data_digest, state.config = self.run.recipe.data_digest, to_dict(self.run.config)
         moments = self.optimizer.state() | (self.average.state() if self.average is not None else {})
-        path = checkpointing.save_checkpoint(self.run.checkpoints, state, self.run.recipe.save, moments)
+        with self.clock("checkpoint"):
+            path = checkpointing.save_checkpoint(self.run.checkpoints, state, self.run.recipe.save, moments)
         self.saved_step = state.step
-        self.run.log.write("checkpoint", step=state.step, path=path.name, seconds=round(time.monotonic() - began, 3))
+        self.run.log.write("checkpoint", step=state.step, path=path.name, seconds=round(time.monotonic() - began, 3),
+                           times=self.clock.taken())  # fmt: skip
         if self.faults.due("kill_after_checkpoint", state.step):
             os._exit(137)
         checkpointing.prune(self.run.checkpoints, self.config.keep_last)
@@ -306,7 +318,7 @@ class Loop:
             "cpu_seconds": round(self.cpu_before + time.process_time() - self.cpu_began, 3),
             "matmul_peak_flops": round(self.peak),
         }
-        self.run.log.write("end", **result)
+        self.run.log.write("end", **result, times=self.clock.taken())
         return result
 
 

@@ -9,6 +9,7 @@ import torch
 
 from fledge.batch import Batch, slice_rows
 from fledge.data import denoise_batches
+from fledge.train.clock import Clock
 from fledge.train.loop import Loop
 from tests.data.corrupted import stories
 from tests.recipes.objectives import FAMILIES, config_of, recipe_of
@@ -25,6 +26,7 @@ def gradient(recipe, batch: Batch, micro_rows: int, weights=None) -> tuple[dict[
         model=recipe.model,
         state=SimpleNamespace(drawn=0),
         check_split=lambda *_: None,
+        clock=Clock(),
     )
     terms = Loop.accumulate(loop, batch, weights or recipe.weights(batch))  # type: ignore[arg-type]
     return {name: p.grad.clone() for name, p in recipe.model.named_parameters() if p.grad is not None}, terms

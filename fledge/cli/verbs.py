@@ -157,7 +157,7 @@ VERBS = (
     ),
     Verb(
         "report",
-        "one self-contained HTML page about a run",
+        "one self-contained HTML page about runs, compared where there are several; TensorBoard event files",
         "fledge.train.report:ReportConfig",
         "fledge.train.report:report",
         ("[run]", "[also]"),

@@ -8,9 +8,11 @@ from typing import Any
 import fledge
 from fledge.lineage import sha256_json
 from fledge.log import clock
+from fledge.train.compare import comparable, comparison
 from fledge.train.cost import Rates, run_cost
+from fledge.train.curves import curves, unit_of
 from fledge.train.markup import Child, Html, join, table, tag
-from fledge.train.plot import Chart, Line, figure, short
+from fledge.train.plot import short
 from fledge.train.record import RunRecord, finite, number
 from fledge.train.scores import headline, scores
 
@@ -27,6 +29,7 @@ def page(runs: list[RunRecord], evaluation: dict[str, Any] | None, rates: Rates)
         "body",
         header(runs),
         tiles(runs, evaluation, rates),
+        *(comparison(group) for group in comparable(runs)),
         *(curves(run, len(runs) > 1) for run in runs),
         *(samples(run, len(runs) > 1) for run in runs),
         scores(evaluation) if evaluation else None,
@@ -69,9 +72,7 @@ def tiles(runs: list[RunRecord], evaluation: dict[str, Any] | None, rates: Rates
         loss = number(run.end.get("val_loss"))
         loss = run.last("evaluate", "val_loss") if loss is None else loss
         if loss is not None:
-            shown.append(
-                (f"Validation loss{f', {run.name}' if len(runs) > 1 else ''}", f"{loss:.4f}", "nats per token")
-            )
+            shown.append((f"Validation loss{f', {run.name}' if len(runs) > 1 else ''}", f"{loss:.4f}", unit_of(run)))
     if parameters:
         shown.append(("Parameters", short(parameters), f"{parameters:,.0f}"))
     if tokens:
@@ -90,36 +91,6 @@ def tiles(runs: list[RunRecord], evaluation: dict[str, Any] | None, rates: Rates
         for name, value, note in shown
     )
     return tag("dl", *made, class_="tiles")
-
-
-def curves(run: RunRecord, several: bool) -> Html:
-    """Loss, learning rate, gradient norm and throughput over the steps."""
-    loss = (
-        Line("training", run.series("step", "loss")),
-        Line("validation", run.series("evaluate", "val_loss") + closing(run), "second", dots=True),
-        Line("validation of averaged weights", run.series("evaluate", "ema_val_loss"), "faint", dots=True),
-    )
-    charts = (
-        Chart("Loss", loss, y_name="nats per token"),
-        Chart("Learning rate", (Line("learning rate", run.series("step", "learning_rate")),)),
-        Chart("Gradient norm", (Line("gradient norm", run.series("step", "gradient_norm")),), log=True),
-        Chart("Throughput", (Line("throughput", run.series("step", "tokens_per_second")),), y_name="tokens per second"),
-    )
-    skipped, resumed = run.last("step", "skipped") or 0, [event.get("step") for event in run.of("resume")]
-    notes = [f"Steps left out for a non-finite loss or gradient: {skipped:.0f}." if skipped else ""]
-    notes.append(f"Continued at step {', '.join(map(str, resumed))}." if resumed else "")
-    return tag(
-        "section",
-        tag("h2", f"Curves: {run.name}" if several else "Curves"),
-        tag("div", *(figure(chart) for chart in charts), class_="charts"),
-        *(tag("p", note, class_="quiet") for note in notes if note),
-    )
-
-
-def closing(run: RunRecord) -> tuple[tuple[float, float], ...]:
-    """The last validation, which stands in the closing event, as a point."""
-    step, loss = number(run.end.get("steps")), number(run.end.get("val_loss"))
-    return ((step, loss),) if step is not None and loss is not None else ()
 
 
 def samples(run: RunRecord, several: bool) -> Html | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 from fledge.train.markup import Child, Html, escape, join, tag
@@ -16,12 +17,22 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Line:
-    """One series. `style` is a class of the style sheet: "first", "second" or "faint"; `dots` marks every point."""
+    """One series. `style` is a class of the style sheet: "first", "second", "faint" or "run0" to "run7"; `dots` marks
+    every point."""
 
     name: str
     points: tuple[Point, ...]
     style: str = "first"
     dots: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something that happened at `x`: a "checkpoint", "resume", "skipped" batch or "spike"."""
+
+    x: float
+    kind: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,7 @@ class Chart:
     x_name: str = "step"
     y_name: str = ""
     log: bool = False
+    marks: tuple[Mark, ...] = ()
 
 
 def figure(chart: Chart) -> Html:
@@ -43,8 +55,11 @@ def figure(chart: Chart) -> Html:
     if not lines:
         return tag("figure", title, tag("p", "nothing logged", class_="quiet"))
     legend = None
-    if len(lines) > 1:
-        legend = tag("p", *(tag("span", line.name, class_=f"key {line.style}") for line in lines), class_="legend")
+    keys = [tag("span", line.name, class_=f"key {line.style}") for line in lines] if len(lines) > 1 else []
+    kinds = sorted({mark.kind for mark in chart.marks})
+    keys += [tag("span", kind, class_=f"key mark {kind}") for kind in kinds]
+    if keys:
+        legend = tag("p", *keys, class_="legend")
     return tag("figure", title, legend, svg(lines, chart))
 
 
@@ -52,7 +67,8 @@ def svg(lines: list[Line], chart: Chart) -> Html:
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
     x_ticks, y_ticks = ticks(min(xs), max(xs)), log_ticks(min(ys), max(ys)) if chart.log else ticks(min(ys), max(ys))
-    x_low, x_high = min(xs), max(max(xs), min(xs) + 1e-12)
+    x_low = min(xs)
+    x_high = max(xs) if max(xs) > x_low else x_low + 1
     y_low, y_high = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))
 
     def across(x: float) -> float:
@@ -71,6 +87,8 @@ def svg(lines: list[Line], chart: Chart) -> Html:
         if x_low <= x <= x_high:
             parts.append(tag("text", short(x), x=place(across(x)), y=HEIGHT - BOTTOM + 16, text_anchor="middle"))
     parts.append(tag("text", chart.x_name, x=WIDTH - RIGHT, y=HEIGHT - 3, text_anchor="end", class_="unit"))
+    shown = [mark for mark in chart.marks if x_low <= mark.x <= x_high]
+    parts += [marked(mark, across(mark.x)) for mark in shown[:: max(1, len(shown) // MOST_POINTS)]]
     for line in lines:
         at = [(across(x), up(y)) for x, y in line.points]
         if len(at) > 1:
@@ -81,6 +99,13 @@ def svg(lines: list[Line], chart: Chart) -> Html:
                 spoken = tag("title", f"{line.name}: {exact(value)} at {chart.x_name} {short(step)}")
                 parts.append(tag("circle", spoken, cx=place(x), cy=place(y), r=3, class_=f"dot {line.style}"))
     return tag("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=in_words(lines, chart))
+
+
+def marked(mark: Mark, x: float) -> Html:
+    """A mark's line: through the whole chart, or for a checkpoint a short one on the axis."""
+    low = HEIGHT - BOTTOM
+    top = low - 8 if mark.kind == "checkpoint" else TOP
+    return tag("line", tag("title", mark.text), x1=place(x), x2=place(x), y1=top, y2=low, class_=f"mark {mark.kind}")
 
 
 def drawable(points: tuple[Point, ...], log: bool) -> tuple[Point, ...]:
@@ -141,6 +166,8 @@ def exact(value: float) -> str:
 def in_words(lines: list[Line], chart: Chart) -> str:
     """The chart for those who hear it."""
     said = [f"{line.name} from {exact(line.points[0][1])} to {exact(line.points[-1][1])}" for line in lines]
+    counts = Counter(mark.kind for mark in chart.marks)
+    said += [f"{count} × {kind}" for kind, count in sorted(counts.items())]
     return f"{chart.title}: {'; '.join(said)}"
 
 

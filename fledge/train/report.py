@@ -1,4 +1,4 @@
-"""`fledge report`: one self-contained HTML page about a run. Imports no torch.
+"""`fledge report`: one self-contained HTML page about runs, side by side where there are several. Imports no torch.
 
 The page needs no script and loads nothing; every text that comes from a model, a file or a config is escaped.
 """
@@ -12,7 +12,10 @@ from typing import Any
 from fledge.config import read_json
 from fledge.errors import ConfigError, DataError
 from fledge.lineage import check_output_file, make_folder, write_text_durably
+from fledge.log import json_safe
+from fledge.train.compare import comparable, differences, final_figures, labels, text_table
 from fledge.train.cost import Rates, run_cost
+from fledge.train.event_file import write_events
 from fledge.train.page import page
 from fledge.train.record import read_run
 
@@ -27,11 +30,13 @@ class ReportConfig:
     run: Path
     """Run folder of a training verb."""
     also: tuple[Path, ...] = ()
-    """Further run folders on the same page, for example the instruction tuning that followed."""
+    """Further run folders on the same page: runs to compare with, or the instruction tuning that followed."""
     evaluation: tuple[Path, ...] = ()
     """Results of `fledge evaluate` (JSON), joined; empty: evaluation.json in a run folder, if it is there."""
     out: Path | None = None
     """The page to write, a file ending in .html; unset: report.html in the run folder."""
+    tensorboard: Path | None = None
+    """A folder to write TensorBoard event files to as well, a folder in it for each run."""
     watts_per_core: float = 10.0
     """Assumed power of one busy CPU core, memory and losses included; energy is estimated from CPU seconds."""
     watts_per_gpu: float = 400.0
@@ -46,7 +51,8 @@ class ReportConfig:
 
 
 def report(config: ReportConfig, json: bool = False) -> dict[str, Any]:
-    """Write the page; gives its path and size, and the runs' seconds and estimated watt-hours.
+    """Write the page; gives its path and size, the runs' seconds and estimated watt-hours, and of each group of runs to
+    compare their final `figures` and the `differences` of their configs, which are printed unless `json`.
 
     Raises DataError if a folder holds no run or the evaluation can't be read.
     """
@@ -66,8 +72,18 @@ def report(config: ReportConfig, json: bool = False) -> dict[str, Any]:
         "seconds": round(sum(cost.seconds for cost in costs), 1),
         "watt_hours": round(sum(cost.watt_hours for cost in costs), 3),
     }
+    groups, written = comparable(runs), []
+    if groups:
+        result["comparisons"] = [
+            json_safe({"figures": final_figures(group), "differences": differences(group)}) for group in groups
+        ]
+    if config.tensorboard is not None:
+        pairs = zip(labels(runs), runs, strict=True)
+        result["events"] = written = [str(write_events(run, config.tensorboard / label)) for label, run in pairs]
     if not json:
-        print(f"wrote {out}")
+        for group in groups:
+            print(text_table(group) + "\n")
+        print("\n".join(f"wrote {path}" for path in (out, *written)))
     return result
 
 

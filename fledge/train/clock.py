@@ -10,14 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Literal
 
 import torch
 
-Phase = Literal["data", "forward", "backward", "optimizer", "communication", "checkpoint", "evaluation", "other"]
-PHASES: tuple[Phase, ...] = (
-    "data", "forward", "backward", "optimizer", "communication", "checkpoint", "evaluation", "other",
-)  # fmt: skip
+from fledge.train.record import PHASES, Phase
+
 ON_DEVICE: tuple[Phase, ...] = ("forward", "backward", "optimizer", "communication")
 SAMPLED = 20
 

@@ -155,7 +155,7 @@ def shown(key: str, value: float | None) -> str:
     if "loss" in key:
         return f"{value:.4f}"
     return (
-        short(value) if key == "flops" else f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3f}"
+        short(value) if key == "flops" else f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.4g}"
     )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fledge.train.markup import Child, Html, table, tag
 from fledge.train.plot import Chart, Line, Point, figure
-from fledge.train.record import RunRecord, number
+from fledge.train.record import PHASES, RunRecord, number
 from fledge.train.stacks import stacked
-from fledge.train.timeline import PHASES, marks, time_in_bins, time_spent
+from fledge.train.timeline import marks, time_in_bins, time_spent
 
 STYLES = 8  # colours of the style sheet
 

@@ -30,7 +30,7 @@ def page(runs: list[RunRecord], evaluation: dict[str, Any] | None, rates: Rates)
         header(runs),
         tiles(runs, evaluation, rates),
         *(comparison(group) for group in comparable(runs)),
-        *(curves(run, len(runs) > 1) for run in runs),
+        *(folded(run, len(runs)) for run in runs),
         *(samples(run, len(runs) > 1) for run in runs),
         scores(evaluation) if evaluation else None,
         costs(runs, rates),
@@ -39,6 +39,12 @@ def page(runs: list[RunRecord], evaluation: dict[str, Any] | None, rates: Rates)
         tag("footer", tag("p", f"Written by fledge {fledge.__version__}.", class_="quiet")),
     )
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def folded(run: RunRecord, n_runs: int) -> Html:
+    """A run's curves; of three runs or more, to be opened."""
+    shown = curves(run, n_runs > 1)
+    return shown if n_runs < 3 else tag("details", tag("summary", f"Curves: {run.name}"), shown)
 
 
 def page_head(title: str, style: str = "") -> Html:
@@ -57,10 +63,15 @@ def header(runs: list[RunRecord]) -> Html:
     unfinished = [f"{run.name} (step {short(run.last('step', 'step') or 0)})" for run in runs if not run.end]
     return tag(
         "header",
-        tag("h1", " and ".join(run.name for run in runs)),
+        tag("h1", listed([run.name for run in runs])),
         tag("p", f"Not finished: {', '.join(unfinished)}.", class_="quiet") if unfinished else None,
         tag("p", " · ".join(str(run.folder) for run in runs), class_="quiet"),
     )
+
+
+def listed(names: list[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def tiles(runs: list[RunRecord], evaluation: dict[str, Any] | None, rates: Rates) -> Html:

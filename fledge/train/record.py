@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from fledge.config import read_yaml
 from fledge.errors import CheckpointError, ConfigError, DataError
@@ -13,6 +13,9 @@ from fledge.lineage import CARD, read_card
 from fledge.log import read_log
 
 Event = dict[str, Any]
+Phase = Literal["data", "forward", "backward", "optimizer", "communication", "checkpoint", "evaluation", "other"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+"""The phases of a run's wall time, as events tell them under `times`."""
 
 
 @dataclass(frozen=True)

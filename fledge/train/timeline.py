@@ -7,11 +7,10 @@ import statistics
 from collections.abc import Sequence
 
 from fledge.train.plot import Mark, Point
-from fledge.train.record import RunRecord, number
+from fledge.train.record import PHASES, RunRecord, number
 
 WINDOW, LEAST, DEVIATIONS = 32, 16, 6.0
-PHASES = ("data", "forward", "backward", "optimizer", "communication", "checkpoint", "evaluation", "other")
-Spent = dict[str, float]
+Spent = dict[str, float]  # seconds by phase
 
 
 def marks(run: RunRecord) -> tuple[Mark, ...]:

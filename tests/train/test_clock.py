@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fledge.log import read_log
-from fledge.train.clock import ON_DEVICE, PHASES, SAMPLED, Clock
+from fledge.train.clock import ON_DEVICE, SAMPLED, Clock
+from fledge.train.record import PHASES
 from tests.train.test_loop import go, settings, toy
 
 

@@ -89,7 +89,9 @@ def test_the_page_holds_every_part(tmp_path):
     assert page.open == []
     for part in ("Curves: run", "Curves: sft", "Samples on the way: sft", "Evaluation", "Cost", "Lineage"):
         assert part in page.text
-    assert [name for name, _ in page.tags].count("svg") == 8 + 6  # each has four; side by side, FLOPs not being logged, six
+    assert [name for name, _ in page.tags].count(
+        "svg"
+    ) == 8 + 6  # each has four; side by side, FLOPs not being logged, six
     for figure in ("0.7500", "1,234,567", "xz -9 1.900", "1.6000 to 1.8000", "12.5 %", "512,345", "Config and machine"):
         assert figure in page.text, figure
     assert ("code", {"title": "ab" * 32}) in page.tags

@@ -191,12 +191,14 @@ def join_rows(parts: Sequence[Batch], order: Sequence[int] | None = None, pad_id
     Shorter rows are padded to the longest. The inverse of `slice_rows`; all parts are of one kind of batch."""
     if len(parts) == 1 and order is None:
         return parts[0]
-    n_rows = sum(len(part.targets) for part in parts)
-    rows = list(range(n_rows)) if order is None else list(order)
-    width = max(part.targets.shape[1] for part in parts)
-    tokens, layout = join_tokens([(part.tokens, part.layout) for part in parts], rows, pad_id)
-    names = [name for part in parts for name in part.sample_ids]
+    rows = list(range(sum(len(part.targets) for part in parts))) if order is None else list(order)
+    packed = any(isinstance(part.layout, Packed) for part in parts)
     sources = [part.source for part in parts if part.source is not None]
+    # documents of a packed source stand beside those of its target by their number, so every row then ends in padding
+    paired = packed and bool(sources)
+    tokens, layout = join_tokens([(part.tokens, part.layout) for part in parts], rows, pad_id, paired)
+    width = tokens.ids.shape[1]
+    names = [name for part in parts for name in part.sample_ids]
     answers = [part.answers for part in parts if part.answers is not None]
     return Batch(
         tokens,
@@ -204,18 +206,24 @@ def join_rows(parts: Sequence[Batch], order: Sequence[int] | None = None, pad_id
         below([part.weight for part in parts], width, 0)[rows],
         layout,
         tuple(names[row] for row in rows) if names else (),
-        join_tokens(sources, rows, pad_id) if sources else None,
+        join_tokens(sources, rows, pad_id, paired) if sources else None,
         torch.cat(answers)[rows] if answers else None,
     )
 
 
-def join_tokens(parts: Sequence[tuple[Tokens, Layout]], rows: list[int], pad_id: int) -> tuple[Tokens, Layout]:
+def join_tokens(
+    parts: Sequence[tuple[Tokens, Layout]], rows: list[int], pad_id: int, end_in_padding: bool
+) -> tuple[Tokens, Layout]:
+    ends = [row for tokens, layout in parts for row in row_ends(tokens, layout)]
     width = max(tokens.ids.shape[1] for tokens, _ in parts)
+    if end_in_padding and max(row[-1] for row in ends) == width:
+        width = width // 8 * 8 + 8
     fills = {"ids": pad_id, "pos": 0, "doc": PADDING}
     ids, pos, doc = (below([getattr(t, name) for t, _ in parts], width, fill)[rows] for name, fill in fills.items())
     kinds = [torch.zeros_like(t.ids) if t.kind is None else t.kind for t, _ in parts]
     kind = below(kinds, width, 0)[rows] if any(t.kind is not None for t, _ in parts) else None
-    return Tokens(ids, pos, doc, kind), join_layouts(parts, rows, width)
+    packed = end_in_padding or any(isinstance(layout, Packed) for _, layout in parts)
+    return Tokens(ids, pos, doc, kind), join_layouts([ends[row] for row in rows], width, packed)
 
 
 def below(parts: Sequence[Tensor], width: int, fill: int) -> Tensor:
@@ -223,26 +231,29 @@ def below(parts: Sequence[Tensor], width: int, fill: int) -> Tensor:
     return torch.cat([pad(part, (0, width - part.shape[1]), value=fill) for part in parts])
 
 
-def join_layouts(parts: Sequence[tuple[Tokens, Layout]], rows: list[int], width: int) -> Layout:
-    ends = [row for tokens, layout in parts for row in row_ends(layout, *tokens.ids.shape)]  # of every row's documents
-    if not any(isinstance(layout, Packed) for _, layout in parts):
-        lengths = tuple(ends[row][0] for row in rows)
+def join_layouts(ends: Sequence[list[int]], width: int, packed: bool) -> Layout:
+    """The layout of rows whose documents end there; what is left of a packed row is one document of padding."""
+    if not packed:
+        lengths = tuple(row[0] for row in ends)
         return OneDocument() if min(lengths) == width else Padded(lengths)
     bounds = [0]
-    for number, row in enumerate(rows):
-        filled = ends[row] if ends[row][-1] == width else [*ends[row], width]
-        bounds += [number * width + end for end in filled]
+    for number, row in enumerate(ends):
+        bounds += [number * width + end for end in (row if row[-1] == width else [*row, width])]
     return Packed(tuple(bounds), max(b - a for a, b in zip(bounds, bounds[1:], strict=False)))
 
 
-def row_ends(layout: Layout, n_rows: int, row_tokens: int) -> list[list[int]]:
-    """Where the documents of each row end, in tokens from its begin."""
+def row_ends(tokens: Tokens, layout: Layout) -> list[list[int]]:
+    """Where the documents of each row end, padding left out, in tokens from its begin."""
+    n_rows, row_tokens = tokens.ids.shape
     if isinstance(layout, Padded):
         return [[length] for length in layout.lengths]
-    if isinstance(layout, Packed):
-        found: list[list[int]] = [[] for _ in range(n_rows)]
-        for edge in layout.cu_seqlens[1:]:
-            found[(edge - 1) // row_tokens].append((edge - 1) % row_tokens + 1)
-        return found
-    assert isinstance(layout, OneDocument), "cached rows are made by the engine alone"
-    return [[row_tokens]] * n_rows
+    if isinstance(layout, OneDocument):
+        return [[row_tokens]] * n_rows
+    assert isinstance(layout, Packed), "cached rows are made by the engine alone"
+    there = (tokens.doc != PADDING).sum(1).tolist()
+    found: list[list[int]] = [[] for _ in range(n_rows)]
+    for edge in layout.cu_seqlens[1:]:
+        row, end = (edge - 1) // row_tokens, (edge - 1) % row_tokens + 1
+        if end <= there[row]:
+            found[row].append(end)
+    return found

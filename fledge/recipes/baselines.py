@@ -14,6 +14,7 @@ import numpy as np
 from fledge import lineage
 from fledge.batch import PADDING, Batch
 from fledge.config import from_dict, read_yaml
+from fledge.data.mixture import Mixture
 from fledge.data.shards import Dataset
 from fledge.errors import CheckpointError, ConfigError
 from fledge.evals import bigram, neighbours
@@ -24,7 +25,7 @@ from fledge.model.folder import load_model
 from fledge.recipes.config import BaselinesConfig, PretrainConfig
 from fledge.recipes.language import LanguageRecipe, row_tokens_of
 from fledge.recipes.objective import MASKED, objective_tokenizer
-from fledge.recipes.pretrain import objective_recipe, open_dataset
+from fledge.recipes.pretrain import objective_recipe, open_data
 
 FIGURES = ("val_loss", "val_masked_loss", "val_masked_accuracy")
 
@@ -36,7 +37,11 @@ def baselines(config: BaselinesConfig, json: bool = False) -> dict[str, Any]:
     Raises CheckpointError for a run that is not finished, DataError if its data is gone.
     """
     settings, result = finished_run(config.run)
-    dataset = open_dataset(settings, config.run)
+    dataset = open_data(settings, config.run)
+    if isinstance(dataset, Mixture):
+        raise ConfigError(
+            f"{config.run}: expected a run on one dataset, got one on a mixture, whose counts are not known"
+        )
     tokenizer = objective_tokenizer(settings, dataset.tokenizer)
     model = load_model(config.run / "model", "cpu")
     row_tokens = row_tokens_of(settings.train, model.config.context_tokens)

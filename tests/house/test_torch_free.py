@@ -19,6 +19,8 @@ FREE_FILES = (
     "fledge.train.report",
     "fledge.train.page",
     "fledge.train.plot",
+    "fledge.train.compare",
+    "fledge.train.event_file",
     "fledge.cli.parse",
     "fledge.cli.help",
     "fledge.cli.schema",

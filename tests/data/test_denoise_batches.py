@@ -97,12 +97,12 @@ def documents(batch) -> list[tuple]:
 @pytest.mark.parametrize("name", ["spans", "denoise", "prefix"])
 def test_packed_rows_hold_the_documents_of_padded_ones(name):
     packed, padded = (batches(name, layout=layout) for layout in ("packed", "padded"))
-    assert packed.n_rows < padded.n_rows
-    some = packed.made([(0, row) for row in range(packed.n_rows)])
+    assert packed.rows_per_epoch < padded.rows_per_epoch
+    some = packed.made([(0, row) for row in range(packed.rows_per_epoch)])
     assert isinstance(some.layout, Packed) and isinstance(some.source[1], Packed)
     assert len(some.layout.cu_seqlens) == len(some.source[1].cu_seqlens)
-    assert sorted(documents(some)) == sorted(documents(padded.made([(0, row) for row in range(padded.n_rows)])))
-    for start in range(packed.n_rows):
+    assert sorted(documents(some)) == sorted(documents(padded.made([(0, row) for row in range(padded.rows_per_epoch)])))
+    for start in range(packed.rows_per_epoch):
         part = slice_rows(some, start, start + 1)
         assert len(part.layout.cu_seqlens) == len(part.source[1].cu_seqlens)
 

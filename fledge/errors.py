@@ -42,6 +42,10 @@ class NonFiniteError(FledgeError):
     """A loss or gradient is NaN or infinite and the policy says stop."""
 
 
+class SpikeError(FledgeError):
+    """A loss or gradient norm is far above those before it and the policy says stop."""
+
+
 class Interrupted(FledgeError):
     """A signal asked the run to stop; its state has been saved."""
 

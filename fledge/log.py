@@ -49,7 +49,7 @@ class RunLog:
 
     def truncate_after(self, step: int, drawn: int) -> None:
         """Drop what a run that goes on from `step`, with batch `drawn` the next, writes again: events of later steps,
-        non-finite batches from `drawn` on, and the end."""
+        those of batches from `drawn` on, and the end."""
         if self._file is None:
             return
         self._file.close()
@@ -72,7 +72,7 @@ def is_past(event: Any, step: int, drawn: int) -> bool:
     """Whether a logged event stands before the point where a run goes on."""
     if not isinstance(event, dict) or event.get("kind") == "end":
         return False
-    if event.get("kind") == "non_finite":
+    if event.get("kind") in ("non_finite", "overflow", "spike"):
         return bool(event.get("batch", 0) < drawn)
     return event.get("step") is None or bool(event["step"] <= step)
 

@@ -44,6 +44,17 @@ class State:
     cpu_seconds: float = 0.0
     best_val_loss: float | None = None
     best_step: int | None = None
+    loss_scale: float = 0.0
+    """Of float16; 0: not begun."""
+    since_overflow: int = 0
+    """Finite steps since the scale last changed."""
+    overflows: int = 0
+    """Steps that float16 left out."""
+    spikes: int = 0
+    """Spikes met."""
+    recent_losses: list[float] = field(default_factory=list)
+    """Of the last accepted steps, where spikes are looked for."""
+    recent_norms: list[float] = field(default_factory=list)
     data_digest: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)

@@ -36,6 +36,16 @@ class TrainConfig:
     checkpoint_blocks: bool = False
     """Keep only each block's input and recompute the block in the backward pass: the same gradients, bit for bit, in
     less memory and about a third more time (`fledge show --rows` tells both)."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of matrix products and attention; weights, optimizer state, norms, losses and sums stay float32. float16
+    scales its loss."""
+    loss_scale: float = 65536.0
+    """First loss scale of float16; a step that overflows is left out and halves it."""
+    loss_scale_steps: int = 2000
+    """Steps without overflow after which the loss scale doubles."""
+    compile: Literal["off", "blocks", "model"] = "off"
+    """Compile the model's training pass: blocks, each by itself (quick, and one compilation serves all equal ones), or
+    model, all of it at once."""
     seed: int = 1
     """Decides initial weights, order of the data and dropout."""
     learning_rate: float = 1e-3
@@ -88,7 +98,16 @@ class TrainConfig:
     non_finite: Literal["stop", "skip"] = "stop"
     """What a NaN or infinite loss or gradient does; the weights never see it either way."""
     max_skipped: int = 10
-    """Steps that `skip` may leave out before the run stops."""
+    """Steps that `skip` may leave out before the run stops; spikes are counted by themselves."""
+    spike: Literal["off", "warn", "skip", "stop"] = "off"
+    """What a loss or gradient norm far above those of the last steps does: warn, leave the step out, or stop."""
+    spike_window: int = 128
+    """Accepted steps by which spikes are judged."""
+    spike_threshold: float = 10.0
+    """How many deviations above the median are a spike; a deviation is 1.48 times the median absolute one."""
+    watch_every_steps: int = 0
+    """Steps between log lines of each layer's gradient norm, weight norm, share moved by the update, and dead units; 0:
+    none."""
     stop_after_steps: int = 0
     """Save and stop once this many steps are done (exit 75); 0: never. The same command without it continues."""
     allow_changes: bool = False
@@ -101,6 +120,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         low = {"steps": 1, "rows": 1, "micro_rows": 0, "row_tokens": 0, "keep_last": 1, "warmup_steps": 0}
         low |= dict.fromkeys(("save_every_steps", "eval_every_steps", "eval_rows", "sample_every_steps"), 0)
+        low |= {"loss_scale_steps": 1, "spike_window": 2, "watch_every_steps": 0}
         low |= {"log_every_steps": 1, "max_skipped": 0, "stop_after_steps": 0, "threads": 0, "seed": 0}
         for name, least in low.items():
             if getattr(self, name) < least:
@@ -110,7 +130,7 @@ class TrainConfig:
                 raise ConfigError(f"train.{name}: expected at most {most:,}, got {getattr(self, name):,}")
         if self.micro_rows and self.rows % self.micro_rows:
             raise ConfigError(f"train.micro_rows: expected a divisor of rows {self.rows}, got {self.micro_rows}")
-        for name in ("learning_rate", "epsilon"):
+        for name in ("learning_rate", "epsilon", "spike_threshold"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"train.{name}: expected a number above 0, got {getattr(self, name)}")
         for name in ("clip_norm", "weight_decay"):
@@ -119,6 +139,13 @@ class TrainConfig:
         for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"train.{name}: expected a number from 0 to below 1, got {getattr(self, name)}")
+        if not 1 <= self.loss_scale <= 2**24:
+            raise ConfigError(f"train.loss_scale: expected 1 to {2**24}, got {self.loss_scale}")
+        if self.compile == "model" and self.checkpoint_blocks:
+            raise ConfigError(
+                "train.compile: expected blocks or off with train.checkpoint_blocks, got model, which can't be "
+                "computed again block by block"
+            )
         if self.publish_ema and not self.ema_decay:
             raise ConfigError("train.publish_ema: expected a running mean to publish, got none; set train.ema_decay")
         self.rate_schedule()
@@ -134,5 +161,5 @@ class TrainConfig:
 FREE_TO_CHANGE = (
     "steps", "save_every_steps", "keep_last", "eval_every_steps", "eval_rows", "sample_every_steps", "log_every_steps",
     "stop_after_steps", "allow_changes", "max_skipped", "non_finite", "device", "threads", "micro_rows",
-    "checkpoint_blocks", "publish_ema",
+    "checkpoint_blocks", "publish_ema", "compile", "spike", "spike_window", "spike_threshold", "watch_every_steps",
 )  # fmt: skip

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,21 @@ from fledge import device as devices
 from fledge.batch import Batch, Loss, slice_rows
 from fledge.config import to_dict
 from fledge.device import Device
-from fledge.errors import DataError, Interrupted, NonFiniteError
+from fledge.errors import DataError, FledgeError, Interrupted, NonFiniteError, SpikeError
 from fledge.log import Progress, RunLog, say, warn
 from fledge.model.count import flops_per_token
 from fledge.optim.schedule import rate_share
 from fledge.train import checkpointing
 from fledge.train.checkpointing import State
 from fledge.train.clock import clock_of
+from fledge.train.compiled import FirstStep, compile_training
 from fledge.train.config import TrainConfig
 from fledge.train.faults import Faults
 from fledge.train.optimizer import new_average, new_optimizer
+from fledge.train.precision import Precision
 from fledge.train.recipe import Hook, Recipe
 from fledge.train.signals import StopRequest
+from fledge.train.spikes import Spikes
 
 
 @dataclass
@@ -78,6 +81,10 @@ class Loop:
             if self.average is not None:
                 self.average.load(saved)
         self.schedule = c.rate_schedule()
+        self.precision = Precision(c.precision, run.device.device, state, c.loss_scale, c.loss_scale_steps)
+        self.spikes = Spikes(state, c.spike_window, c.spike_threshold)
+        notice = "" if c.compile == "off" else compile_training(self.model, c.compile, run.device.device)
+        self.first_step = FirstStep(notice)
         self.faults = Faults()
         self.clock = clock_of(run.device.device)
         self.began, self.cpu_began = time.monotonic(), time.process_time()
@@ -121,7 +128,8 @@ class Loop:
 
     def announce(self) -> None:
         run, state = self.run, self.state
-        self.peak = devices.matmul_peak(run.device, size=1024 if run.device.device.type == "cpu" else 4096)
+        computing = replace(run.device, dtype=self.precision.dtype)
+        self.peak = devices.matmul_peak(computing, size=1024 if run.device.device.type == "cpu" else 4096)
         self.flops = flops_per_token(run.recipe.model.config, self.row_tokens())
         facts = devices.facts(run.device)
         different = {k: v for k, v in facts.items() if state.facts and state.facts.get(k) != v}
@@ -141,7 +149,7 @@ class Loop:
         return self.config.row_tokens or self.run.recipe.model.config.context_tokens
 
     def one_step(self) -> dict[str, float] | None:
-        """Draw a batch and update; None if the batch was skipped."""
+        """Draw a batch and update; None if the batch was left out."""
         state, config, recipe, clock = self.state, self.config, self.run.recipe, self.clock
         began = time.monotonic()
         clock.begin_step(state.step)
@@ -152,13 +160,15 @@ class Loop:
         if self.faults.due("nan_loss", state.drawn):
             loss_value = math.nan
         with clock("optimizer"):
+            self.precision.unscale(self.optimizer.parameters)
             norm = self.optimizer.clip(config.clip_norm)
+        if self.faults.due("spike", state.drawn):
+            loss_value *= 100.0
         if self.faults.due("sleep", state.drawn):
             time.sleep(10)
         index, state.drawn = state.drawn, state.drawn + 1
-        if not (math.isfinite(loss_value) and math.isfinite(norm)):
+        if not self.accepted(index, batch, loss_value, norm):
             self.optimizer.zero_grad()
-            self.skip_or_stop(index, batch, loss_value, norm)
             return None
         rate = config.learning_rate * rate_share(state.step, self.schedule)
         state.step += 1
@@ -171,6 +181,7 @@ class Loop:
         n_tokens = batch.n_tokens
         state.tokens += n_tokens
         seconds = time.monotonic() - began
+        self.first_step.done(seconds)
         return {
             "loss": loss_value,
             **({f"loss_{name}": value for name, value in terms.items()} if len(terms) > 1 else {}),
@@ -190,7 +201,7 @@ class Loop:
             micro = batch if micro_rows == rows else slice_rows(batch, start, start + micro_rows)
             if self.model.config.stack.dropout:
                 torch.manual_seed(dropout_seed(self.config.seed, self.state.drawn, start))
-            with self.clock("forward"):
+            with self.clock("forward"), self.precision.computing():
                 loss = self.run.recipe.loss(moved(micro, device))
             self.check_split(loss, micro_rows, rows)
             objective = sum(
@@ -198,7 +209,7 @@ class Loop:
             )
             with self.clock("backward"):
                 if isinstance(objective, torch.Tensor) and objective.requires_grad:
-                    objective.backward()
+                    self.precision.scaled(objective).backward()
                 for name, term in loss.terms.items():
                     totals[name] = totals.get(name, 0.0) + float(term.total.detach())
                     coefficients[name] = term.coefficient
@@ -209,17 +220,48 @@ class Loop:
         if coupled and micro_rows != rows:
             raise NonFiniteError(f"train.micro_rows: loss term {coupled[0]!r} couples its batch; set micro_rows=0")
 
-    def skip_or_stop(self, index: int, batch: Batch, loss: float, norm: float) -> None:
-        state = self.state
-        where = f"step {state.step}, batch {index} (samples {', '.join(batch.sample_ids[:8]) or 'unnamed'})"
-        what = f"{where}: loss {loss}, gradient norm {norm}"
-        self.run.log.write("non_finite", step=state.step, batch=index, samples=list(batch.sample_ids))
-        if self.config.non_finite == "stop":
-            raise NonFiniteError(f"{what}; no update was made. Look at these samples, or set train.non_finite=skip")
-        state.skipped += 1
-        warn(f"{what}; skipped ({state.skipped} of at most {self.config.max_skipped})")
-        if state.skipped > self.config.max_skipped:
-            raise NonFiniteError(f"{what}; more than train.max_skipped={self.config.max_skipped} batches were skipped")
+    def accepted(self, index: int, batch: Batch, loss: float, norm: float) -> bool:
+        """Whether a step may move the weights; those that may not are counted, and stop the run by policy."""
+        config, state = self.config, self.state
+        found = f"loss {loss}, gradient norm {norm}"
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            if self.precision.backs_off():
+                self.note("overflow", index, batch, loss_scale=state.loss_scale)
+                return False
+            self.note("non_finite", index, batch)
+            state.skipped += 1
+            self.leave_out(NonFiniteError, "non_finite", config.non_finite, state.skipped, index, batch, found)
+            return False
+        self.precision.held()
+        if config.spike == "off":
+            return True
+        spike = self.spikes.found(loss, norm)
+        if spike:
+            self.note("spike", index, batch, loss=loss, gradient_norm=norm)
+            state.spikes += 1
+            self.leave_out(SpikeError, "spike", config.spike, state.spikes, index, batch, spike)
+            if config.spike == "skip":
+                return False
+        self.spikes.take(loss, norm)
+        return True
+
+    def note(self, kind: str, index: int, batch: Batch, **more: float) -> None:
+        self.run.log.write(kind, step=self.state.step, batch=index, samples=list(batch.sample_ids), **more)
+
+    def leave_out(
+        self, error: type[FledgeError], key: str, policy: str, count: int, index: int, batch: Batch, found: str
+    ) -> None:
+        """Say what was met and what is done about it. Raises `error` by policy, or above train.max_skipped."""
+        samples = ", ".join(batch.sample_ids[:8]) or "unnamed"
+        what = f"step {self.state.step}, batch {index} (samples {samples}): {found}"
+        if policy == "stop":
+            raise error(f"{what}; no update was made. Look at these samples, or set train.{key}=skip")
+        if policy == "warn":
+            warn(what)
+            return
+        warn(f"{what}; skipped ({count} of at most {self.config.max_skipped})")
+        if count > self.config.max_skipped:
+            raise error(f"{what}; more than train.max_skipped={self.config.max_skipped} batches were skipped")
 
     def record(self, figures: dict[str, float], progress: Progress) -> None:
         state = self.state
@@ -231,8 +273,15 @@ class Loop:
                                gradient_norm=figures["gradient_norm"], tokens=state.tokens,
                                tokens_per_second=round(rate, 1), mfu=round(mfu, 4),
                                seconds=round(self.seconds(), 4), skipped=state.skipped,
-                               times=self.clock.taken())  # fmt: skip
+                               times=self.clock.taken(), **self.counts())  # fmt: skip
         progress.update(state.step, loss=f"{figures['loss']:.3f}", tokens=f"{rate:,.0f}/s", peak=f"{100 * mfu:.0f} %")
+
+    def counts(self) -> dict[str, float]:
+        """What was left out or met so far, where it is looked for."""
+        state, counts = self.state, dict[str, float]()
+        if self.precision.scales:
+            counts |= {"overflows": state.overflows, "loss_scale": state.loss_scale}
+        return counts | ({"spikes": state.spikes} if self.config.spike != "off" else {})
 
     def after_step(self, progress: Progress) -> None:
         state, config = self.state, self.config
@@ -269,7 +318,7 @@ class Loop:
     def validated(self, rows: int) -> dict[str, float]:
         self.model.eval()
         try:
-            with self.clock("evaluation"), torch.inference_mode():
+            with self.clock("evaluation"), torch.inference_mode(), self.precision.computing():
                 return self.run.recipe.validate(rows)
         finally:
             self.model.train()

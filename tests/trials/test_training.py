@@ -229,6 +229,18 @@ def test_a_skipped_batch_survives_resume(tmp_path):
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
+def test_trial_12_a_spike_names_its_samples_and_exits_1(tmp_path):
+    config = write_config(tmp_path, steps=22, spike="stop")
+    failed = pretrain(config, FLEDGE_FAULTS="spike@18")
+    assert failed.returncode == 1 and "step 18, batch 18 (samples train@" in failed.stderr, failed.stderr
+    assert [p.name for p in sorted((tmp_path / "run" / "checkpoints").glob("step-*"))][-1] == "step-00000015"
+    whole = write_config(tmp_path, "whole", steps=22, spike="skip")
+    assert pretrain(whole, FLEDGE_FAULTS="spike@18").returncode == 0
+    assert pretrain(config, "train.spike=skip", FLEDGE_FAULTS="spike@18").returncode == 0  # the policy may change
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert weights(tmp_path / "run" / "model") == weights(tmp_path / "whole" / "model")
+
+
 def test_trial_14_the_last_and_the_best_checkpoints_are_kept(tmp_path):
     config = write_config(tmp_path, steps=60, eval_every_steps=7, learning_rate=0.3, weight_decay=0.0)
     assert pretrain(config).returncode == 0

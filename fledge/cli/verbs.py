@@ -102,6 +102,20 @@ VERBS = (
         aliases=OUT,
     ),
     Verb(
+        "lr-range",
+        "learning-rate range test of a pre-training: which rates learn, and a suggestion",
+        "fledge.recipes.config:LrRangeConfig",
+        "fledge.recipes.lr_range:lr_range",
+        aliases=(("out", "out"),),
+    ),
+    Verb(
+        "tune batch",
+        "the largest micro-batch of a pre-training that fits in memory, counted and tried",
+        "fledge.recipes.config:TuneBatchConfig",
+        "fledge.recipes.tune_batch:tune_batch",
+        aliases=(("out", "out"),),
+    ),
+    Verb(
         "evaluate",
         "bits per byte on held-out text, beside gzip, xz and a bigram; held-out questions",
         "fledge.evals.config:EvaluateConfig",

@@ -109,6 +109,55 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True)
+class RangeConfig:
+    """Which learning rates to try."""
+
+    low: float = 1e-6
+    """Rate of the first step."""
+    high: float = 1.0
+    """Rate of the last step, if the loss does not diverge before."""
+    steps: int = 200
+    """Steps, each at a rate higher by the same factor."""
+    smoothing: float = 0.9
+    """Weight of the mean of earlier losses in the curve that is read."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low < self.high:
+            raise ConfigError(f"range.low: expected a rate above 0 and below range.high {self.high}, got {self.low}")
+        if not 10 <= self.steps <= 1_000_000:
+            raise ConfigError(f"range.steps: expected 10 to 1,000,000, got {self.steps}")
+        if not 0 <= self.smoothing < 1:
+            raise ConfigError(f"range.smoothing: expected a number from 0 to below 1, got {self.smoothing}")
+
+
+@dataclass(frozen=True)
+class LrRangeConfig(PretrainConfig):
+    """A learning-rate range test of a pre-training run: its config, and which rates."""
+
+    range: RangeConfig = RangeConfig()
+    out: Path = Path("out/lr-range")
+    """Folder for range.json, range.html and, from raw text, shards; run.dir is not touched."""
+
+
+@dataclass(frozen=True)
+class TuneBatchConfig(PretrainConfig):
+    """The largest micro-batch of a pre-training run that fits in memory."""
+
+    memory_share: float = 0.9
+    """Share of the free memory that training may take."""
+    memory_bytes: int = 0
+    """Bytes that training may take; 0: by memory_share."""
+    out: Path = Path("out/tune-batch")
+    """Folder for shards made from raw text; run.dir is not touched."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.memory_share <= 1:
+            raise ConfigError(f"memory_share: expected a share above 0 and up to 1, got {self.memory_share}")
+        if self.memory_bytes < 0:
+            raise ConfigError(f"memory_bytes: expected 0 or more, got {self.memory_bytes}")
+
+
+@dataclass(frozen=True)
 class SftConfig:
     """Instruction-tune a model: loss on the assistant's tokens only."""
 

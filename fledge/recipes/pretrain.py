@@ -36,20 +36,37 @@ DATA = "data"  # of the run folder: shards made from raw text
 TRAIN = "train.bin"  # what tells a dataset folder from raw text
 
 
+def fresh_recipe(config: PretrainConfig, folder: Path) -> LanguageRecipe:
+    """The recipe of a run that has not begun, on its initial weights, for trials; shards made from raw text go to
+    `folder`. Raises what `pretrain` raises before it trains."""
+    check_config(config, folder)
+    data = open_data(config, folder)
+    tokenizer = objective_tokenizer(config, data.tokenizer)
+    model_config = objective_model(config, resolve_shape(objective_shape(config), tokenizer))
+    row_tokens = row_tokens_of(config.train, model_config.context_tokens)
+    model = initialise(build(model_config, "cpu"), config.train.seed)
+    return objective_recipe(config, data, tokenizer, with_dropout(model, config.model.dropout), row_tokens)
+
+
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """Train, or go on training, and publish `run.dir`/model.
 
     Gives `val_loss` (nats a token over all of the held-out text), `steps`, `tokens`, `seconds`, and the model's folder.
     """
+    check_config(config, Path(config.run.dir))
+    with RunLock(config.run.dir):  # from here on: raw text becomes shards inside the run folder
+        return pretrain_on(config, open_data(config, Path(config.run.dir)))
+
+
+def check_config(config: PretrainConfig, folder: Path) -> None:
+    """What can't be is refused before the work."""
     if not config.data.path and not config.data.mixture:
         raise ConfigError("data.path: expected a dataset folder, a folder of text or a text file; set data.path=…")
     if config.data.path:
-        check_text_path(config.data.path, config.data.tokenizer or "bytes", Path(config.run.dir) / DATA)
+        check_text_path(config.data.path, config.data.tokenizer or "bytes", folder / DATA)
     shape = objective_shape(config)
-    sketch = objective_model(config, shaped(shape, shape.vocab_size or 1))  # what can't be is refused before the work
+    sketch = objective_model(config, shaped(shape, shape.vocab_size or 1))
     row_tokens_of(config.train, sketch.context_tokens)
-    with RunLock(config.run.dir):  # from here on: raw text becomes shards inside the run folder
-        return pretrain_on(config, open_data(config, Path(config.run.dir)))
 
 
 def pretrain_on(config: PretrainConfig, data: Data) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from fledge.model.config import InitConfig, ModelConfig
 from fledge.model.folder import load_model
 from fledge.model.transformer import Transformer
 from fledge.recipes.publish import mend, publish
+from fledge.train.autotune import MEMORY_SHARE, choose_micro_rows, memory_limit
 from fledge.train.checkpointing import State
 from fledge.train.config import TrainConfig
 from fledge.train.loop import Run, train
@@ -57,6 +58,10 @@ def run_recipe(
 
     recipe = make_recipe(load)
     recipe.model.to(device.device)
+    if settings.micro_rows == "auto":
+        begun_with = state.config.get("train", {}).get("micro_rows", 0)
+        settings = replace(settings, micro_rows=begun_with or rows_that_fit(recipe, settings, device))
+        config = replace(config, train=settings)
     log = RunLog(folder / "log.jsonl", device.rank)
     log.truncate_after(state.step, state.drawn)
     write_run_yaml(folder, config, devices.facts(device))
@@ -67,6 +72,13 @@ def run_recipe(
         log.close()
     result["model"] = str(publish(folder, run, result))
     return result
+
+
+def rows_that_fit(recipe: Recipe, settings: TrainConfig, device: devices.Device) -> int:
+    """train.micro_rows=auto as a number."""
+    tried = choose_micro_rows(recipe, settings, device, memory_limit(recipe, device, MEMORY_SHARE))[-1]
+    say(f"micro_rows {tried.micro_rows} of {settings.rows} rows: {tried.measured or 0:,} bytes measured")
+    return tried.micro_rows
 
 
 def same_model(model: Transformer, wanted: ModelConfig, folder: Path) -> Transformer:

@@ -28,9 +28,10 @@ class TrainConfig:
     """Updates of the weights."""
     rows: int = 8
     """Rows of the global batch."""
-    micro_rows: int = 0
-    """Rows computed at once; 0: all. Gradients are accumulated exactly, so this changes memory and not the result; but
-    dropout is drawn for these rows at a time, so that a run with dropout must keep the number it began with."""
+    micro_rows: int | Literal["auto"] = 0
+    """Rows computed at once; 0: all; auto: as many as fit in memory (`fledge tune batch` tells). Gradients are
+    accumulated exactly, so this changes memory and not the result; but dropout is drawn for these rows at a time, so
+    that a run with dropout must keep the number it began with."""
     row_tokens: int = 0
     """Tokens a row; 0: the model's context."""
     checkpoint_blocks: bool = False
@@ -122,13 +123,15 @@ class TrainConfig:
         low |= dict.fromkeys(("save_every_steps", "eval_every_steps", "eval_rows", "sample_every_steps"), 0)
         low |= {"loss_scale_steps": 1, "spike_window": 2, "watch_every_steps": 0}
         low |= {"log_every_steps": 1, "max_skipped": 0, "stop_after_steps": 0, "threads": 0, "seed": 0}
+        if self.micro_rows == "auto":
+            del low["micro_rows"]
         for name, least in low.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"train.{name}: expected at least {least}, got {getattr(self, name)}")
         for name, most in MOST.items():
             if getattr(self, name) > most:
                 raise ConfigError(f"train.{name}: expected at most {most:,}, got {getattr(self, name):,}")
-        if self.micro_rows and self.rows % self.micro_rows:
+        if isinstance(self.micro_rows, int) and self.micro_rows and self.rows % self.micro_rows:
             raise ConfigError(f"train.micro_rows: expected a divisor of rows {self.rows}, got {self.micro_rows}")
         for name in ("learning_rate", "epsilon", "spike_threshold"):
             if getattr(self, name) <= 0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from fledge.train.precision import Precision
 from fledge.train.recipe import Hook, Recipe
 from fledge.train.signals import StopRequest
 from fledge.train.spikes import Spikes
+from fledge.train.watch import Watch
 
 
 @dataclass
@@ -80,9 +81,11 @@ class Loop:
             self.optimizer.load(saved)
             if self.average is not None:
                 self.average.load(saved)
-        self.schedule = c.rate_schedule()
+        schedule = c.rate_schedule()
+        self.rate_at: Callable[[int], float] = lambda step: c.learning_rate * rate_share(step, schedule)
         self.precision = Precision(c.precision, run.device.device, state, c.loss_scale, c.loss_scale_steps)
         self.spikes = Spikes(state, c.spike_window, c.spike_threshold)
+        self.watch = Watch(self.model, c.watch_every_steps, run.log, units=c.compile == "off")
         notice = "" if c.compile == "off" else compile_training(self.model, c.compile, run.device.device)
         self.first_step = FirstStep(notice)
         self.faults = Faults()
@@ -155,12 +158,14 @@ class Loop:
         clock.begin_step(state.step)
         with clock("data"):
             batch = recipe.batch(state.drawn)
+        self.watch.begin(state.step + 1)
         terms = self.accumulate(batch, recipe.weights(batch))
         loss_value = sum(terms.values())
         if self.faults.due("nan_loss", state.drawn):
             loss_value = math.nan
         with clock("optimizer"):
             self.precision.unscale(self.optimizer.parameters)
+            self.watch.gradients()
             norm = self.optimizer.clip(config.clip_norm)
         if self.faults.due("spike", state.drawn):
             loss_value *= 100.0
@@ -169,14 +174,17 @@ class Loop:
         index, state.drawn = state.drawn, state.drawn + 1
         if not self.accepted(index, batch, loss_value, norm):
             self.optimizer.zero_grad()
+            self.watch.forget()
             return None
-        rate = config.learning_rate * rate_share(state.step, self.schedule)
+        self.watch.weights()
+        rate = self.rate_at(state.step)
         state.step += 1
         with clock("optimizer"):
             self.optimizer.step(rate)
             self.optimizer.zero_grad()
             if self.average is not None:
                 self.average.update(state.step)
+        self.watch.end(state.step)
         clock.end_step()
         n_tokens = batch.n_tokens
         state.tokens += n_tokens
@@ -194,7 +202,7 @@ class Loop:
     def accumulate(self, batch: Batch, weights: dict[str, float]) -> dict[str, float]:
         """Gradients of the global batch's loss, by micro-batches; gives the loss by terms, which add up to it."""
         device, rows = self.run.device.device, self.config.rows
-        micro_rows = self.config.micro_rows or rows
+        micro_rows = int(self.config.micro_rows or rows)  # auto was resolved before the run began
         totals: dict[str, float] = {}
         coefficients: dict[str, float] = {}
         for start in range(0, rows, micro_rows):

@@ -42,7 +42,7 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """`key: was X, is Y` for every key whose change would train another model."""
     found = changed_keys(before, now)
     old, new = micro_rows(before), micro_rows(now)
-    if now.get("model", {}).get("dropout") and old != new:
+    if now.get("model", {}).get("dropout") and old != new and new != "auto":
         found.append(f"train.micro_rows: was {old}, is {new} (dropout is drawn by micro-batch)")
     return found
 
@@ -66,7 +66,7 @@ def with_defaults(before: dict[str, Any], config: Any) -> dict[str, Any]:
     return filled
 
 
-def micro_rows(config: dict[str, Any]) -> int | None:
+def micro_rows(config: dict[str, Any]) -> int | str | None:
     train = config.get("train", {})
     return train.get("micro_rows") or train.get("rows")
 

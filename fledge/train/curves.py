@@ -32,6 +32,9 @@ def curves(run: RunRecord, several: bool) -> Html:
         figures.append(stacked("Time of a step", "seconds", time_in_bins(run), PHASES))
     skipped, resumed = run.last("step", "skipped") or 0, [event.get("step") for event in run.of("resume")]
     notes = [f"Steps left out for a non-finite loss or gradient: {skipped:.0f}." if skipped else ""]
+    for key, what in (("overflows", "Steps that float16 left out for an overflow"), ("spikes", "Spikes met")):
+        count = run.last("step", key) or 0
+        notes.append(f"{what}: {count:.0f}." if count else "")
     notes.append(f"Continued at step {', '.join(map(str, resumed))}." if resumed else "")
     return tag(
         "section",

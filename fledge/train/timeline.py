@@ -10,6 +10,12 @@ from fledge.train.plot import Mark, Point
 from fledge.train.record import PHASES, RunRecord, number
 
 WINDOW, LEAST, DEVIATIONS = 32, 16, 6.0
+# how the log calls what a batch did, its mark, and the words for it
+BATCHES = {
+    "non_finite": ("skipped", "was not finite"),
+    "overflow": ("skipped", "overflowed float16"),
+    "spike": ("spike", "was a spike"),
+}
 Spent = dict[str, float]  # seconds by phase
 
 
@@ -17,10 +23,9 @@ def marks(run: RunRecord) -> tuple[Mark, ...]:
     """Every event of the run's time line, by step."""
     found = [Mark(step, "checkpoint", f"checkpoint at step {step:.0f}") for step in steps_of(run, "checkpoint")]
     found += [Mark(step, "resume", f"continued at step {step:.0f}") for step in steps_of(run, "resume")]
-    found += [
-        Mark(number(event.get("step")) or 0.0, "skipped", f"batch {event.get('batch', '?')} was not finite")
-        for event in run.of("non_finite")
-    ]
+    for kind, (mark, what) in BATCHES.items():
+        for event in run.of(kind):
+            found.append(Mark(number(event.get("step")) or 0.0, mark, f"batch {event.get('batch', '?')} {what}"))
     for step, loss in spikes(run.series("step", "loss")):
         found.append(Mark(step, "spike", f"spike: loss {loss:.4g} at step {step:.0f}"))
     return tuple(sorted(found, key=lambda mark: mark.x))

@@ -64,6 +64,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = scale_of(self.weight, self.offset)
+        if weight is not None and weight.dtype == torch.float32 and x.dtype in (torch.bfloat16, torch.float16):
+            return self(x.float()).to(x.dtype)  # under autocast
         if x.dtype != torch.float32:  # the mean of squares needs more than 8 bits
             return F.rms_norm(x, (self.width,), weight, self.eps)
         if weight is None:

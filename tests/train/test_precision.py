@@ -17,6 +17,7 @@ from fledge.model.config import ShapeConfig
 from fledge.model.families import family
 from fledge.model.init import initialise
 from fledge.model.transformer import Transformer, build
+from fledge.nn.losses import fused_cross_entropy_sum
 from fledge.train import checkpointing
 from fledge.train.checkpointing import State
 from fledge.train.precision import Precision
@@ -38,6 +39,9 @@ CASES = {
     "llama": ("llama", {}),
     "gpt2": ("gpt2", {}),
     "t5, a bias learned": ("t5", {}),
+    "softcaps": ("gemma2", {"window": 16}),
+    "norms of queries and keys": ("qwen3", {}),
+    "a product before the output": ("bert", {"task": "lm"}),
     "bloom": ("bloom", {}),
     "mixture": ("mixtral", MIXTURE),
     "linear attention": ("llama", {"attention": "linear"}),
@@ -79,6 +83,26 @@ def test_gradients_are_near_those_of_float32_and_not_equal(case, precision):
     exact = gradient(model_of(name, fields), "float32", n_tokens)
     found = gradient(model_of(name, fields), precision, n_tokens)
     assert 1e-6 < distance(found, exact) < TOLERANCE[precision]  # not 0: the control that it was computed so
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_the_output_product_of_several_chunks_is_near_float32s(precision):
+    """Chunks add up in float32; 2,100 states of 40 would overflow float16 if they added up in it."""
+    chance = torch.Generator().manual_seed(3)
+    states, matrix = 40 + torch.randn(2100, 16, generator=chance), 0.1 * torch.randn(30, 16, generator=chance)
+    targets, weight = torch.zeros(2100, dtype=torch.int64), torch.ones(2100)
+
+    def gradients(name: str) -> list[torch.Tensor]:
+        hidden, w = states.clone().requires_grad_(), matrix.clone().requires_grad_()
+        with Precision(name, CPU, State()).computing():
+            total = fused_cross_entropy_sum(hidden, w, targets, weight)
+        total.backward()
+        assert hidden.grad.dtype == w.grad.dtype == torch.float32
+        return [total.detach(), hidden.grad, w.grad]
+
+    for found, exact in zip(gradients(precision), gradients("float32"), strict=True):
+        assert 0 < distance(found, exact) < 3 * TOLERANCE[precision]
+    assert gradients("float32")[2].abs().max() > 65504  # the control
 
 
 def test_a_scale_saves_gradients_too_small_for_float16():

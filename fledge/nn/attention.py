@@ -6,7 +6,7 @@ B rows, T tokens, D width, H heads, K key/value heads, C head channels.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -70,7 +70,7 @@ class Attention(nn.Module):
         super().__init__()
         config = layer.mixer
         self.config, self.position = config, layer.position
-        self.sight = sight_of(config, stack.causal, layer)
+        self.sight, self.dropout = sight_of(config, stack.causal, layer), 0.0
         inner, kv = config.n_heads * config.head_channels, config.n_kv_heads * config.head_channels
         sizes = {"q": inner, "k": kv, "v": kv}
         unbiased = () if config.key_bias else ("k",)
@@ -108,11 +108,12 @@ class Attention(nn.Module):
             return kernelised(q, k, v, tokens, layout, self.sight.causal, context.cache, index)
         if self.projection is not None:
             return low_rank(q, k, v, layout, self.projection, self.sight)
+        sight = in_training(self, self.sight)
         bias = self.bias(context)
         if isinstance(layout, Cached):
             assert context.cache is not None
             return attend_cached(q, k, v, tokens, layout, context.cache, index, self.sight, bias)
-        mixed = attend(q, k, v, tokens, layout, self.sight, bias)
+        mixed = attend(q, k, v, tokens, layout, sight, bias)
         if self.global_qkv is None or tokens.kind is None:
             return mixed
         return self.with_globals(mixed, x, context)
@@ -141,7 +142,7 @@ class CrossAttention(nn.Module):
     def __init__(self, stack: StackConfig, config: Heads):
         super().__init__()
         self.config = config
-        self.sight = sight_of(config, causal=False)
+        self.sight, self.dropout = sight_of(config, causal=False), 0.0
         inner, kv = config.n_heads * config.head_channels, config.n_kv_heads * config.head_channels
         self.q = Linear(stack.width, inner, config.qkv_bias)
         self.kv = Joined(stack.width, {"k": kv, "v": kv}, config.qkv_bias)
@@ -154,7 +155,8 @@ class CrossAttention(nn.Module):
         q = self.q(x).unflatten(-1, (config.n_heads, config.head_channels))
         k, v = self.keys_and_values(context.source, context.cache)
         here = (context.tokens, context.layout)
-        return self.out(attend_cross(q, k, v, here, context.source_tokens, self.sight).flatten(2))
+        sight = in_training(self, self.sight)
+        return self.out(attend_cross(q, k, v, here, context.source_tokens, sight).flatten(2))
 
     def keys_and_values(self, source: Tensor, cache: KeyValueCache | None) -> tuple[Tensor, Tensor]:
         """Of the source, [B, S, K, C] each; with a cache computed once for as long as the same tensor is given."""
@@ -165,6 +167,11 @@ class CrossAttention(nn.Module):
         if cache is not None:
             cache.sources[self] = (source, k, v)
         return k, v
+
+
+def in_training(mixer: Attention | CrossAttention, sight: Sight) -> Sight:
+    """`sight` with the dropout of a pass in training."""
+    return replace(sight, dropout=mixer.dropout) if mixer.dropout and mixer.training else sight
 
 
 def qk_norms(config: Heads, norm: Norm) -> tuple[nn.Module | None, nn.Module | None]:

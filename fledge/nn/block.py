@@ -123,11 +123,13 @@ class Stack(nn.Module):
     """Inputs, blocks in order, then a last norm where the config has one. Embedding [B, T, E] -> [B, T, D].
 
     `checkpoints_blocks`: in training a block keeps its input alone and is computed again in the backward pass.
+    `layer_drop`: share of layers that a pass in training leaves out, each by a draw of its own from torch's generator
+    on the CPU (Fan et al. 2019, arXiv 1909.11556); nothing is scaled.
     """
 
     def __init__(self, config: StackConfig):
         super().__init__()
-        self.config, self.checkpoints_blocks = config, False
+        self.config, self.checkpoints_blocks, self.layer_drop = config, False, 0.0
         self.inputs = InputLayer(config)
         layer_of_block = {block: layer for layer, block in reversed(list(enumerate(config.block_of_layer)))}
         self.layers = nn.ModuleList(Block(config, config.layers[layer_of_block[b]]) for b in range(config.n_blocks))
@@ -149,7 +151,8 @@ class Stack(nn.Module):
             recomputed if self.checkpoints_blocks and self.training and torch.is_grad_enabled() else nn.Module.__call__
         )
         for index, block in enumerate(self.config.block_of_layer):
-            x = run(self.layers[block], x, context, index)
+            if not (self.layer_drop and self.training and float(torch.rand(())) < self.layer_drop):
+                x = run(self.layers[block], x, context, index)
             if index == 0 and self.conv is not None:
                 x = self.conv(inputs, x, context.tokens.doc)
         return x if self.norm is None else self.norm(x)
@@ -159,7 +162,7 @@ def recomputed(block: nn.Module, x: Tensor, context: Context, index: int) -> Ten
     """What a block gives; its activations are not kept but computed again, dropout and all, when the gradient comes.
     Source: Chen et al. 2016 (arXiv 1604.06174), §4.1."""
     assert isinstance(block, Block)
-    draws = bool(block.dropout)
+    draws = any(getattr(part, "dropout", 0.0) for part in block.modules())
     return checkpoint(
         block, x, context, index,
         use_reentrant=False, preserve_rng_state=draws, context_fn=lambda: (nullcontext(), noting_nothing(block)),

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from fledge.errors import ConfigError
 from fledge.nn.bias import Bias, uncached
 from fledge.nn.visibility import Sight
 
@@ -35,6 +36,11 @@ def blockwise(
 
     Scale and softcap are of `sight`; what is seen, the pieces say alone. A query that meets nothing gives zeros.
     """
+    if sight.dropout:
+        raise ConfigError(
+            "train.dropout.attention: expected 0 where documents are attended block by block (patterns, and biases or "
+            f"softcaps over long documents), got {sight.dropout}; leave it at 0"
+        )
     q, k, v = (t.transpose(1, 2).contiguous() for t in (q_BTHC, k_BSKC, v_BSKC))
     bias = uncached(bias)
     learned = () if bias is None else bias.learned()

@@ -16,20 +16,26 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, config: Dense):
         super().__init__()
         self.activation = config.activation
-        self.gated = config.gated
+        self.gated, self.dropout = config.gated, 0.0
         names = ("gate", "up") if config.gated else ("up",)
         self.inward = Joined(width, dict.fromkeys(names, config.hidden), config.bias)
         self.down = Linear(config.hidden, width, config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.inward(x)
+        hidden = self.hidden(self.inward(x))
+        if self.dropout and self.training:
+            hidden = F.dropout(hidden, self.dropout)
+        return self.down(hidden)
+
+    def hidden(self, inner: Tensor) -> Tensor:
+        """What goes down again, [..., H], of the maps inward."""
         if not self.gated:
-            return self.down(activate(inner, self.activation))
+            return activate(inner, self.activation)
         by_hand = self.activation == "silu" and torch.is_grad_enabled() and inner.requires_grad
         if by_hand and not torch.compiler.is_compiling():
-            return self.down(GatedSilu.apply(inner))
+            return GatedSilu.apply(inner)
         gate, up = inner.chunk(2, -1)
-        return self.down(activate(gate, self.activation) * up)
+        return activate(gate, self.activation) * up
 
 
 class GatedSilu(torch.autograd.Function):

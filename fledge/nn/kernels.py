@@ -167,6 +167,8 @@ def dense(
     """The reference: every score, then a masked softmax. `visible_BTS` may have one row for all. [B, T, H, C]."""
     added = None if bias is None else bias(q_BTHC, k_BSKC, 0, 0)
     weights = probabilities(q_BTHC, k_BSKC, visible_BTS, sight, added).to(v_BSKC.dtype)
+    if sight.dropout:
+        weights = F.dropout(weights, sight.dropout)
     return (weights @ heads_first(v_BSKC, q_BTHC.shape[2])).transpose(1, 2)
 
 
@@ -248,7 +250,9 @@ def fast(q_BTHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, sight: Sight) -> Tensor
         # the fused CPU kernel takes equal head counts only; enable_gqa falls back to explicit scores
         groups, grouped = q.shape[1] // k.shape[1], False
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=sight.causal, scale=sight.scale, enable_gqa=grouped)
+    mixed = F.scaled_dot_product_attention(
+        q, k, v, dropout_p=sight.dropout, is_causal=sight.causal, scale=sight.scale, enable_gqa=grouped
+    )
     return mixed.transpose(1, 2)
 
 
@@ -261,7 +265,8 @@ def masked(
     if added is not None:
         mask = added if mask is None else added.masked_fill(~mask, -torch.inf)
     q, k, v = q_BTHC.transpose(1, 2), heads_first(k_BSKC, n_heads), heads_first(v_BSKC, n_heads)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=sight.scale).transpose(1, 2)
+    mixed = F.scaled_dot_product_attention(q, k, v, mask, sight.dropout, scale=sight.scale)
+    return mixed.transpose(1, 2)
 
 
 def padded_rows(

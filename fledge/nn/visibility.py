@@ -20,13 +20,15 @@ from fledge.nn.config import BigBird, Fixed, Longformer, Pattern, Prefix, Stride
 
 @dataclass(frozen=True)
 class Sight:
-    """What a mixer sees and how scores are formed: static, hashable. `scale` multiplies the scores."""
+    """What a mixer sees and how scores are formed: static, hashable. `scale` multiplies the scores, `dropout` is the
+    share of the weights that a pass in training drops."""
 
     scale: float
     causal: bool = True
     window: int | None = None
     pattern: Pattern = None
     softcap: float | None = None
+    dropout: float = 0.0
 
 
 def visible(queries: Tokens, keys: Tokens, sight: Sight) -> Tensor:

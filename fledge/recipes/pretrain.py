@@ -19,9 +19,9 @@ from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families import family, over_preset
 from fledge.model.init import initialise
 from fledge.model.transformer import Transformer, build
-from fledge.nn.block import Block, InputLayer
 from fledge.recipes.config import PretrainConfig
 from fledge.recipes.denoise import denoise_reading
+from fledge.recipes.dropout import with_dropout
 from fledge.recipes.language import LanguageRecipe, row_tokens_of
 from fledge.recipes.masked import MaskedRecipe, masked_reading, relation_of
 from fledge.recipes.objective import MASKED, objective_model, objective_shape, objective_tokenizer
@@ -45,7 +45,9 @@ def fresh_recipe(config: PretrainConfig, folder: Path) -> LanguageRecipe:
     model_config = objective_model(config, resolve_shape(objective_shape(config), tokenizer))
     row_tokens = row_tokens_of(config.train, model_config.context_tokens)
     model = initialise(build(model_config, "cpu"), config.train.seed)
-    return objective_recipe(config, data, tokenizer, with_dropout(model, config.model.dropout), row_tokens)
+    return objective_recipe(
+        config, data, tokenizer, with_dropout(model, config.model.dropout, config.train.dropout), row_tokens
+    )
 
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
@@ -78,7 +80,9 @@ def pretrain_on(config: PretrainConfig, data: Data) -> dict[str, Any]:
 
     def make_recipe(load: Callable[[], Transformer] | None) -> LanguageRecipe:
         fresh = load or (lambda: initialise(build(model_config, "cpu"), config.train.seed))
-        return objective_recipe(config, data, tokenizer, with_dropout(fresh(), config.model.dropout), row_tokens)
+        return objective_recipe(
+            config, data, tokenizer, with_dropout(fresh(), config.model.dropout, config.train.dropout), row_tokens
+        )
 
     def make_hooks(recipe: Recipe, log: RunLog) -> Sequence[Hook]:
         if isinstance(recipe, LanguageRecipe) and recipe.plan:
@@ -175,17 +179,6 @@ def shaped(shape: ShapeConfig, vocab_size: int) -> ModelConfig:
     config = own_family.new_config(shape)
     own_family.write(config)  # a model that can't be saved is refused now, not at the first checkpoint
     return config
-
-
-def with_dropout(model: Transformer, dropout: float) -> Transformer:
-    """Set the dropout of a loaded model: config.json does not carry it."""
-    for module in model.modules():
-        if isinstance(module, Block | InputLayer):
-            module.dropout = dropout
-    config = model.config
-    encoder, decoder = (s and replace(s, dropout=dropout) for s in (config.encoder, config.decoder))
-    model.config = replace(config, encoder=encoder, decoder=decoder)
-    return model
 
 
 def evaluation_rows(row_tokens: int) -> int:

@@ -15,6 +15,7 @@ from fledge.log import RunLog, say
 from fledge.model.folder import find_model, load_model, read_config
 from fledge.model.transformer import Transformer
 from fledge.recipes.config import SftConfig
+from fledge.recipes.dropout import with_dropout
 from fledge.recipes.language import LanguageRecipe, row_tokens_of
 from fledge.recipes.sample import sample_hook
 from fledge.recipes.session import run_recipe
@@ -53,7 +54,7 @@ def sft(config: SftConfig) -> dict[str, Any]:
     digest = data_digest(config, base, tokenizer)
 
     def make_recipe(load: Callable[[], Transformer] | None) -> LanguageRecipe:
-        model = load() if load else load_model(base)
+        model = with_dropout(load() if load else load_model(base), 0.0, config.train.dropout)
         pad = tokenizer.pad_id or 0
         rendered = render_all(renderer, training, config.data.path)
         source = ChatBatches(rendered, row_tokens, config.train.rows, config.train.seed, pad)

@@ -21,6 +21,33 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class DropoutConfig:
+    """What a pass in training leaves out by chance; nothing is left out in validation and use."""
+
+    embedding: float | None = None
+    """Share of what goes into the first block; unset: model.dropout."""
+    residual: float | None = None
+    """Share of what attention and feed-forward add to the residual; unset: model.dropout."""
+    attention: float = 0.0
+    """Share of the attention weights."""
+    feed_forward: float = 0.0
+    """Share of the hidden units of feed-forwards."""
+    layers: float = 0.0
+    """Share of whole layers (LayerDrop; Fan et al. 2019, arXiv 1909.11556): a model so trained can lose some later."""
+
+    def __post_init__(self) -> None:
+        for name in ("embedding", "residual", "attention", "feed_forward", "layers"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ConfigError(f"train.dropout.{name}: expected a share from 0 to below 1, got {value}")
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is left out, besides what model.dropout says."""
+        return bool(self.embedding or self.residual or self.attention or self.feed_forward or self.layers)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Steps, batch, optimizer, checkpoints. A step is one update of the weights."""
 
@@ -37,6 +64,8 @@ class TrainConfig:
     checkpoint_blocks: bool = False
     """Keep only each block's input and recompute the block in the backward pass: the same gradients, bit for bit, in
     less memory and about a third more time (`fledge show --rows` tells both)."""
+    dropout: DropoutConfig = DropoutConfig()
+    """What is left out by chance, by place."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of matrix products and attention; weights, optimizer state, norms, losses and sums stay float32. float16
     scales its loss."""

@@ -207,7 +207,7 @@ class Loop:
         coefficients: dict[str, float] = {}
         for start in range(0, rows, micro_rows):
             micro = batch if micro_rows == rows else slice_rows(batch, start, start + micro_rows)
-            if self.model.config.stack.dropout:
+            if self.config.dropout.any or any(stack.dropout for stack in self.model.config.stacks.values()):
                 torch.manual_seed(dropout_seed(self.config.seed, self.state.drawn, start))
             with self.clock("forward"), self.precision.computing():
                 loss = self.run.recipe.loss(moved(micro, device))

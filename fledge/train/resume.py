@@ -42,7 +42,8 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """`key: was X, is Y` for every key whose change would train another model."""
     found = changed_keys(before, now)
     old, new = micro_rows(before), micro_rows(now)
-    if now.get("model", {}).get("dropout") and old != new and new != "auto":
+    kinds = now.get("train", {}).get("dropout", {})
+    if (now.get("model", {}).get("dropout") or any(kinds.values())) and old != new and new != "auto":
         found.append(f"train.micro_rows: was {old}, is {new} (dropout is drawn by micro-batch)")
     return found
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 import torch
 
 from fledge.batch import Batch, slice_rows
 from fledge.data import denoise_batches
-from fledge.train.clock import Clock
-from fledge.train.loop import Loop
+from fledge.device import pick
+from fledge.log import RunLog
+from fledge.train.checkpointing import State
+from fledge.train.config import TrainConfig
+from fledge.train.loop import Loop, Run
+from fledge.train.signals import StopRequest
 from tests.data.corrupted import stories
 from tests.recipes.objectives import FAMILIES, config_of, recipe_of
 
@@ -20,15 +24,10 @@ CASES = [*FAMILIES.items(), ("prefix", "llama"), ("masked", "roberta"), ("masked
 def gradient(recipe, batch: Batch, micro_rows: int, weights=None) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """Of the loop's own accumulation."""
     recipe.model.zero_grad()
-    loop = SimpleNamespace(
-        run=SimpleNamespace(recipe=recipe, device=SimpleNamespace(device=torch.device("cpu"))),
-        config=SimpleNamespace(rows=8, micro_rows=micro_rows, seed=1),
-        model=recipe.model,
-        state=SimpleNamespace(drawn=0),
-        check_split=lambda *_: None,
-        clock=Clock(),
-    )
-    terms = Loop.accumulate(loop, batch, weights or recipe.weights(batch))  # type: ignore[arg-type]
+    config = TrainConfig(rows=8, micro_rows=micro_rows)
+    run = Run(Path("."), config, config, pick("cpu"), recipe, RunLog(Path("unused"), rank=1))
+    loop = Loop(run, State(), StopRequest())
+    terms = loop.accumulate(batch, weights or recipe.weights(batch))
     return {name: p.grad.clone() for name, p in recipe.model.named_parameters() if p.grad is not None}, terms
 
 

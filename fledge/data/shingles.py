@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fledge.data.overlap import Overlap
-from fledge.data.words import WordHashes, shingles, word_hashes
+from fledge.data.word_hashes import word_hashes
+from fledge.data.words import shingles
 
 SHINGLE_WORDS = 5
 
@@ -29,19 +30,26 @@ class Containment:
 
 
 class HeldOutShingles:
-    """Looks training documents up in the shingles of the held-out ones: `see` each of them, then ask `containment`."""
+    """Looks training documents up in the shingles of the held-out ones: `see` each of them, then ask `containment`.
+    `find`, the costly half of `see`, changes nothing and may run in several threads."""
 
     def __init__(self, held_out: dict[str, str]):
-        self.words = WordHashes()
         self.paths = list(held_out)
         self.numbers = {path: number for number, path in enumerate(self.paths)}
-        self.overlap = Overlap([self.shingles(text) for text in held_out.values()])
+        self.overlap = Overlap([shingles_of(text) for text in held_out.values()])
         self.seen = np.zeros(len(self.overlap.known), bool)
         self.closest = {path: (0, "") for path in self.paths}
 
     def see(self, path: str, text: str) -> None:
         """Mark the held-out shingles that this training document holds."""
-        _, hits = self.overlap.find(self.shingles(text))
+        self.mark(path, self.find(text))
+
+    def find(self, text: str) -> np.ndarray:
+        """The held-out shingles that a text holds, each once, int64 [n]."""
+        return self.overlap.find(shingles_of(text))[1]
+
+    def mark(self, path: str, hits: np.ndarray) -> None:
+        """Note what `find` found in the training document of that path."""
         self.seen[hits] = True
         shared = self.overlap.shared(hits)
         for document in np.flatnonzero(shared):
@@ -57,5 +65,7 @@ class HeldOutShingles:
         shared, closest = self.closest[path]
         return Containment(float(self.seen[places].mean()), closest, shared / len(places))
 
-    def shingles(self, text: str) -> np.ndarray:
-        return shingles(word_hashes(text, self.words), SHINGLE_WORDS)
+
+def shingles_of(text: str) -> np.ndarray:
+    """Sorted distinct hashes of the text's word 5-shingles (lower case), uint64 [n]."""
+    return shingles(word_hashes(text), SHINGLE_WORDS)

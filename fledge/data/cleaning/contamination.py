@@ -19,7 +19,7 @@ from fledge.data.cleaning.evaluation import Item, read_items
 from fledge.data.cleaning.step import Dropped
 from fledge.data.document import Document
 from fledge.data.overlap import Overlap
-from fledge.data.words import WORD, WordHashes, distinct, ngrams, word_hashes
+from fledge.data.words import WORD, WordHashes, distinct, ngrams, remembered_hashes
 from fledge.errors import DataError
 
 
@@ -70,7 +70,7 @@ class EvaluationSets:
         """Distinct n-grams of an item's texts (a short text is one n-gram as a whole), and their sizes."""
         found, sizes = [np.zeros(0, np.uint64)], set()
         for text in item.texts:
-            words = word_hashes(text, self.words)
+            words = remembered_hashes(text, self.words)
             size = min(len(words), self.match.words)
             if size >= self.match.least_words:
                 sizes.add(size)
@@ -81,7 +81,7 @@ class EvaluationSets:
         """What of the items stands in a text."""
         nothing = np.zeros(0, np.int64)
         starts, ends, places = [nothing], [nothing], [nothing]
-        for size, grams in ngrams(word_hashes(text, self.words), self.sizes):
+        for size, grams in ngrams(remembered_hashes(text, self.words), self.sizes):
             at, place = self.overlap.find(grams)
             right = self.counted[place]
             starts.append(at[right])

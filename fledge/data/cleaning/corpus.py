@@ -30,10 +30,10 @@ Read = Callable[[], Iterator[Document]]
 
 @dataclass(frozen=True)
 class Cleaned:
-    """A corpus after cleaning: where to read what is left, a record for every document found, and what each step did
-    (None: there were no steps)."""
+    """A corpus after cleaning: the JSON lines of what is left, a record for every document found, and what each step
+    did. None: there were no steps, and the text stands where it stood."""
 
-    source: str
+    text: Path | None
     records: list[Record]
     steps: list[dict[str, Any]] | None
 
@@ -49,11 +49,11 @@ def inputs(config: CleanConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def cleaned(config: CleanConfig, source: str, records: list[Record], read: Read, out: Path) -> Iterator[Cleaned]:
+def cleaned(config: CleanConfig, records: list[Record], read: Read, out: Path) -> Iterator[Cleaned]:
     """The corpus after the steps of `config`, readable within the block. `read` gives the documents that records call
     trained on; the scratch files stand in `out`. Raises DataError if nothing is left."""
     if not config.steps:
-        yield Cleaned(source, records, None)
+        yield Cleaned(None, records, None)
         return
     folder = out / f".{CLEANED}.tmp-{os.getpid()}"
     remove(folder)
@@ -78,7 +78,7 @@ def clean(config: CleanConfig, records: list[Record], read: Read, path: Path) ->
     kept = list(by_path.values())
     if not any(record.split == "train" for record in kept):
         raise DataError(f"clean: expected documents to be left, got none of {len(kept)}; {told(kept)}")
-    return Cleaned(str(path), kept, rows)
+    return Cleaned(path, kept, rows)
 
 
 def write_cleaned(

@@ -14,7 +14,8 @@ import numpy as np
 
 from fledge.data.cleaning.config import NearDuplicatesConfig
 from fledge.data.shingles import SHINGLE_WORDS
-from fledge.data.words import MULTIPLIER, SHIFT, WordHashes, shingles, word_hashes
+from fledge.data.word_hashes import word_hashes
+from fledge.data.words import MULTIPLIER, SHIFT, shingles
 from fledge.errors import ConfigError
 
 BLOCK = 2048  # shingles hashed at a time: 2 MB of hashes
@@ -28,7 +29,6 @@ class NearDuplicates:
 
     def __init__(self, config: NearDuplicatesConfig):
         self.config = config
-        self.words = WordHashes()
         self.bands, self.rows = bands_and_rows(config)
         self.multipliers, self.offsets = permutations(self.bands * self.rows)
         self.keys: list[np.ndarray] = []  # uint64 [bands] of each document, empty for one that is too short
@@ -59,7 +59,7 @@ class NearDuplicates:
         return {number: root.of(number) for number in range(len(self.keys)) if root.of(number) != number}
 
     def shingles(self, text: str) -> np.ndarray:
-        return shingles(word_hashes(text, self.words), SHINGLE_WORDS)
+        return shingles(word_hashes(text), SHINGLE_WORDS)
 
 
 class Roots:

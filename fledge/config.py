@@ -296,9 +296,10 @@ def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """Field name -> the string literal under it in the class's source."""
+    """Field name -> the string literal under it in the source of the class, or of the one that it inherits from."""
+    inherited = [field_docs(base) for base in reversed(cls.__bases__) if dataclasses.is_dataclass(base)]
+    docs = {name: text for known in inherited for name, text in known.items()}
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    docs: dict[str, str] = {}
     statements = body.body if isinstance(body, ast.ClassDef) else []
     for statement, following in zip(statements, statements[1:], strict=False):
         if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)):

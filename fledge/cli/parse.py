@@ -218,7 +218,7 @@ class Parser:
         self.put(key, parsed)
 
     def items(self, key: str, hint: Any, value: str, typed: bool) -> list[Any]:
-        item_hint = (typing.get_args(unwrapped(hint)) or (Any,))[0]
+        item_hint = (typing.get_args(list_of(hint)) or (Any,))[0]
         if is_text(item_hint) and (typed or not value.lstrip().startswith("[")):
             return [readable(key, value)] if value or typed else []
         parsed = config.parse_yaml(value, at=key) if value else []
@@ -269,8 +269,13 @@ def is_boolean(hint: Any) -> bool:
     return unwrapped(hint) is bool
 
 
+def list_of(hint: Any) -> Any:
+    """The list among the members of a union, or None."""
+    return next((choice for choice in choices(hint) if typing.get_origin(choice) in (list, tuple)), None)
+
+
 def is_list(hint: Any) -> bool:
-    return typing.get_origin(unwrapped(hint)) in (list, tuple)
+    return list_of(hint) is not None
 
 
 def is_group(hint: Any) -> bool:

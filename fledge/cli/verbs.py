@@ -24,6 +24,7 @@ class Verb:
 
 
 OUT = (("out", "run.dir"),)
+READING = (("text-field", "reading.text_field"), ("max-bad-share", "reading.max_bad_share"), ("html", "reading.html"))
 
 VERBS = (
     Verb(
@@ -31,7 +32,23 @@ VERBS = (
         "gather text, hold documents out, drop near-duplicates, tokenise into shards",
         "fledge.data.config:BuildConfig",
         "fledge.data.build:build",
-        aliases=(("out", "out"),),
+        aliases=(("out", "out"), *READING),
+    ),
+    Verb(
+        "data inspect",
+        "the documents of a dataset or source, and a row of training as a model sees it",
+        "fledge.recipes.config:InspectConfig",
+        "fledge.recipes.inspect:inspect_data",
+        ("path",),
+        aliases=READING,
+    ),
+    Verb(
+        "data stats",
+        "documents, bytes and tokens by split and source, lengths, scripts, frequent and unused tokens",
+        "fledge.data.config:StatsConfig",
+        "fledge.data.stats:stats",
+        ("path",),
+        aliases=READING,
     ),
     Verb(
         "data qa",

@@ -19,6 +19,8 @@ from fledge.data import corpus as corpora
 from fledge.data.beside import beside, clean, remove
 from fledge.data.config import PYTHON, BuildConfig
 from fledge.data.corpus import CORPUS, DOCUMENTS, Record, read_corpus, read_records
+from fledge.data.data_card import DATA_CARD, write_data_card
+from fledge.data.in_threads import threads_to_use
 from fledge.data.shards import KIND, SPLITS, TOKENIZER, Dataset, open_shards, token_type, write_shard
 from fledge.errors import CheckpointError, ConfigError, DataError, TokenizerError
 from fledge.lineage import (
@@ -32,12 +34,14 @@ from fledge.lineage import (
     write_card,
 )
 from fledge.log import Progress, warn
-from fledge.text.documents import refuse_inside
+from fledge.text.documents import Tally, refuse_inside
+from fledge.text.source_files import is_url
 from fledge.text.tokenizer import Tokenizer
 
-RECIPE = 1  # raised when the same config and sources would give another corpus
+RECIPE = 2  # raised when the same config and sources would give another corpus
 SHARDS = tuple(f"{split}{ending}" for split in SPLITS for ending in (".bin", ".idx.npy"))
 OWN = (CORPUS, DOCUMENTS, *SHARDS)
+QUARANTINE = "quarantine.jsonl"  # bad rows: beside the corpus, no part of it
 SHOWN_DOCUMENTS = 40
 
 
@@ -51,12 +55,15 @@ def build(config: BuildConfig, json: bool = False) -> dict[str, Any]:
     refuse_other_artefact(config.out, "corpus", KIND)
     check_tokenizer(config.tokenizer)
     make_folder(config.out)
-    clean(config.out, (*OWN, TOKENIZER, CARD))
+    clean(config.out, (*OWN, TOKENIZER, CARD, QUARANTINE, DATA_CARD))
     card, reused = build_corpus(config)
     result = {"out": str(config.out), "kind": card["kind"], "reused_corpus": reused, **card["facts"]["corpus"]}
     if config.tokenizer is not None:
         card, reused = build_shards(config, config.tokenizer, card)
         result |= {"reused_shards": reused, **card["facts"]["shards"]}
+    if card["config"].get("licence") != config.licence:
+        card = write_own_card(config, card["kind"], card["parents"], card["facts"])
+    write_data_card(config.out, card)
     result |= {"kind": card["kind"], "digest": card["digest"], "seconds": round(time.monotonic() - began, 2)}
     if not json:
         print(summary(result))
@@ -93,20 +100,22 @@ def check_tokenizer(name: str | Path | None) -> None:
 
 
 def refuse_own_output(config: BuildConfig) -> None:
-    """Raises ConfigError if what is written would take the place of the source or become part of it."""
-    if config.source == PYTHON:
-        return
-    refuse_inside(config.source, config.out)
-    if Path(config.source).resolve() in {(config.out / name).resolve() for name in OWN}:
-        raise ConfigError(f"source: expected text, got {config.source}, which is written here; choose another out")
+    """Raises ConfigError if what is written would take the place of a source or become part of it."""
+    for source in config.sources:
+        if source == PYTHON or is_url(source):
+            continue
+        refuse_inside(source, config.out)
+        if Path(source).resolve() in {(config.out / name).resolve() for name in (*OWN, QUARANTINE, DATA_CARD)}:
+            raise ConfigError(f"source: expected text, got {source}, which is written here; choose another out")
 
 
 def build_corpus(config: BuildConfig) -> tuple[dict[str, Any], bool]:
     """The card of a folder whose corpus is that of `config`, and whether it was there already."""
-    records, tally = corpora.survey(config.source)
+    records, tally = surveyed(config)
     inputs = {
         "recipe": RECIPE,
         "sources": corpora.source_digest(records),
+        "reading": {key: value for key, value in to_dict(config.reading).items() if key != "max_bad_share"},
         "val_fraction": config.val_fraction,
         "minimum_eval_bytes": config.minimum_eval_bytes,
         "near_duplicate": config.near_duplicate,
@@ -115,6 +124,7 @@ def build_corpus(config: BuildConfig) -> tuple[dict[str, Any], bool]:
     if old is not None and old["facts"].get("corpus_inputs") == inputs:
         return old, True
     forget(config.out, OWN)
+    sources = source_facts(config, records)
     if tally.replaced:
         warn(f"{len(tally.replaced)} files are not UTF-8; undecodable bytes became U+FFFD: {shown(tally.replaced)}")
     with beside(config.out / CORPUS) as path:
@@ -122,11 +132,44 @@ def build_corpus(config: BuildConfig) -> tuple[dict[str, Any], bool]:
     with beside(config.out / DOCUMENTS) as path:
         corpora.write_records(path, records)
     facts = {
-        "corpus": corpus_facts(records) | {f"{name}_files": len(paths) for name, paths in vars(tally).items()},
+        "corpus": corpus_facts(records) | tally_facts(tally) | {"sources": sources},
         "corpus_inputs": inputs,
         "corpus_sha256": sha256_file(config.out / CORPUS),
     }
     return write_own_card(config, "corpus", {}, facts), False
+
+
+def surveyed(config: BuildConfig) -> tuple[list[Record], Tally]:
+    """What the sources hold; their bad rows are in quarantine.jsonl, also where there are too many to go on."""
+    path, failure = config.out / QUARANTINE, None
+    with beside(path) as scratch, open(scratch, "w", encoding="utf-8") as file:
+        try:
+            found = corpora.survey(config, file)
+        except DataError as error:
+            failure = error
+    if not path.stat().st_size:
+        remove(path)
+    elif failure is not None:
+        raise DataError(f"{failure}; every one of them is told in {path}") from None
+    if failure is not None:
+        raise failure
+    return found
+
+
+def tally_facts(tally: Tally) -> dict[str, Any]:
+    """How many files and rows of what sort were met."""
+    files = {f"{name}_files": len(getattr(tally, name)) for name in ("replaced", "binary", "empty")}
+    return {**files, "bad_rows": dict(sorted(tally.bad.reasons.items()))}
+
+
+def source_facts(config: BuildConfig, records: list[Record]) -> list[dict[str, Any]]:
+    """Of each source: its name, how much it held, and the digest of that."""
+    found = []
+    for number, name in enumerate(config.sources):
+        own = [record for record in records if (record.source or 0) == number]
+        n_bytes = sum(record.bytes for record in own)
+        found.append({"name": name, "documents": len(own), "bytes": n_bytes, "digest": corpora.source_digest(own)})
+    return found
 
 
 def write_corpus(config: BuildConfig, records: list[Record], path: Path) -> list[Record]:
@@ -164,14 +207,18 @@ def build_shards(config: BuildConfig, name: str, card: dict[str, Any]) -> tuple[
     parents = {"corpus": facts["corpus_sha256"], "tokenizer": tokenizer.digest}
     if card["kind"] == KIND and card["parents"] == parents:
         return card, True
-    forget(out, (*SHARDS, TOKENIZER))
-    write_own_card(config, "corpus", {}, facts)
+    if card["kind"] == KIND:
+        forget(out, ())
+        write_own_card(config, "corpus", {}, facts)
+    for old in (*SHARDS, TOKENIZER):
+        remove(out / old)
     records = read_records(out)
     n_tokens: list[int] = []
+    threads = threads_to_use(config.threads)
     for split in SPLITS:
         total = sum(1 for record in records if record.split == split)
         with beside(out / f"{split}.bin") as tokens_path, beside(out / f"{split}.idx.npy") as index_path:
-            n_tokens += write_shard(counted_texts(out, split, total), tokenizer, tokens_path, index_path)
+            n_tokens += write_shard(counted_texts(out, split, total), tokenizer, tokens_path, index_path, threads)
     with beside(out / TOKENIZER) as path:
         tokenizer.save(path)
     used = [record for record in records if record.split != "dropped"]
@@ -268,6 +315,7 @@ def summary(result: dict[str, Any]) -> str:
     for name in ("binary", "empty"):
         if result[f"{name}_files"]:
             lines.append(f"skipped   {result[f'{name}_files']:,} {name} files")
+    lines += [f"bad rows  {count:,}: {reason} ({QUARANTINE})" for reason, count in result["bad_rows"].items()]
     if "train_tokens" in result:
         lines.append(
             f"shards    {result['train_tokens']:,} + {result['val_tokens']:,} tokens of a vocabulary of "

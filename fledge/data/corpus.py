@@ -7,30 +7,36 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, TextIO
 
 from fledge.data.config import BuildConfig
 from fledge.data.document import Document, is_held_out
+from fledge.data.in_threads import grouped, in_threads, threads_to_use
 from fledge.data.shingles import HeldOutShingles
 from fledge.data.sources import gather
 from fledge.errors import DataError
 from fledge.lineage import sha256_json
+from fledge.log import say
+from fledge.text.bad_rows import BadRows
 from fledge.text.documents import CORPUS as CORPUS
 from fledge.text.documents import Tally
 
 Split = Literal["train", "val", "dropped"]
 DOCUMENTS = "documents.jsonl"
+GROUP_CHARACTERS = 1 << 20  # of documents that a thread takes at once
+SIGN_SECONDS = 10.0
 LEAST_TRAINED = 0.5  # holding out whole documents must leave this share of the text to train on
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One document as documents.jsonl has it. `reason` says why it was dropped; `contained` is the share of a held-out
     document's five-word sequences that stand in the training text, `closest` the training document with the most of
-    them. `tokens` is filled when shards are written."""
+    them. `tokens` is filled when shards are written, `source` where there are several."""
 
     path: str
     split: Split
@@ -40,13 +46,19 @@ class Record:
     contained: float | None = None
     closest: str = ""
     tokens: int | None = None
+    source: int | None = None
 
 
-def survey(source: str) -> tuple[list[Record], Tally]:
-    """Every document found, as if all were trained on but exact duplicates: the first of equal texts is kept."""
-    tally, records = Tally(), []
+RECORD_FIELDS = tuple(field.name for field in fields(Record))
+
+
+def survey(config: BuildConfig, quarantine: TextIO | None = None) -> tuple[list[Record], Tally]:
+    """Every document found, as if all were trained on but exact duplicates: the first of equal texts is kept. Bad rows
+    go to `quarantine`."""
+    tally, records = Tally(bad=BadRows(quarantine)), []
     first: dict[str, str] = {}
-    for document in gather(source, tally):
+    several = len(config.sources) > 1
+    for document in told(gather(config.sources, tally, config.reading)):
         digest = document.sha256
         original = first.setdefault(digest, document.path)
         kept = original == document.path
@@ -58,18 +70,33 @@ def survey(source: str) -> tuple[list[Record], Tally]:
                 sha256=digest,
                 reason="" if kept else "exact duplicate",
                 closest="" if kept else original,
+                source=document.source if several else None,
             )
         )
     if not any(record.split == "train" for record in records):
         raise DataError(
-            f"{source}: expected text, found none ({len(tally.binary)} binary and {len(tally.empty)} empty files)"
+            f"{', '.join(config.sources)}: expected text, found none ({len(tally.binary)} binary and "
+            f"{len(tally.empty)} empty files)"
         )
     return records, tally
 
 
+def told(documents: Iterable[Document]) -> Iterator[Document]:
+    """The documents, with a sign of life every SIGN_SECONDS: how many there will be, nobody knows."""
+    shown = time.monotonic()
+    n_bytes = 0
+    for number, document in enumerate(documents, 1):
+        yield document
+        n_bytes += document.n_bytes
+        if time.monotonic() - shown > SIGN_SECONDS:
+            say(f"gather · {number} documents, {n_bytes} bytes so far")
+            shown = time.monotonic()
+
+
 def source_digest(records: list[Record]) -> str:
     """Digest of what a source held: paths and contents."""
-    return sha256_json([(record.path, record.sha256) for record in records])
+    parts = ((record.path, record.sha256, record.source) for record in records)
+    return sha256_json([part if part[2] is not None else part[:2] for part in parts])
 
 
 def hold_out_whole(records: list[Record], config: BuildConfig) -> list[Record] | None:
@@ -91,11 +118,14 @@ def hold_out_whole(records: list[Record], config: BuildConfig) -> list[Record] |
 def write_whole(config: BuildConfig, records: list[Record], corpus: TextIO) -> list[Record]:
     """Write corpus.jsonl with whole documents held out; near-duplicates of training text are dropped on the way."""
     by_path = {record.path: record for record in records}
-    texts = {document.path: document.text for document in wanted(config.source, by_path, "val")}
+    texts = {document.path: document.text for document in wanted(config, by_path, "val")}
     shingles = HeldOutShingles(texts)
-    for document in wanted(config.source, by_path, "train"):
-        shingles.see(document.path, document.text)
-        write_line(corpus, document.path, document.text, "train")
+    groups = grouped(wanted(config, by_path, "train"), lambda document: len(document.text), GROUP_CHARACTERS)
+    find = lambda group: [shingles.find(document.text) for document in group]  # noqa: E731
+    for group, found_in in in_threads(find, groups, threads_to_use(config.threads)):
+        for document, hits in zip(group, found_in, strict=True):
+            shingles.mark(document.path, hits)
+            write_line(corpus, document.path, document.text, "train")
     for path, text in texts.items():
         found = shingles.containment(path)
         near = found.share >= config.near_duplicate
@@ -117,11 +147,12 @@ def write_tails(config: BuildConfig, records: list[Record], corpus: TextIO) -> l
     train: list[Record] = []
     val: list[Record] = []
     for split, kept in (("train", train), ("val", val)):
-        for document in wanted(config.source, by_path, "train"):
+        for document in wanted(config, by_path, "train"):
             cut = int(len(document.text) * (1 - config.val_fraction))
             part = Document(document.path, document.text[:cut] if split == "train" else document.text[cut:])
             if part.text:
-                kept.append(Record(part.path, split, part.n_bytes, part.sha256))  # type: ignore[arg-type]
+                source = by_path[part.path].source
+                kept.append(Record(part.path, split, part.n_bytes, part.sha256, source=source))  # type: ignore[arg-type]
                 write_line(corpus, part.path, part.text, split)
     return [*train, *val, *(record for record in records if record.split == "dropped")]
 
@@ -131,10 +162,10 @@ def in_order(records: Iterable[Record]) -> list[Record]:
     return sorted(records, key=lambda record: ("train", "val", "dropped").index(record.split))
 
 
-def wanted(source: str, by_path: dict[str, Record], split: Split) -> Iterator[Document]:
+def wanted(config: BuildConfig, by_path: dict[str, Record], split: Split) -> Iterator[Document]:
     """The documents of one split, read again. Raises DataError if one has changed or gone since it was surveyed."""
     missing = {path for path, record in by_path.items() if record.split == split}
-    for document in gather(source):
+    for document in gather(config.sources, reading=config.reading):
         record = by_path.get(document.path)
         if record is None or record.sha256 != document.sha256:
             raise DataError(f"{document.path}: changed while it was read; run the same command again")
@@ -153,7 +184,7 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
     """Write documents.jsonl: a line for each record, without the fields that don't apply to it."""
     with open(path, "w", encoding="utf-8") as file:
         for record in records:
-            row = {key: value for key, value in asdict(record).items() if value not in (None, "")}
+            row = {key: value for key in RECORD_FIELDS if (value := getattr(record, key)) not in (None, "")}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from fledge.text.documents import Document as Document  # the one type of text with a name
+from fledge.text.document import Document as Document  # the one type of text with a name
 
 
 def is_held_out(path: str) -> bool:

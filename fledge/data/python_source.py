@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fledge.data.document import Document
 from fledge.text.documents import Tally, read_file
+from fledge.text.source_files import local_file
 
 LEFT_OUT_FOLDERS = frozenset(
     ("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data", "_bundled")
@@ -28,7 +29,7 @@ def python_documents(tally: Tally) -> Iterator[Document]:
     for name in sorted(topics):
         yield Document(f"topics/{name}.txt", topics[name])
     for relative, path in source_files(Path(sysconfig.get_paths()["stdlib"])):
-        text = read_file(path, f"sources/{relative}", tally)
+        text = read_file(local_file(f"sources/{relative}", path), tally)
         if text is not None and not (relative.startswith("encodings/") and any(word in text for word in TABLES)):
             yield Document(f"sources/{relative}", text)
 

@@ -23,7 +23,7 @@ from fledge.data.questions import Exchange, about_definitions, about_text, numbe
 from fledge.data.sources import gather
 from fledge.errors import CheckpointError, DataError
 from fledge.lineage import CARD, make_folder, refuse_other_artefact, sha256_file, sha256_json, verify, write_card
-from fledge.text.documents import refuse_inside
+from fledge.text.documents import ReadingConfig, refuse_inside
 
 RECIPE = 1  # raised when the same config and sources would give other conversations
 KIND = "conversations"
@@ -43,7 +43,7 @@ def build_qa(config: QaConfig, json: bool = False) -> dict[str, Any]:
     make_folder(config.out)
     refuse_other_artefact(config.out, KIND)
     clean(config.out, (TRAIN, VAL, CARD))
-    documents = list(split_documents(config.source))
+    documents = list(split_documents(config.source, config.reading))
     sources = sha256_json([(document.path, document.sha256, trained) for document, trained in documents])
     inputs = {"recipe": RECIPE, "sources": sources} | {
         name: getattr(config, name) for name in ("max_conversations", "max_answer_characters")
@@ -59,7 +59,7 @@ def build_qa(config: QaConfig, json: bool = False) -> dict[str, Any]:
     return result
 
 
-def split_documents(source: str) -> Iterator[tuple[Document, bool]]:
+def split_documents(source: str, reading: ReadingConfig) -> Iterator[tuple[Document, bool]]:
     """(document, whether it may be trained on): the split of a corpus folder, else by the hash of the path."""
     if (Path(source) / CORPUS).is_file():
         trained = set()
@@ -70,7 +70,7 @@ def split_documents(source: str) -> Iterator[tuple[Document, bool]]:
             path = f"{document.path}#tail" if document.path in trained else document.path
             yield Document(path, document.text), False
     else:
-        for document in gather(source):
+        for document in gather(source, reading=reading):
             yield document, not is_held_out(document.path)
 
 

@@ -8,16 +8,16 @@ documents"): one threshold on it bounds all three.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
 
+from fledge.data.word_hashes import word_hashes
+
 SHINGLE_WORDS = 5
-# A word is a run of letters, digits and underscores; a Chinese, Japanese or Korean character is a word of its own.
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+")
 MULTIPLIER = np.uint64(0x5851F42D4C957F2D)
 SHIFT = np.uint64(29)
+LARGEST_SIEVE = 26  # bits: 64 MB
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Containment:
 
 
 class HeldOutShingles:
-    """Looks training documents up in the shingles of the held-out ones: `see` each of them, then ask `containment`."""
+    """Looks training documents up in the shingles of the held-out ones: `see` each of them, then ask `containment`.
+    `find`, the costly half of `see`, changes nothing and may run in several threads."""
 
     def __init__(self, held_out: dict[str, str]):
-        self.words: dict[str, int] = {}
         self.paths = list(held_out)
-        own = [self.shingles(text) for text in held_out.values()]
+        own = [distinct(shingles(text)) for text in held_out.values()]
         self.known = distinct(np.concatenate([np.zeros(0, np.uint64), *own]))
         self.places = {path: np.searchsorted(self.known, mine) for path, mine in zip(self.paths, own, strict=True)}
         self.seen = np.zeros(len(self.known), bool)
@@ -46,14 +46,27 @@ class HeldOutShingles:
         documents = np.repeat(np.arange(len(own)), [len(mine) for mine in own])
         self.owners = documents[np.argsort(places, kind="stable")]
         self.first_owner = np.concatenate([[0], np.cumsum(np.bincount(places, minlength=len(self.known)))])
+        # Most shingles are known to none: their first bits tell, and only the others are searched for.
+        bits = min(LARGEST_SIEVE, max(8, (8 * len(self.known)).bit_length()))
+        self.sieve_shift = np.uint64(64 - bits)
+        self.sieve = np.zeros(1 << bits, bool)
+        self.sieve[self.known >> self.sieve_shift] = True
 
     def see(self, path: str, text: str) -> None:
         """Mark the held-out shingles that this training document holds."""
-        if not len(self.known):
-            return
-        own = self.shingles(text)
+        self.mark(path, self.find(text))
+
+    def find(self, text: str) -> np.ndarray:
+        """The places in `known` of the held-out shingles that a text holds, each once, int64 [n]."""
+        own = shingles(text)
+        own = distinct(own[self.sieve[own >> self.sieve_shift]])
+        if not len(own):
+            return np.zeros(0, np.int64)
         place = np.minimum(np.searchsorted(self.known, own), len(self.known) - 1)
-        hits = place[self.known[place] == own]
+        return place[self.known[place] == own]
+
+    def mark(self, path: str, hits: np.ndarray) -> None:
+        """Note what `find` found in the training document of that path."""
         self.seen[hits] = True
         counts = self.first_owner[hits + 1] - self.first_owner[hits]
         before = np.cumsum(counts) - counts
@@ -72,23 +85,19 @@ class HeldOutShingles:
         shared, closest = self.closest[path]
         return Containment(float(self.seen[places].mean()), closest, shared / len(places))
 
-    def shingles(self, text: str) -> np.ndarray:
-        """Sorted distinct 64-bit hashes of the text's word 5-shingles (lower case), uint64 [n].
 
-        Words are numbered as they are met, so equal hashes of different shingles are the only error: about
-        n²/2^65, one in a million for a corpus of four million words.
-        """
-        numbers = self.words
-        ids = [numbers.setdefault(word, len(numbers)) for word in WORD.findall(text.lower())]
-        if len(ids) < SHINGLE_WORDS:
-            return np.zeros(0, np.uint64)
-        words = np.array(ids, np.uint64) + np.uint64(1)
-        n = len(words) - SHINGLE_WORDS + 1
-        mixed = np.zeros(n, np.uint64)
-        for offset in range(SHINGLE_WORDS):
-            mixed = (mixed + words[offset : offset + n]) * MULTIPLIER  # wraps around: arithmetic modulo 2^64
-            mixed ^= mixed >> SHIFT
-        return distinct(mixed)
+def shingles(text: str) -> np.ndarray:
+    """64-bit hashes of the text's word 5-shingles (lower case), in their order, uint64 [n].
+
+    Equal hashes of different shingles are the only error: about n²/2^65, one in a million for four million words.
+    """
+    words = word_hashes(text)
+    n = max(0, len(words) - SHINGLE_WORDS + 1)
+    mixed = np.zeros(n, np.uint64)
+    for offset in range(SHINGLE_WORDS if n else 0):
+        mixed = (mixed + words[offset : offset + n]) * MULTIPLIER  # wraps around: arithmetic modulo 2^64
+        mixed ^= mixed >> SHIFT
+    return mixed
 
 
 def distinct(values: np.ndarray) -> np.ndarray:

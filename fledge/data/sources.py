@@ -1,4 +1,4 @@
-"""Where documents come from: the Python installation, a folder of text, one file. Imports no torch.
+"""Where documents come from: the Python installation, folders, files, addresses; one or several. Imports no torch.
 
 `gather` gives documents in one fixed order and reads them anew each time, so that a corpus needs no more memory than
 its largest document.
@@ -7,26 +7,33 @@ its largest document.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from fledge.data.config import PYTHON
 from fledge.data.document import Document
 from fledge.data.python_source import python_documents
 from fledge.errors import DataError
-from fledge.text.documents import CORPUS, Tally, read_text, with_text
+from fledge.text.documents import CORPUS, DEFAULT, ReadingConfig, Tally, read_source, with_text
+from fledge.text.source_files import is_url
 
 
-def gather(source: str, tally: Tally | None = None) -> Iterator[Document]:
-    """Every document of a source, ordered by path. Raises DataError if the path is missing or is a corpus already.
+def gather(
+    sources: str | Sequence[str], tally: Tally | None = None, reading: ReadingConfig = DEFAULT
+) -> Iterator[Document]:
+    """Every document of a source, or of several one after the other, each under a path of its own. Raises DataError if
+    one is missing or is a corpus already, and where too much of one is bad (`read_source`)."""
+    named = (sources,) if isinstance(sources, str) else tuple(sources)
+    for source in named:
+        check_source(source)
+    return numbered(several(named, tally if tally is not None else Tally(), reading))
 
-    A folder: each file that is text, whatever its ending (HTML as it is written); hidden ones are left out. One file
-    whose name ends in .jsonl: a document for the `text` of each line.
-    """
-    tally = tally if tally is not None else Tally()
-    if source == PYTHON:
-        return with_text(python_documents(tally), tally)
+
+def check_source(source: str) -> None:
+    """Raises DataError for a source that isn't there or is no text to gather from."""
     path = Path(source)
+    if source == PYTHON or is_url(source):
+        return
     if (path / CORPUS).is_file():
         raise DataError(
             f"{path}: expected text, got a corpus without shards, part of which is held out; to train on it, run "
@@ -34,7 +41,14 @@ def gather(source: str, tally: Tally | None = None) -> Iterator[Document]:
         )
     if not path.exists():
         raise DataError(f"{path}: expected a folder or file of text, found none; check the path (or source=python)")
-    return numbered(read_text(path, tally))
+
+
+def several(sources: tuple[str, ...], tally: Tally, reading: ReadingConfig) -> Iterator[Document]:
+    for number, source in enumerate(sources):
+        python = source == PYTHON
+        found = with_text(python_documents(tally), tally) if python else read_source(source, tally, reading)
+        for document in found:
+            yield Document(document.path, document.text, number) if number else document
 
 
 def numbered(documents: Iterable[Document]) -> Iterator[Document]:
@@ -46,4 +60,4 @@ def numbered(documents: Iterable[Document]) -> Iterator[Document]:
             times[document.path] += 1
             name = f"{document.path}#{times[document.path]}"
         times[name] += 1
-        yield Document(name, document.text)
+        yield document if name == document.path else Document(name, document.text, document.source)

@@ -10,7 +10,7 @@ from fledge.data.mixture_config import SourceConfig, StageConfig, check_mixture
 from fledge.data.objectives import InfillConfig, MaskingConfig, NoiseConfig, Objective, PairsConfig, SpansConfig
 from fledge.errors import ConfigError
 from fledge.model.config import ShapeConfig
-from fledge.text.config import ChatConfig
+from fledge.text.config import ChatConfig, ReadingConfig
 from fledge.train.config import RunConfig, TrainConfig
 
 
@@ -181,3 +181,28 @@ class BaselinesConfig:
     def __post_init__(self) -> None:
         if self.batches < 1:
             raise ConfigError(f"batches: expected at least 1, got {self.batches}")
+
+
+@dataclass(frozen=True)
+class InspectConfig(PretrainConfig):
+    """Show what is in a dataset, a corpus or a source; of a dataset also a row as pretrain would train on it."""
+
+    path: str = ""
+    """A folder written by `data build`, or any source that it reads."""
+    documents: int = 3
+    """How many of the first documents are shown."""
+    characters: int = 200
+    """How much of each."""
+    split: Literal["train", "val"] = "train"
+    """Of which split, in a folder written by `data build`."""
+    row: int = 0
+    """Which row, counted through training in its order; of the split val through the rows of a validation. The keys of
+    pretrain say of which objective, length and seed; its YAML file can be given too."""
+    tokens: int = 48
+    """How many tokens of the row are shown."""
+    reading: ReadingConfig = field(default_factory=ReadingConfig)
+
+    def __post_init__(self) -> None:
+        for name, least in (("documents", 0), ("characters", 0), ("row", 0), ("tokens", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}: expected at least {least}, got {getattr(self, name)}")

@@ -24,12 +24,34 @@ class ChatConfig:
 
 
 @dataclass(frozen=True)
+class ReadingConfig:
+    """What of a source is read as text: one rule for corpora, tokenizers and evaluation."""
+
+    text_field: str = "text"
+    """Where JSON lines, Parquet and Arrow hold the text; dots lead inwards (`message.content`, `turns.0.text`)."""
+    html: Literal["text", "raw"] = "text"
+    """HTML as the text that a reader sees, without menus and scripts, or raw, as it is written."""
+    max_document_bytes: int = 256 << 20
+    """A document of more bytes is a bad row; memory holds a few times the largest document."""
+    max_bad_share: float = 0.05
+    """Bad rows are left out and counted; where they are more than this share of all, reading ends with an error."""
+
+    def __post_init__(self) -> None:
+        if not self.text_field or "" in self.text_field.split("."):
+            raise ConfigError(f"text_field: expected names with dots between them, got {self.text_field!r:.40}")
+        if not 1 <= self.max_document_bytes <= 1 << 32:
+            raise ConfigError(f"max_document_bytes: expected 1..{1 << 32}, got {self.max_document_bytes}")
+        if not 0 <= self.max_bad_share <= 1:
+            raise ConfigError(f"max_bad_share: expected 0..1, got {self.max_bad_share}")
+
+
+@dataclass(frozen=True)
 class TokenizerTrainConfig:
     """Train a tokenizer on text."""
 
     text: Path
-    """A text file, a folder of text, a folder written by `data build` (its training split is read), or JSON lines
-    with a `text` key."""
+    """A folder written by `data build` (its training split is read), or a folder or file of text in any form that
+    `data build` reads, but on this machine."""
     out: Path
     """Folder to write: tokenizer.json, tokenizer_config.json and card.json."""
     kind: Literal["bpe", "wordpiece", "unigram", "word", "characters", "bytes"] = "bpe"
@@ -49,6 +71,7 @@ class TokenizerTrainConfig:
     """Add <|bos|>, <|eos|>, <|pad|> and the chat roles; without a value: yes, but for characters
     and wordpiece, which has [PAD] [UNK] [CLS] [SEP] [MASK]. With chat.format that format's tokens, for every kind."""
     chat: ChatConfig = field(default_factory=ChatConfig)
+    reading: ReadingConfig = field(default_factory=ReadingConfig)
 
     def __post_init__(self) -> None:
         if self.chat.format and self.special_tokens is False:

@@ -35,7 +35,7 @@ from fledge.text.special_tokens import BOS, EOS, PAD, SPECIAL_TOKENS
 from fledge.text.tokenizer import Tokenizer, byte_bpe, byte_level, characters
 from fledge.text.training_text import feed
 
-RECIPE = 2  # raised when the same config and text would give another tokenizer
+RECIPE = 3  # raised when the same config and text would give another tokenizer
 KIND = "tokenizer"
 OURS = ("tokenizer.json", tokenizer_file.CONFIG, tokenizer_file.TEMPLATE)  # what a folder of ours holds
 LONGEST_TOKEN = 128  # characters: a longer one is a ruler of dashes or somebody's base64
@@ -205,7 +205,7 @@ class Seen:
         return self.content.hexdigest()
 
     def texts(self, config: TokenizerTrainConfig) -> Iterator[str]:
-        for document in read_documents(config.text, "train", config.limit_bytes):
+        for document in read_documents(config.text, "train", config.limit_bytes, config.reading):
             self.n_documents += 1
             self.n_bytes += document.n_bytes
             self.content.update(document.sha256.encode())

@@ -124,7 +124,7 @@ def test_a_dataset_does_not_take_the_place_of_questions(tmp_path, source):
 
 
 def test_a_tokenizer_that_is_not_there_is_found_before_the_text_is_read(tmp_path, source, monkeypatch):
-    monkeypatch.setattr(corpus_module, "survey", lambda source: pytest.fail("the text was read"))
+    monkeypatch.setattr(corpus_module, "survey", lambda *_: pytest.fail("the text was read"))
     with pytest.raises(TokenizerError, match="nonsuch: expected characters, bytes or a tokenizer"):
         build(BuildConfig(tmp_path / "out", source, str(tmp_path / "nonsuch")), json=True)
 
@@ -236,8 +236,8 @@ def test_a_damaged_card_is_built_over(tmp_path, source, card):
 def test_a_document_that_goes_away_during_a_build_is_named(tmp_path, source, monkeypatch, names):
     real = corpus_module.survey
 
-    def survey_and_lose(place):
-        found = real(place)
+    def survey_and_lose(*arguments):
+        found = real(*arguments)
         for name in names:
             (Path(source) / name).unlink()
         return found

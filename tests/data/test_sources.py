@@ -28,7 +28,7 @@ def test_a_folder_gives_its_text_files_in_order_and_counts_the_rest(tmp_path):
         {
             "b.md": b"# two\r\n",
             "a/z.txt": "Grüße 😀".encode(),
-            "a/page.html": b"<p>kept as written</p>",
+            "a/page.html": b"<p>what is <b>seen</b></p>",
             "bom.txt": b"\xef\xbb\xbfmarked",
             "latin.txt": "Größe und Maß sind hier in Latin-1".encode("latin-1"),
             "picture.png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
@@ -41,6 +41,7 @@ def test_a_folder_gives_its_text_files_in_order_and_counts_the_rest(tmp_path):
     tally = Tally()
     found = {document.path: document.text for document in gather(str(tmp_path), tally)}
     assert list(found) == ["a/page.html", "a/z.txt", "b.md", "bom.txt", "latin.txt"]
+    assert found["a/page.html"] == "what is seen"
     assert found["b.md"] == "# two\r\n"
     assert found["a/z.txt"] == "Grüße 😀"
     assert found["bom.txt"] == "marked"

@@ -8,8 +8,8 @@ import pytest
 
 from fledge.data.sources import gather
 from fledge.errors import ConfigError, DataError
-from fledge.text import documents
-from fledge.text.documents import Document, Tally, read_documents, read_file, refuse_inside
+from fledge.text import source_files
+from fledge.text.documents import Document, Tally, read_documents, read_source, refuse_inside
 
 
 def test_the_tokenizer_and_the_corpus_read_the_same_text(tmp_path):
@@ -37,7 +37,7 @@ def test_of_a_binary_file_only_the_beginning_is_read(tmp_path):
     with open(tmp_path / "huge", "wb") as file:
         file.truncate(1 << 42)  # a hole: four terabytes that take no room on the disk
     tally = Tally()
-    assert read_file(tmp_path / "huge", "huge", tally) is None
+    assert list(read_source(tmp_path / "huge", tally)) == []
     assert tally.binary == ["huge"]
 
 
@@ -61,7 +61,7 @@ def test_a_file_that_cannot_be_read_is_named(name, tmp_path, monkeypatch):
 
     (tmp_path / name).write_text('{"text": "x"}')
     assert list(read_documents(tmp_path / name))
-    monkeypatch.setattr(documents, "open", refuse, raising=False)
+    monkeypatch.setattr(source_files, "open", refuse, raising=False)
     with pytest.raises(DataError, match=f"{name}: can't be read .Permission denied."):
         list(read_documents(tmp_path / name))
 

@@ -27,6 +27,7 @@ from fledge.text.documents import Tally
 
 Split = Literal["train", "val", "dropped"]
 DOCUMENTS = "documents.jsonl"
+SPLIT_END = ', "split": "%s"}\n'  # of a line of corpus.jsonl: tells its split without reading it
 GROUP_CHARACTERS = 1 << 20  # of documents that a thread takes at once
 SIGN_SECONDS = 10.0
 LEAST_TRAINED = 0.5  # holding out whole documents must leave this share of the text to train on
@@ -195,16 +196,20 @@ def read_records(folder: str | Path) -> list[Record]:
 
 def read_corpus(folder: str | Path, split: str | None = None) -> Iterator[Document]:
     """The documents of a corpus or dataset folder, of one split or of both. Raises DataError naming file and line."""
-    for row in read_rows(Path(folder) / CORPUS, ("path", "text", "split")):
+    others = tuple(SPLIT_END % other for other in ("train", "val") if split not in (None, other))
+    for row in read_rows(Path(folder) / CORPUS, ("path", "text", "split"), others):
         if split is None or row["split"] == split:
             yield Document(row["path"], row["text"])
 
 
-def read_rows(path: Path, keys: tuple[str, ...]) -> Iterator[dict]:
+def read_rows(path: Path, keys: tuple[str, ...], skipped: tuple[str, ...] = ()) -> Iterator[dict]:
+    """The objects of JSON lines, but of those that end so. Raises DataError for one without a key."""
     if not path.is_file():
         raise DataError(f"{path}: expected a file written by `fledge data build`, found none; build the corpus first")
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
+            if skipped and line.endswith(skipped):
+                continue
             try:
                 row = json.loads(line)
                 missing = [key for key in keys if key not in row]

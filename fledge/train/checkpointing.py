@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -21,7 +22,8 @@ from torch import Tensor
 from fledge import lineage
 from fledge.errors import CheckpointError, NonFiniteError
 from fledge.log import json_safe, warn
-from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
+from fledge.model.safetensors_file import SafetensorsFile, together, write_safetensors
+from fledge.train.slices import SlicedTensors
 
 FORMAT = 1
 STATE = "state.json"
@@ -101,12 +103,12 @@ def write_state(folder: Path, state: State) -> None:
     (folder / STATE).write_text(strict_json({"format": FORMAT, **asdict(state)}), encoding="utf-8")
 
 
-def unwritten(target: Path, error: OSError, need: int) -> CheckpointError:
+def unwritten(target: Path, error: OSError, need: int = 0) -> CheckpointError:
     """What the system's refusal means for the checkpoint at `target`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        needed = f" (about {need} bytes needed)" if need else ""
         return CheckpointError(
-            f"{target}: the disk is full (about {need} bytes needed); earlier checkpoints are untouched, "
-            "free some space and run again"
+            f"{target}: the disk is full{needed}; earlier checkpoints are untouched, free some space and run again"
         )
     return CheckpointError(f"{target}: can't be written ({error.strerror}); earlier checkpoints are untouched")
 
@@ -131,9 +133,17 @@ def check_finite(folder: Path) -> None:
     """Raise NonFiniteError if a written weight is NaN or infinite."""
     for path in folder.glob("model*.safetensors"):
         with SafetensorsFile(path) as file:
-            for name in file.entries:
-                if not bool(torch.isfinite(file.read(name)).all()):
-                    raise NonFiniteError(f"{name}: not finite; the checkpoint was not written")
+            for names in together({name: entry.n_bytes for name, entry in file.entries.items()}):
+                refuse_non_finite({name: file.read(name) for name in names})
+
+
+def refuse_non_finite(weights: dict[str, Tensor]) -> None:
+    """Raise NonFiniteError naming the first weight that is NaN or infinite."""
+    weights = {name: tensor for name, tensor in weights.items() if tensor.numel()}
+    largest = torch._foreach_norm(list(weights.values()), math.inf) if weights else ()
+    for name, value in zip(weights, largest, strict=True):
+        if not math.isfinite(value.item()):
+            raise NonFiniteError(f"{name}: not finite; the checkpoint was not written")
 
 
 def fsync_tree(folder: Path) -> None:
@@ -173,7 +183,7 @@ def newest_valid(root: Path) -> tuple[Path, State] | None:
 
 def read_state(folder: Path) -> State:
     """Verify every digest, then read the state. Raises CheckpointError."""
-    lineage.verify(folder)
+    refuse_unlisted(folder, lineage.verify(folder))
     try:
         raw = json.loads((folder / STATE).read_text(encoding="utf-8"))
         found = raw.pop("format")
@@ -187,8 +197,16 @@ def read_state(folder: Path) -> State:
         raise CheckpointError(f"{folder / STATE}: expected the fields of format {FORMAT}, got others") from None
 
 
+def refuse_unlisted(folder: Path, card: dict[str, Any]) -> None:
+    """Raise CheckpointError for a shard that the card doesn't know: whoever reads all shards would take it in."""
+    for path in sorted(folder.glob("*.safetensors")):
+        if path.name not in card["files"]:
+            raise CheckpointError(f"{path}: a file that {lineage.CARD} knows nothing of; remove it")
+
+
 def read_optimizer(folder: Path) -> dict[str, Tensor]:
-    with SafetensorsFile(folder / OPTIMIZER) as file:
+    """The whole of the optimizer's state, in how many files ever it lies."""
+    with SlicedTensors(folder, Path(OPTIMIZER).stem) as file:
         return {name: file.read(name) for name in file.entries}
 
 
@@ -198,7 +216,7 @@ def mark_best(root: Path, step: int, val_loss: float) -> None:
     try:
         lineage.write_text_durably(root / BEST, text)
     except OSError as error:
-        raise unwritten(root / BEST, error, len(text)) from None
+        raise unwritten(root / BEST, error) from None
 
 
 def mend_best(root: Path, state: State) -> None:

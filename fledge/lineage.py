@@ -7,10 +7,12 @@ Imports no torch.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,16 @@ from fledge.errors import CheckpointError, ConfigError
 
 CARD = "card.json"
 CARD_FORMAT = 1
+PIECE_BYTES = 16 << 20
 
 
 def sha256_file(path: str | Path) -> str:
-    """Hex SHA-256 of a file's bytes, read in pieces."""
+    """Hex SHA-256 of a file's bytes, read in pieces: large ones, as a thread waits for its turn after each."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+    with open(path, "rb", buffering=0) as file:
+        piece = memoryview(bytearray(min(PIECE_BYTES, max(1, os.fstat(file.fileno()).st_size))))
+        while n := file.readinto(piece):
+            digest.update(piece[:n])
     return digest.hexdigest()
 
 
@@ -47,17 +51,20 @@ def write_card(
     config: Any = None,
     facts: dict[str, Any] | None = None,
     skip: tuple[str, ...] = (),
+    known: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Write `card.json` over every file now in `folder` (but `skip`) and give it back.
 
-    `parents` maps a role ("tokenizer", "corpus", "base") to that artefact's digest; `facts` are figures worth keeping.
-    The digest is of content only: equal content gives an equal digest whenever and wherever it was made. Raises
-    ConfigError, and writes nothing, where the card of another kind of artefact stands.
+    `parents` maps a role ("tokenizer", "corpus", "base") to that artefact's digest; `facts` are figures worth keeping;
+    `known` holds digests of files that need not be read again. The card's digest is of content only: equal content
+    gives an equal digest whenever and wherever it was made. Raises ConfigError, and writes nothing, where the card of
+    another kind of artefact stands.
     """
     folder = Path(folder)
     refuse_other_artefact(folder, kind)
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    files = {name: sha256_file(folder / name) for name in names if name != CARD and name not in skip}
+    names = [name for name in names if name != CARD and name not in skip]
+    files = {name: (known or {}).get(name) or sha256_file(folder / name) for name in names}
     card = {
         "format": CARD_FORMAT,
         "kind": kind,
@@ -196,9 +203,12 @@ def write_text_durably(path: str | Path, text: str) -> None:
 
 
 def fsync_folder(folder: str | Path) -> None:
-    """Make a folder's entries durable (POSIX)."""
+    """Make a folder's entries durable (POSIX). One that knows no such call (EINVAL) does as it does."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
     finally:
         os.close(handle)

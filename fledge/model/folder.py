@@ -182,16 +182,24 @@ def put_parameter(model: nn.Module, name: str, value: Tensor) -> None:
 
 def state_in_their_names(model: Transformer, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Every weight under its Hugging Face name and layout, on the CPU; tied weights once."""
-    own_family = family(model.config.family)
     config, ours = unpadded(model.config, {name: p.detach() for name, p in model.named_parameters()})
-    prefix, written = own_family.prefix, prefix_in_files(own_family, config)
     state: dict[str, Tensor] = {}
-    for weight in expanded(own_family, config):
-        name, tensor = weight.theirs, to_theirs(weight, ours)
-        in_body = name.startswith(prefix) if prefix else not weight.ours[0].startswith("heads.")
-        name = written + name.removeprefix(prefix) if in_body else name
+    for name, weight in weights_in_files(config).items():
+        tensor = to_theirs(weight, ours)
         state[name] = tensor.to("cpu", dtype or tensor.dtype)
     return state
+
+
+def weights_in_files(config: ModelConfig) -> dict[str, Weight]:
+    """Name of a tensor in a folder of this model -> the row that tells which of our parameters it is made of."""
+    own_family = family(config.family)
+    prefix, written = own_family.prefix, prefix_in_files(own_family, config)
+    rows: dict[str, Weight] = {}
+    for weight in expanded(own_family, config):
+        name = weight.theirs
+        in_body = name.startswith(prefix) if prefix else not weight.ours[0].startswith("heads.")
+        rows[written + name.removeprefix(prefix) if in_body else name] = weight
+    return rows
 
 
 def config_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
@@ -231,9 +239,16 @@ def save_model(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = model.embedding.weight.dtype
-    write_json(folder / "config.json", config_json(model.config, dtype))
+    save_description(model.config, dtype, folder, tokenizer)
     write_sharded(folder, state_in_their_names(model), shard_bytes)
-    ids = model.config.special_ids
+    if card:
+        write_card(folder, kind, parents, config_json(model.config, dtype), facts)
+
+
+def save_description(config: ModelConfig, dtype: torch.dtype, folder: Path, tokenizer: Tokenizer | None = None) -> None:
+    """Write all of a model folder but its weights and card."""
+    write_json(folder / "config.json", config_json(config, dtype))
+    ids = config.special_ids
     renderer = chat_renderer(tokenizer) if tokenizer is not None else None
     ends = renderer.stop_ids if renderer is not None else tokenizer.stop_ids if tokenizer is not None else ()
     stops = sorted({i for role, i in ids.items() if role == "eos"} | set(ends))
@@ -243,8 +258,6 @@ def save_model(
         tokenizer.save(folder)
     if renderer is not None:
         (folder / "chat_template.jinja").write_text(renderer.template(), encoding="utf-8")
-    if card:
-        write_card(folder, kind, parents, config_json(model.config, dtype), facts)
 
 
 def chat_renderer(tokenizer: Tokenizer) -> ChatRenderer | None:

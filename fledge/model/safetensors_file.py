@@ -7,8 +7,10 @@ Format: 8 bytes little-endian header length N, N bytes of JSON, then the data bu
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ from torch import Tensor
 
 from fledge.errors import CheckpointError
 from fledge.model.safetensors_header import DTYPES, read_header
+
+BATCH_BYTES, BATCH_TENSORS = 64 << 20, 256
+PART_BYTES = 16 << 20
 
 
 class SafetensorsFile:
@@ -42,13 +47,40 @@ class SafetensorsFile:
     def read(self, name: str) -> Tensor:
         """The tensor `name`, freshly allocated. Raises CheckpointError if the file has been cut short since."""
         entry = self.entries[name]
-        tensor = torch.empty(entry.shape, dtype=entry.dtype)
-        if tensor.numel():
-            view = tensor.view(-1).view(torch.uint8).numpy()
-            self._file.seek(entry.start)
-            if self._file.readinto(view.data) != entry.end - entry.start:
-                raise CheckpointError(f"{self.path.name}: {name}: the file ended early; it changed while being read")
-        return tensor
+        return self.read_part(name, (0,) * len(entry.shape), entry.shape)
+
+    def read_part(self, name: str, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> Tensor:
+        """The box of `sizes` at `offsets` of the tensor `name`, freshly allocated; only the rows (of the first
+        dimension in which it is not the whole) that it lies in are read. Raises CheckpointError as `read` does."""
+        entry = self.entries[name]
+        inside = all(at >= 0 and at + n <= m for at, n, m in zip(offsets, sizes, entry.shape, strict=True))
+        assert inside, f"{name}: {offsets} {sizes} of {entry.shape}"
+        part = torch.empty(sizes, dtype=entry.dtype)
+        if part.numel():
+            self._fill(part, name, offsets, entry.shape, entry.start)
+        return part
+
+    def _fill(self, part: Tensor, name: str, offsets: tuple[int, ...], shape: tuple[int, ...], start: int) -> None:
+        """Read into `part` from a tensor of `shape` whose data starts at byte `start`."""
+        row_bytes = math.prod(shape[1:]) * part.dtype.itemsize
+        if tuple(part.shape[1:]) == shape[1:]:  # whole rows
+            self._read_at(start + (offsets[0] * row_bytes if offsets else 0), part, name)
+        elif row_bytes > PART_BYTES:
+            for index in range(part.shape[0]):
+                self._fill(part[index], name, offsets[1:], shape[1:], start + (offsets[0] + index) * row_bytes)
+        else:
+            n_rows = max(1, PART_BYTES // row_bytes)
+            box = tuple(slice(at, at + n) for at, n in zip(offsets[1:], part.shape[1:], strict=True))
+            for first in range(0, part.shape[0], n_rows):
+                rows = torch.empty((min(n_rows, part.shape[0] - first), *shape[1:]), dtype=part.dtype)
+                self._read_at(start + (offsets[0] + first) * row_bytes, rows, name)
+                part[first : first + rows.shape[0]] = rows[(slice(None), *box)]
+
+    def _read_at(self, position: int, into: Tensor, name: str) -> None:
+        view = into.view(-1).view(torch.uint8).numpy()
+        self._file.seek(position)
+        if self._file.readinto(view.data) != view.nbytes:
+            raise CheckpointError(f"{self.path.name}: {name}: the file ended early; it changed while being read")
 
     def close(self) -> None:
         self._file.close()
@@ -81,14 +113,41 @@ def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: di
     text += b" " * (-len(text) % 8)
     scratch = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        with open(scratch, "wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for name in order:
-                flat = tensors[name].detach().cpu().contiguous().view(-1)
-                if flat.numel():
-                    file.write(flat.view(torch.uint8).numpy().data)
-            file.flush()
+        with open(scratch, "wb", buffering=0) as file:
+            write_whole(file.fileno(), [memoryview(struct.pack("<Q", len(text)) + text)])
+            for batch in together({name: tensors[name].numel() * tensors[name].dtype.itemsize for name in order}):
+                write_whole(file.fileno(), [bytes_of(tensors[name]) for name in batch])
             os.fsync(file.fileno())
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def together(sizes: dict[str, int]) -> Iterator[list[str]]:
+    """Names whose bytes are handled by one call: the fewer calls, the fewer times a thread waits for its turn;
+    but not so many that a second copy of them would matter."""
+    batch: list[str] = []
+    for name, n_bytes in sizes.items():
+        full = sum(sizes[other] for other in batch) + n_bytes > BATCH_BYTES or len(batch) == BATCH_TENSORS
+        if batch and full:
+            yield batch
+            batch = []
+        batch.append(name)
+    if batch:
+        yield batch
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+
+
+def write_whole(handle: int, views: list[memoryview]) -> None:
+    """Write all of the views, however little the system takes at once."""
+    views = [view for view in views if view.nbytes]
+    while views:
+        n = os.writev(handle, views)
+        while views and n >= views[0].nbytes:
+            n -= views.pop(0).nbytes
+        if n:
+            views[0] = views[0][n:]

@@ -48,6 +48,10 @@ class Entry:
     start: int
     end: int
 
+    @property
+    def n_bytes(self) -> int:
+        return self.end - self.start
+
 
 def read_header(file: Any, path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     size = path.stat().st_size

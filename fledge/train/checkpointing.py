@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -21,7 +22,8 @@ from torch import Tensor
 from fledge import lineage
 from fledge.errors import CheckpointError, NonFiniteError
 from fledge.log import json_safe, warn
-from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
+from fledge.model.safetensors_file import SafetensorsFile, together, write_safetensors
+from fledge.train.slices import SlicedTensors
 
 FORMAT = 1
 STATE = "state.json"
@@ -77,47 +79,82 @@ def save_checkpoint(
     Raises CheckpointError naming path and bytes when the disk is full (older checkpoints stay, no leftover), and
     NonFiniteError rather than write a weight that is not finite.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    clear_scratch(root)
     target = root / folder_name(state.step)
     scratch = root / f".new-{target.name}-{os.getpid()}"
     need = 3 * sum(t.numel() * t.dtype.itemsize for t in optimizer_state.values()) // 2 + SPARE_BYTES
-    free = shutil.disk_usage(root).free
-    if free < need:
-        raise CheckpointError(f"{target}: needs about {need} bytes, {free} are free; free some space and run again")
     try:
+        root.mkdir(parents=True, exist_ok=True)
+        clear_scratch(root)
+        check_space(target, need)
         scratch.mkdir()
         write_model(scratch)
         check_finite(scratch)
         write_safetensors(scratch / OPTIMIZER, optimizer_state)
-        (scratch / STATE).write_text(strict_json({"format": FORMAT, **asdict(state)}), encoding="utf-8")
+        write_state(scratch, state)
         fsync_tree(scratch)
         lineage.write_card(scratch, "checkpoint", {"data": state.data_digest}, state.config)
-        if target.exists():
-            retire(target)
-        os.replace(scratch, target)
-        lineage.fsync_folder(root)
+        swap_in(scratch, target)
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise CheckpointError(
-                f"{target}: the disk is full (about {need} bytes needed); earlier checkpoints are untouched, "
-                "free some space and run again"
-            ) from None
-        raise CheckpointError(f"{target}: can't be written ({error.strerror})") from None
+        raise unwritten(target, error, need) from None
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     return target
 
 
+def check_space(target: Path, need: int) -> None:
+    """Raise CheckpointError where less than `need` bytes are free."""
+    free = shutil.disk_usage(target.parent).free
+    if free < need:
+        raise CheckpointError(f"{target}: needs about {need} bytes, {free} are free; free some space and run again")
+
+
+def write_state(folder: Path, state: State) -> None:
+    (folder / STATE).write_text(strict_json({"format": FORMAT, **asdict(state)}), encoding="utf-8")
+
+
+def unwritten(target: Path, error: OSError, need: int = 0) -> CheckpointError:
+    """What the system's refusal means for the checkpoint at `target`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        needed = f" (about {need} bytes needed)" if need else ""
+        return CheckpointError(
+            f"{target}: the disk is full{needed}; earlier checkpoints are untouched, free some space and run again"
+        )
+    return CheckpointError(f"{target}: can't be written ({error.strerror}); earlier checkpoints are untouched")
+
+
+def swap_in(scratch: Path, target: Path) -> None:
+    """Rename a finished folder to its name, for good; one that stands there goes."""
+    away = set_aside(target) if target.exists() else None
+    try:
+        os.replace(scratch, target)
+    except OSError as error:
+        arrived = isinstance(error, FileNotFoundError) and target.is_dir() and not scratch.exists()
+        if not arrived:  # else only the reply was lost on its way back from a file server
+            if away is not None:
+                os.replace(away, target)
+            raise
+    lineage.fsync_folder(target.parent)
+    if away is not None:
+        shutil.rmtree(away, ignore_errors=True)
+
+
 def check_finite(folder: Path) -> None:
     """Raise NonFiniteError if a written weight is NaN or infinite."""
     for path in folder.glob("model*.safetensors"):
         with SafetensorsFile(path) as file:
-            for name in file.entries:
-                if not bool(torch.isfinite(file.read(name)).all()):
-                    raise NonFiniteError(f"{name}: not finite; the checkpoint was not written")
+            for names in together({name: entry.n_bytes for name, entry in file.entries.items()}):
+                refuse_non_finite({name: file.read(name) for name in names})
+
+
+def refuse_non_finite(weights: dict[str, Tensor]) -> None:
+    """Raise NonFiniteError naming the first weight that is NaN or infinite."""
+    weights = {name: tensor for name, tensor in weights.items() if tensor.numel()}
+    largest = torch._foreach_norm(list(weights.values()), math.inf) if weights else ()
+    for name, value in zip(weights, largest, strict=True):
+        if not math.isfinite(value.item()):
+            raise NonFiniteError(f"{name}: not finite; the checkpoint was not written")
 
 
 def fsync_tree(folder: Path) -> None:
@@ -157,7 +194,7 @@ def newest_valid(root: Path) -> tuple[Path, State] | None:
 
 def read_state(folder: Path) -> State:
     """Verify every digest, then read the state. Raises CheckpointError."""
-    lineage.verify(folder)
+    refuse_unlisted(folder, lineage.verify(folder))
     try:
         raw = json.loads((folder / STATE).read_text(encoding="utf-8"))
         found = raw.pop("format")
@@ -171,14 +208,26 @@ def read_state(folder: Path) -> State:
         raise CheckpointError(f"{folder / STATE}: expected the fields of format {FORMAT}, got others") from None
 
 
+def refuse_unlisted(folder: Path, card: dict[str, Any]) -> None:
+    """Raise CheckpointError for a shard that the card doesn't know: whoever reads all shards would take it in."""
+    for path in sorted(folder.glob("*.safetensors")):
+        if path.name not in card["files"]:
+            raise CheckpointError(f"{path}: a file that {lineage.CARD} knows nothing of; remove it")
+
+
 def read_optimizer(folder: Path) -> dict[str, Tensor]:
-    with SafetensorsFile(folder / OPTIMIZER) as file:
+    """The whole of the optimizer's state, in how many files ever it lies."""
+    with SlicedTensors(folder, Path(OPTIMIZER).stem) as file:
         return {name: file.read(name) for name in file.entries}
 
 
 def mark_best(root: Path, step: int, val_loss: float) -> None:
+    """Raises CheckpointError if the mark can't be written."""
     text = strict_json({"checkpoint": folder_name(step), "step": step, "val_loss": val_loss})
-    lineage.write_text_durably(root / BEST, text)
+    try:
+        lineage.write_text_durably(root / BEST, text)
+    except OSError as error:
+        raise unwritten(root / BEST, error) from None
 
 
 def mend_best(root: Path, state: State) -> None:
@@ -201,11 +250,22 @@ def best_name(root: Path) -> str | None:
         return None
 
 
-def prune(root: Path, keep_last: int) -> None:
-    """Delete all but the newest `keep_last` and the best. The newest is read again first: if it does not verify,
-    nothing is deleted. A delete that fails is a warning, never the end of the training."""
+def read_best(root: Path) -> tuple[int | None, float | None]:
+    """Step and validation loss of the checkpoint that is marked as the best; None where none is."""
+    try:
+        best = json.loads((root / BEST).read_text(encoding="utf-8"))
+        return int(best["step"]), float(best["val_loss"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, None
+
+
+def prune(root: Path, keep_last: int, keep_every_steps: int = 0) -> None:
+    """Delete all but the newest `keep_last`, the best and those of every `keep_every_steps`-th step. The newest is read
+    again first: if it does not verify, nothing is deleted. A delete that fails is a warning, never the end of the
+    training."""
     folders = list_checkpoints(root)
-    doomed = [path for path in folders[:-keep_last] if path.name != best_name(root)]
+    kept = {best_name(root), *(path.name for path in folders if is_milestone(path, keep_every_steps))}
+    doomed = [path for path in folders[:-keep_last] if path.name not in kept]
     if not doomed:
         return
     try:
@@ -215,15 +275,21 @@ def prune(root: Path, keep_last: int) -> None:
         return
     for path in doomed:
         try:
-            retire(path)
+            shutil.rmtree(set_aside(path))
         except OSError as error:
             warn(f"checkpoint {path.name} could not be deleted ({error.strerror}); training goes on")
 
 
-def retire(path: Path) -> None:
+def is_milestone(path: Path, every_steps: int) -> bool:
+    step = path.name.removeprefix("step-")
+    return bool(every_steps) and step.isdecimal() and int(step) % every_steps == 0
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a folder that is to go: half of it deleted must not look like a checkpoint."""
     away = path.with_name(f".old-{path.name}-{os.getpid()}")
     os.replace(path, away)
-    shutil.rmtree(away)
+    return away
 
 
 def clear_scratch(root: Path) -> None:

@@ -115,8 +115,16 @@ class TrainConfig:
     """Largest global gradient norm; 0: no clipping."""
     save_every_steps: int = 500
     """Steps between checkpoints; 0: only at a best validation, at the end and when stopped."""
+    checkpoint_async: bool = False
+    """Write checkpoints behind the training, from a copy of weights and optimizer state in memory: training stands
+    still for the copy alone, and a kill may cost one checkpoint more."""
+    failed_save: Literal["stop", "continue"] = "stop"
+    """What a checkpoint on the way that can't be written (a full disk) does; continue: a warning, and the next one is
+    tried. The last one must be written either way."""
     keep_last: int = 2
     """Checkpoints kept, besides the best."""
+    keep_every_steps: int = 0
+    """Checkpoints of multiples of so many steps are kept for good; 0: none."""
     eval_every_steps: int = 250
     """Steps between validations; 0: only at the end."""
     eval_rows: int = 128
@@ -149,7 +157,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         low = {"steps": 1, "rows": 1, "micro_rows": 0, "row_tokens": 0, "keep_last": 1, "warmup_steps": 0}
-        low |= dict.fromkeys(("save_every_steps", "eval_every_steps", "eval_rows", "sample_every_steps"), 0)
+        low |= dict.fromkeys(
+            ("save_every_steps", "keep_every_steps", "eval_every_steps", "eval_rows", "sample_every_steps"), 0
+        )
         low |= {"loss_scale_steps": 1, "spike_window": 2, "watch_every_steps": 0}
         low |= {"log_every_steps": 1, "max_skipped": 0, "stop_after_steps": 0, "threads": 0, "seed": 0}
         if self.micro_rows == "auto":
@@ -191,7 +201,8 @@ class TrainConfig:
 
 
 FREE_TO_CHANGE = (
-    "steps", "save_every_steps", "keep_last", "eval_every_steps", "eval_rows", "sample_every_steps", "log_every_steps",
+    "steps", "save_every_steps", "keep_last", "keep_every_steps", "checkpoint_async", "failed_save", "eval_every_steps",
+    "eval_rows", "sample_every_steps", "log_every_steps",
     "stop_after_steps", "allow_changes", "max_skipped", "non_finite", "device", "threads", "micro_rows",
     "checkpoint_blocks", "publish_ema", "compile", "spike", "spike_window", "spike_threshold", "watch_every_steps",
 )  # fmt: skip

@@ -7,7 +7,6 @@ next step is in `State`, so a run that was stopped goes on to the same bits.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from fledge.train.faults import Faults
 from fledge.train.optimizer import new_average, new_optimizer
 from fledge.train.precision import Precision
 from fledge.train.recipe import Hook, Recipe
+from fledge.train.saver import Job, Saver
 from fledge.train.signals import StopRequest
 from fledge.train.spikes import Spikes
 from fledge.train.watch import Watch
@@ -94,7 +94,8 @@ class Loop:
         self.seconds_before, self.cpu_before = state.seconds, state.cpu_seconds
         self.peak = 0.0
         self.flops = 0.0
-        self.saved_step = state.step if run.loaded is not None else -1
+        saved_step = state.step if run.loaded is not None else -1
+        self.saver = Saver(run.checkpoints, c, run.log, self.faults, self.clock, saved_step)
 
     def to_the_end(self) -> dict[str, float]:
         state, config = self.state, self.config
@@ -110,10 +111,14 @@ class Loop:
                 if figures is None:
                     continue
                 self.record(figures, progress)
+                self.saver.settle(state)
                 self.after_step(progress)
         except DataError:  # the data went away or was damaged: what was learned until then is kept
             if state.step:
                 self.save()
+            raise
+        except BaseException:
+            self.saver.wait_after_failure()
             raise
         finally:
             progress.close()
@@ -144,6 +149,8 @@ class Loop:
             f"{n_parameters:,} parameters · {self.config.steps} steps of {self.config.rows} rows · "
             f"{run.device.device} × {run.device.threads} threads · matmul peak {self.peak / 1e9:.0f} GFLOP/s"
         )
+        if self.config.checkpoint_async:
+            self.saver.announce(self.job())
         run.log.write("resume" if state.step else "start", step=state.step, steps=self.config.steps,
                       config=to_dict(run.config), facts=facts, parameters=n_parameters,
                       matmul_peak_flops=self.peak, flops_per_token=self.flops)  # fmt: skip
@@ -299,9 +306,7 @@ class Loop:
             improved = self.validate(config.eval_rows, progress)
         self.call_hooks(progress)
         if improved or (config.save_every_steps and state.step % config.save_every_steps == 0):
-            self.save()
-        if improved:
-            checkpointing.mark_best(self.run.checkpoints, state.step, float(state.best_val_loss or 0.0))
+            self.saver.save_on_the_way(self.job(state.best_val_loss if improved else None))
 
     def validate(self, rows: int, progress: Progress | None) -> bool:
         """Log a validation; whether it is the best so far."""
@@ -344,22 +349,16 @@ class Loop:
         return self.seconds_before + time.monotonic() - self.began
 
     def save(self) -> None:
+        """Write the state of now, if it isn't written, and return when it is on the disk."""
+        self.saver.save(self.job())
+
+    def job(self, best: float | None = None) -> Job:
         state = self.state
-        if self.saved_step == state.step:
-            return
-        began = time.monotonic()
         state.seconds = self.seconds()
         state.cpu_seconds = self.cpu_before + time.process_time() - self.cpu_began
         state.data_digest, state.config = self.run.recipe.data_digest, to_dict(self.run.config)
         moments = self.optimizer.state() | (self.average.state() if self.average is not None else {})
-        with self.clock("checkpoint"):
-            path = checkpointing.save_checkpoint(self.run.checkpoints, state, self.run.recipe.save, moments)
-        self.saved_step = state.step
-        self.run.log.write("checkpoint", step=state.step, path=path.name, seconds=round(time.monotonic() - began, 3),
-                           times=self.clock.taken())  # fmt: skip
-        if self.faults.due("kill_after_checkpoint", state.step):
-            os._exit(137)
-        checkpointing.prune(self.run.checkpoints, self.config.keep_last)
+        return Job(state, self.run.recipe, moments, best)
 
     def finish(self) -> dict[str, float]:
         figures = self.evaluated(0)

@@ -23,7 +23,9 @@ import yaml
 TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs! 0123456789\n"
 MODEL = {"family": "llama", "width": 16, "layers": 2, "heads": 2, "kv_heads": 1, "context_tokens": 32}
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["fledge.recipes.pretrain", "fledge.recipes.sft", "fledge.cli.main", "fledge.evals.run"])
+SERVER.set_forkserver_preload(
+    ["torch.distributed.fsdp", "fledge.recipes.pretrain", "fledge.recipes.sft", "fledge.cli.main", "fledge.evals.run"]
+)
 
 
 def write_config(folder: Path, run_dir: str = "run", model: dict[str, Any] | None = None, **train: Any) -> Path:

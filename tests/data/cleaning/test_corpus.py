@@ -95,7 +95,12 @@ def test_every_step_does_its_part_and_tells_it(tmp_path, source):
     card = verify(out)
     assert card["facts"]["corpus"]["cleaning"] == result["cleaning"]
     assert "jane@" not in json.dumps(card)
-    assert sorted(path.name for path in out.iterdir()) == ["card.json", "corpus.jsonl", "datacard.md", "documents.jsonl"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "card.json",
+        "corpus.jsonl",
+        "datacard.md",
+        "documents.jsonl",
+    ]
 
 
 def test_without_steps_text_is_taken_as_it_is(tmp_path, source):
@@ -187,7 +192,12 @@ def test_a_build_killed_at_any_moment_comes_to_the_same_digest(tmp_path, source,
             except Killed:
                 done, killed = False, killed + 1
         assert build(config, json=True)["digest"] == wanted
-        assert sorted(path.name for path in out.iterdir()) == ["card.json", "corpus.jsonl", "datacard.md", "documents.jsonl"]
+        assert sorted(path.name for path in out.iterdir()) == [
+            "card.json",
+            "corpus.jsonl",
+            "datacard.md",
+            "documents.jsonl",
+        ]
         if done:
             break
     assert killed > 10

@@ -7,6 +7,7 @@ Alone, nothing here imports or calls torch.distributed.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from fledge.device import Place, place_of_process
-from fledge.errors import EXIT_FAILED, ConfigError, FledgeError, PeerError, RankError
+from fledge.errors import EXIT_FAILED, ConfigError, FledgeError, Interrupted, PeerError, RankError
 from fledge.train.parallel.config import ParallelConfig
 
 Made = TypeVar("Made")
@@ -32,6 +33,7 @@ class Group:
     def __init__(self, place: Place, store: Any = None, timeout_seconds: float = 0.0):
         self.place, self.store, self.timeout_seconds = place, store, timeout_seconds
         self.rank, self.world_size = place.rank, place.world_size
+        self.missing: list[int] = []
 
     @property
     def alone(self) -> bool:
@@ -81,9 +83,27 @@ class Group:
         that says why."""
         if self.alone or isinstance(error, PeerError):
             return None
-        if lost_another(error):
-            return self.named(error)
-        return self.tell(error)
+        if isinstance(error, Interrupted) and self.rank:
+            instead: FledgeError | None = PeerError(0, error.exit_code)  # all stop together, and rank 0 says so
+        else:
+            instead = self.named(error) if lost_another(error) else self.tell(error)
+        self.linger()
+        return instead
+
+    def linger(self) -> None:
+        """Rank 0 keeps the store where no launcher does: it stays until the others know how this ends. Its connections
+        are cut first, so that nobody waits for its part of a sum."""
+        try:
+            self.store.set(f"ended/{self.rank}", "1")
+            if self.rank or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+                return
+            left()
+            until = time.monotonic() + 2 * SETTLE_SECONDS
+            others = [r for r in range(1, self.world_size) if r not in self.missing]
+            while time.monotonic() < until and not all(self.store.check([f"ended/{r}"]) for r in others):
+                time.sleep(0.05)
+        except RuntimeError:
+            pass  # the store is gone, and with it whoever would ask
 
     def tell(self, error: BaseException) -> FledgeError | None:
         code = error.exit_code if isinstance(error, FledgeError) else EXIT_FAILED
@@ -102,10 +122,10 @@ class Group:
             until = time.monotonic() + SETTLE_SECONDS
             while time.monotonic() < until and not self.store.check([FAILURE]):
                 time.sleep(0.1)
-            missing = [r for r in range(self.world_size) if not self.store.check([f"waiting/{r}"])]
+            self.missing = [r for r in range(self.world_size) if not self.store.check([f"waiting/{r}"])]
         except RuntimeError:
-            missing = [0]
-        who = ", ".join(map(str, missing)) or "?"
+            self.missing = [0]
+        who = ", ".join(map(str, self.missing)) or "?"
         said = " ".join(str(error).split())[:160]
         lost = RankError(
             f"rank {who}: expected an answer within train.parallel.timeout_seconds={self.timeout_seconds:g}, got none: "

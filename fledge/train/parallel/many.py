@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fledge.batch import Batch
+from fledge.log import say
 from fledge.model.folder import put_parameter
 from fledge.model.transformer import Transformer, build
 from fledge.optim.config import GroupConfig
@@ -24,6 +25,7 @@ from fledge.optim.part import local
 from fledge.train.clock import Clock
 from fledge.train.config import TrainConfig
 from fledge.train.parallel.data import check_rows, own_rows, sum_over
+from fledge.train.parallel.estimate import counted, memory, traffic
 from fledge.train.parallel.fit import check_model
 from fledge.train.parallel.group import Group
 from fledge.train.parallel.mesh import Mesh, make_mesh
@@ -63,6 +65,21 @@ class Many(Single):
         self.stage = mesh.place["pipe"]
         self.fully = mesh["shard"].size > 1 and self.config.shard_stage > 1
         self.named = self.names()
+        self.introduce(train)
+
+    def introduce(self, train: TrainConfig) -> None:
+        """Say what each process will hold and send."""
+        config, sizes, held = self.model.config, self.mesh.sizes, counted(self.model)
+        rows = len(self.rows(train.rows))
+        micro_rows = train.micro_rows or rows
+        tokens = (train.row_tokens or config.context_tokens) * micro_rows
+        bytes_held = sum(memory(held, sizes["shard"], self.config.shard_stage).values())
+        sent = sum(traffic(config, self.config, sizes, held, tokens, rows // micro_rows).values())
+        mesh = " x ".join(f"{axis} {sizes[axis]}" for axis in ("data", "shard", "tensor", "pipe"))
+        say(
+            f"{self.group.world_size} processes ({mesh}): each holds {bytes_held / 2**20:,.1f} MiB of weights, "
+            f"gradients and moments, and sends about {sent / 2**20:,.1f} MiB a step"
+        )
 
     def names(self) -> dict[str, Tensor]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}

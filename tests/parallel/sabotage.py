@@ -7,15 +7,19 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
+import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from fledge.batch import slice_rows
+from fledge.optim import muon
 from fledge.optim.optimizer import norm_of_all
 from fledge.train.loop import Loop
-from fledge.train.parallel import exchange, many, pieces, tensor
+from fledge.train.parallel import exchange, many, tensor
 
 ACCUMULATE, DIVIDE = Loop.accumulate, FSDPModule.set_gradient_divide_factor
+ORTHOGONALISED = muon.orthogonalised
 
 
 def by_own_weight(loop: Any, batch: Any, weights: Any) -> Any:
@@ -43,6 +47,11 @@ def bias_by_all(self: Any, x: Any) -> Any:
     return self.leave(F.linear(x, self.weight, self.bias))
 
 
+def by_halves(matrix: Tensor, *how: Any) -> Tensor:
+    """What orthogonalising one's own rows alone would give."""
+    return torch.cat([ORTHOGONALISED(half, *how) for half in matrix.chunk(2)])
+
+
 def patch(owner: Any, name: str, value: Any) -> Callable[[], Any]:
     return lambda: mock.patch.object(owner, name, value)
 
@@ -55,7 +64,7 @@ FAULTS: dict[str, Callable[[], Any]] = {
     "averaged": patch(FSDPModule, "set_gradient_divide_factor", lambda self, _: DIVIDE(self, 2.0)),
     "own norm": patch(many.Many, "norm", lambda self, parameters: norm_of_all(parameters)),
     "not handed out": patch(many, "hand_out", lambda *_: None),
-    "part of a matrix": patch(pieces.Pieces, "whole", lambda self, name, x: self.own(name, x.repeat(2, 1))),
+    "part of a matrix": patch(muon, "orthogonalised", by_halves),
     "no sum back": patch(exchange.Enter, "backward", staticmethod(lambda ctx, grad: (grad, None))),
     "own tokens": patch(many, "split_tensor", without_partial),
     "bias by all": patch(tensor.RowLinear, "forward", bias_by_all),

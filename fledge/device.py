@@ -29,12 +29,38 @@ class Device:
     world_size: int = 1
 
 
-def pick(name: str = "auto", dtype: str = "auto", threads: int = 0) -> Device:
+@dataclass(frozen=True)
+class Place:
+    """Which process this is of how many: in all, and on its machine."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+
+def place_of_process() -> Place:
+    """What a launcher such as torchrun says in RANK, WORLD_SIZE and LOCAL_RANK. Raises ConfigError for what is none."""
+    found = {name: os.environ.get(name) or "" for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
+    if found["WORLD_SIZE"] in ("", "1"):
+        return Place()
+    for name, text in found.items():
+        if not text.isdecimal() and not (name == "LOCAL_RANK" and not text):
+            raise ConfigError(f"{name}: expected a number, got {text!r:.40}; start fledge with torchrun, or alone")
+    place = Place(int(found["RANK"]), int(found["WORLD_SIZE"]), int(found["LOCAL_RANK"] or found["RANK"]))
+    if not place.rank < place.world_size:
+        raise ConfigError(f"RANK: expected less than WORLD_SIZE {place.world_size}, got {place.rank}")
+    return place
+
+
+def pick(name: str = "auto", dtype: str = "auto", threads: int = 0, place: Place | None = None) -> Device:
     """The device of this process; `auto` takes CUDA, then MPS, then CPU; dtype `auto` is float32 on CPU, else bfloat16.
 
-    `threads` 0 leaves torch's choice. Raises ConfigError if the device is not there or this is one of many processes.
+    `threads` 0 leaves torch's choice. `place`: which of many processes this is; without it, being one of many is an
+    error. Raises ConfigError, also if the device is not there.
     """
-    refuse_many()
+    if place is None:
+        refuse_many()
+        place = Place()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -50,8 +76,8 @@ def pick(name: str = "auto", dtype: str = "auto", threads: int = 0) -> Device:
     if threads:
         torch.set_num_threads(threads)
     keep_freed_memory()
-    where = torch.device(name, 0) if name == "cuda" else torch.device(name)
-    return Device(where, DTYPES[dtype], torch.get_num_threads())
+    where = torch.device(name, place.local_rank) if name == "cuda" else torch.device(name)
+    return Device(where, DTYPES[dtype], torch.get_num_threads(), place.rank, place.world_size)
 
 
 def keep_freed_memory() -> None:
@@ -67,12 +93,12 @@ def keep_freed_memory() -> None:
 
 
 def refuse_many() -> None:
-    """Raises ConfigError where a launcher started this process as one of several: each would train the whole model."""
+    """Raises ConfigError where a launcher started this process as one of several: each would do all of the work."""
     world_size = os.environ.get("WORLD_SIZE") or "1"
     if world_size != "1":
         raise ConfigError(
-            f"WORLD_SIZE: expected 1 or none (training is one process for now), got {world_size!r:.40}; "
-            "start fledge without a launcher such as torchrun"
+            f"WORLD_SIZE: expected 1 or none (only training has several processes), got {world_size!r:.40}; "
+            "start this without a launcher such as torchrun"
         )
 
 

@@ -52,6 +52,18 @@ class Interrupted(FledgeError):
     exit_code = EXIT_INTERRUPTED
 
 
+class RankError(FledgeError):
+    """Another process of the run hangs, was killed or can't be reached."""
+
+
+class PeerError(FledgeError):
+    """Another process of the run failed first and says why: this one ends with the same code and says nothing."""
+
+    def __init__(self, rank: int, exit_code: int):
+        super().__init__(f"rank {rank} failed")
+        self.rank, self.exit_code = rank, exit_code
+
+
 class RequestError(FledgeError):
     """A generation request is invalid: the caller's fault (HTTP 400).
 

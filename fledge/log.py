@@ -14,9 +14,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 
+def silent() -> bool:
+    """Whether this process is one of many (torchrun's RANK and WORLD_SIZE) and another speaks for them."""
+    return os.environ.get("WORLD_SIZE", "1") not in ("", "1") and os.environ.get("RANK", "0") not in ("", "0")
+
+
 def say(text: str, rank: int = 0) -> None:
     """One line for people, on standard error, from rank 0 only."""
-    if rank == 0:
+    if rank == 0 and not silent():
         print(text, file=sys.stderr, flush=True)
 
 
@@ -120,14 +125,15 @@ class Progress:
     ):
         self.what, self.total, self.start = what, total, start
         self.stream = stream or sys.stderr
-        self.live = self.stream.isatty()
+        self.silent = silent()
+        self.live = self.stream.isatty() and not self.silent
         self.every_seconds = 0.1 if self.live else every_seconds
         self.began = time.monotonic()
         self.last_shown = 0.0 if self.live else self.began
 
     def update(self, done: int, **figures: Any) -> None:
         now = time.monotonic()
-        if now - self.last_shown < self.every_seconds and done < self.total:
+        if self.silent or now - self.last_shown < self.every_seconds and done < self.total:
             return
         self.last_shown = now
         fresh = done - self.start
@@ -144,6 +150,8 @@ class Progress:
 
     def note(self, text: str) -> None:
         """A line above the bar (a sample, an evaluation)."""
+        if self.silent:
+            return
         self.stream.write(("\r\x1b[2K" if self.live else "") + text.rstrip("\n") + "\n")
         self.stream.flush()
 

@@ -15,7 +15,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from fledge.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, FledgeError
+from fledge.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, FledgeError, PeerError
+from fledge.log import silent
 
 EXIT_CTRL_C = 130  # 128 + SIGINT, as shells count
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -51,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         return code
     except BrokenPipeError:
         return leave_broken_pipe()
+    except PeerError as error:
+        return error.exit_code  # the process that failed says why
     except KeyboardInterrupt:
         return fail("KeyboardInterrupt", "interrupted", EXIT_CTRL_C, words)
     except FledgeError as error:
@@ -93,7 +96,7 @@ def dispatch(words: list[str]) -> int:
         return EXIT_OK
     config, line = read_config(verb, cls, rest)
     result = call(named(verb.run), config, line.json)
-    if line.json:
+    if line.json and not silent():
         print_json(result or {})
     return EXIT_OK
 
@@ -122,6 +125,8 @@ def fail(name: str, text: str, code: int, words: list[str]) -> int:
     """Say what went wrong on standard error (and, with --json, on standard output) and give the exit code."""
     if debugging() and sys.exc_info()[0] is not None:
         traceback.print_exc()
+    if another_says_it():
+        return code
     line = " ".join(text.split()) or name
     try:
         print(f"error: {line}", file=sys.stderr, flush=True)
@@ -130,6 +135,14 @@ def fail(name: str, text: str, code: int, words: list[str]) -> int:
     except BrokenPipeError:
         return leave_broken_pipe()
     return code
+
+
+def another_says_it() -> bool:
+    """Whether this is one of many processes that all fail alike, before they have met: the first of each machine says
+    it. Once they have met, the first to fail says it, and only that one comes here."""
+    torch = sys.modules.get("torch.distributed")
+    met = torch is not None and torch.is_available() and torch.is_initialized()
+    return silent() and not met and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def system_refusal(error: OSError) -> str:

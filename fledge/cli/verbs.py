@@ -179,6 +179,14 @@ VERBS = (
         yaml=False,
     ),
     Verb(
+        "plan",
+        "memory, traffic and speed of a run on many processes, before it starts",
+        "fledge.train.parallel.plan_config:PlanConfig",
+        "fledge.train.parallel.plan:plan",
+        ("[path]",),
+        yaml=False,
+    ),
+    Verb(
         "attention",
         "one self-contained HTML page of a model's attention over a text: every layer and head, self and cross",
         "fledge.model.attention_config:AttentionConfig",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fledge.optim.config import GroupConfig
 from fledge.optim.groups import Member, members, together
 from fledge.optim.optimizer import Optimizer, gradients, put_back
+from fledge.optim.part import ALL, Part, local
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,14 @@ class AdamWConfig:
 
 @dataclass
 class Group:
-    """Parameters of one rate and decay with their moments and step counts, in equal order."""
+    """Parameters of one rate and decay with the values that are moved here, their moments and step counts, in equal
+    order."""
 
     rate: float
     weight_decay: float
     names: list[str]
     parameters: list[Tensor]
+    values: list[Tensor]
     exp_avg: list[Tensor]
     exp_avg_sq: list[Tensor]
     steps: list[Tensor]
@@ -42,10 +45,11 @@ class Group:
 
 class AdamW(Optimizer):
     """The optimizer of a model's trained parameters: matrices decay, vectors (norms, biases) don't, unless a group
-    says otherwise."""
+    says otherwise. `part`: what of them this process moves."""
 
-    def __init__(self, model: nn.Module, config: AdamWConfig, groups: Sequence[GroupConfig] = ()):
-        self.move(members(model, "adamw", config.weight_decay, groups), config)
+    def __init__(self, model: nn.Module, config: AdamWConfig, groups: Sequence[GroupConfig] = (), part: Part = ALL):
+        found = members(model, "adamw", config.weight_decay, groups)
+        self.move([member for member in found if part.moves(member.name)], config)
 
     @classmethod
     def of(cls, found: Sequence[Member], config: AdamWConfig) -> AdamW:
@@ -68,7 +72,7 @@ class AdamW(Optimizer):
         for group in self.groups:
             torch._foreach_add_(group.steps, 1)
             torch._fused_adamw_(
-                group.parameters,
+                group.values,
                 gradients(group.parameters),
                 group.exp_avg,
                 group.exp_avg_sq,
@@ -102,6 +106,7 @@ class AdamW(Optimizer):
 
 def new_group(items: list[Member], rate: float, weight_decay: float) -> Group:
     names, parameters = [item.name for item in items], [item.parameter for item in items]
-    steps: list[Tensor] = [torch.zeros((), device=p.device) for p in parameters]
-    first, second = ([torch.zeros_like(p, requires_grad=False) for p in parameters] for _ in range(2))
-    return Group(rate, weight_decay, names, list(parameters), first, second, steps)
+    values = [local(p) for p in parameters]
+    steps: list[Tensor] = [torch.zeros((), device=p.device) for p in values]
+    first, second = ([torch.zeros_like(p, requires_grad=False) for p in values] for _ in range(2))
+    return Group(rate, weight_decay, names, list(parameters), values, first, second, steps)

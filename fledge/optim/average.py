@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fledge.optim.optimizer import put_back
+from fledge.optim.part import local
 
 
 class Average:
@@ -21,7 +22,7 @@ class Average:
         self.decay = decay
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.names = [name for name, _ in trained]
-        self.parameters: list[Tensor] = [p for _, p in trained]
+        self.parameters: list[Tensor] = [local(p) for _, p in trained]
         self.means: list[Tensor] = [p.detach().clone() for p in self.parameters]
 
     @torch.no_grad()

@@ -17,6 +17,7 @@ from fledge.optim.adamw import AdamW, AdamWConfig
 from fledge.optim.config import GroupConfig, MuonConfig
 from fledge.optim.groups import members
 from fledge.optim.optimizer import Optimizer, put_back
+from fledge.optim.part import ALL, Part, local
 
 # Each step maps a singular value s to A s + B s^3 + C s^5; chosen for their slope at 0, not to converge to 1: after
 # five steps singular values lie in about 0.7..1.2 (Jordan et al. 2024).
@@ -27,10 +28,11 @@ TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass
 class Matrix:
-    """One matrix that Muon moves, and its mean gradient."""
+    """One matrix that Muon moves, its values here, and its mean gradient."""
 
     name: str
     parameter: Tensor
+    values: Tensor
     momentum: Tensor
     rate: float
     weight_decay: float
@@ -40,6 +42,7 @@ class Muon(Optimizer):
     """Muon for the matrices of maps inside blocks, AdamW for embeddings, heads, norms and biases.
 
     `step(rate)` takes AdamW's rate; Muon's is `ratio` times it. The decay is decoupled, by the rate before its scale.
+    Where processes share a matrix, each orthogonalises the whole and moves its `part`.
     """
 
     def __init__(
@@ -49,14 +52,16 @@ class Muon(Optimizer):
         adamw: AdamWConfig,
         ratio: float = 1.0,
         groups: Sequence[GroupConfig] = (),
+        part: Part = ALL,
     ):
-        found = members(model, "muon", adamw.weight_decay, groups)
-        self.config, self.ratio = config, ratio
+        found = [m for m in members(model, "muon", adamw.weight_decay, groups) if part.moves(m.name)]
+        self.config, self.ratio, self.part = config, ratio, part
         self.rest = AdamW.of([member for member in found if member.method == "adamw"], adamw)
         self.matrices = [
-            Matrix(m.name, m.parameter, torch.zeros_like(m.parameter, requires_grad=False), m.rate, m.weight_decay)
+            Matrix(m.name, m.parameter, values, torch.zeros_like(values, requires_grad=False), m.rate, m.weight_decay)
             for m in found
             if m.method == "muon"
+            for values in (local(m.parameter),)
         ]
 
     @property
@@ -70,14 +75,16 @@ class Muon(Optimizer):
         self.rest.step(rate)
 
     def update(self, matrix: Matrix, rate: float) -> None:
-        config, gradient = self.config, matrix.parameter.grad
-        assert gradient is not None
+        config = self.config
+        assert matrix.parameter.grad is not None
+        gradient = local(matrix.parameter.grad)
         matrix.momentum.lerp_(gradient, 1 - config.momentum)
         mean = gradient.lerp(matrix.momentum, config.momentum) if config.nesterov else matrix.momentum
-        direction = orthogonalised(mean, config.iterations, TYPES[config.precision])
-        matrix.parameter.mul_(1 - rate * matrix.weight_decay)
-        length = rate * update_scale(mean.shape, config.scale)
-        matrix.parameter.add_(direction.to(matrix.parameter.dtype), alpha=-length)
+        direction = orthogonalised(self.part.whole(matrix.name, mean), config.iterations, TYPES[config.precision])
+        length = rate * update_scale(direction.shape, config.scale)
+        own = self.part.own(matrix.name, direction)
+        matrix.values.mul_(1 - rate * matrix.weight_decay)
+        matrix.values.add_(own.to(matrix.values.dtype), alpha=-length)
 
     def state(self) -> dict[str, Tensor]:
         """`momentum/NAME` of each matrix, and AdamW's state of the rest."""

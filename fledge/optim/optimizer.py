@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from fledge.errors import CheckpointError
+from fledge.optim.part import local
 
 
 class Optimizer(ABC):
@@ -35,8 +36,9 @@ class Optimizer(ABC):
         for parameter in self.parameters:
             parameter.grad = None
 
-    def clip(self, limit: float) -> float:
+    def clip(self, limit: float, norm_of: Callable[[list[Tensor]], float] | None = None) -> float:
         """Scale the gradients in place to a global L2 norm of at most `limit` (0: leave them); gives the norm before.
+        `norm_of`: the norm over all processes, of the parameters that this one moves, where several share a model.
 
         A parameter without a gradient gets zeros: its part of the model saw no data in this batch. A norm that is not
         finite leaves the gradients untouched: the caller must not step.
@@ -44,16 +46,22 @@ class Optimizer(ABC):
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+        norm = (norm_of or norm_of_all)(self.parameters)
         found = gradients(self.parameters)
-        norms = torch._foreach_norm(found)
-        norm = torch.linalg.vector_norm(torch.stack(norms)).item()
         if limit and limit < norm < float("inf"):
             torch._foreach_mul_(found, limit / (norm + 1e-6))
         return norm
 
 
+def norm_of_all(parameters: list[Tensor]) -> float:
+    """The L2 norm of all gradients together."""
+    norms = torch._foreach_norm(gradients(parameters))
+    return torch.linalg.vector_norm(torch.stack(norms)).item()
+
+
 def gradients(parameters: list[Tensor]) -> list[Tensor]:
-    return [p.grad for p in parameters if p.grad is not None]
+    """The gradients that there are, of a sharded parameter this process's part."""
+    return [local(p.grad) for p in parameters if p.grad is not None]
 
 
 def put_back(into: Tensor, tensors: Mapping[str, Tensor], key: str) -> None:

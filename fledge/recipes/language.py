@@ -20,6 +20,7 @@ from fledge.nn.feedforward import Experts, load_balance
 from fledge.recipes.held_out import HeldOut, overall
 from fledge.text.tokenizer import Tokenizer
 from fledge.train.config import TrainConfig
+from fledge.train.recipe import Totals, added_up
 
 
 class BatchSource(Protocol):
@@ -41,6 +42,7 @@ class LanguageRecipe:
     parents: dict[str, str] = field(default_factory=dict)
     sources: tuple[HeldOut, ...] = ()
     plan: Sequence[SourcePlan] = ()
+    totals: Totals = added_up
 
     def batch(self, index: int) -> Batch:
         return self.source.batch(index)
@@ -66,14 +68,14 @@ class LanguageRecipe:
 
     def measured(self, held_out: Sequence[Batch], rows: int) -> dict[str, float]:
         """`val_loss`: nats per held-out target; `val_tokens`: how many. `rows` > 0 takes evenly spaced batches."""
-        device = self.model.embedding.weight.device
-        nats = weight = 0.0
-        for index in spaced(held_out, rows):
-            batch = held_out[index].to(device)
-            total = self.model.loss_sum(batch.tokens, batch.layout, batch.targets, batch.weight, batch.source)
-            nats += float(total)
-            weight += float(batch.weight.sum())
+        nats, weight = self.totals(held_out, spaced(held_out, rows), self.sums) or (0.0, 0.0)
         return {"val_loss": nats / weight if weight else math.nan, "val_tokens": weight}
+
+    def sums(self, batch: Batch) -> list[float]:
+        """Of a held-out batch: nats and weight."""
+        batch = batch.to(self.model.embedding.weight.device)
+        total = self.model.loss_sum(batch.tokens, batch.layout, batch.targets, batch.weight, batch.source)
+        return [float(total), float(batch.weight.sum())]
 
     def save(self, folder: Path) -> None:
         save_model(self.model, folder, self.tokenizer, card=False)

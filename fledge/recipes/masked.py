@@ -24,6 +24,7 @@ from fledge.recipes.config import PretrainConfig
 from fledge.recipes.language import LanguageRecipe, spaced
 from fledge.recipes.reading import Reading, keyed_reading
 from fledge.text.tokenizer import Tokenizer
+from fledge.train.parallel.vocabulary import VocabularyTransformer
 
 RELATION_HEADS = ("next_sentence", "sentence_order")
 PAIRED = ("masked+next", "masked+order")
@@ -54,21 +55,10 @@ class MaskedRecipe(LanguageRecipe):
         """`val_loss`: the objective on held-out rows whose masks never change; `val_masked_loss` (nats a masked token)
         and `val_masked_accuracy`; with pairs also the head's `val_NAME_loss` and `val_NAME_accuracy`."""
         names = ("masked", self.relation) if self.relation else ("masked",)
-        sums = {name: [0.0, 0.0, 0.0] for name in names}  # nats, right ones, all
-        for index in spaced(held_out, rows):
-            batch = held_out[index].to(self.model.embedding.weight.device)
-            hidden = self.model.hidden(batch.tokens, batch.layout)
-            there = batch.weight > 0
-            asked = [(self.model.logits(hidden[there]), batch.targets[there])]
-            if self.relation:
-                assert batch.answers is not None
-                asked.append((relation_logits(self.model, self.relation, hidden, batch), batch.answers))
-            for name, (logits, targets) in zip(names, asked, strict=True):
-                sums[name][0] += float(F.cross_entropy(logits.float(), targets, reduction="sum"))
-                sums[name][1] += float((logits.argmax(-1) == targets).sum())
-                sums[name][2] += len(targets)
-        figures = {"val_loss": 0.0, "val_tokens": sums["masked"][2]}
-        for name, (nats, right, n) in sums.items():
+        sums = self.totals(held_out, spaced(held_out, rows), self.sums) or [0.0] * 3 * len(names)
+        figures = {"val_loss": 0.0, "val_tokens": sums[2]}
+        for place, name in enumerate(names):
+            nats, right, n = sums[3 * place : 3 * place + 3]
             figures |= {
                 f"val_{name}_loss": nats / n if n else math.nan,
                 f"val_{name}_accuracy": right / n if n else math.nan,
@@ -76,11 +66,28 @@ class MaskedRecipe(LanguageRecipe):
             figures["val_loss"] += figures[f"val_{name}_loss"]
         return figures
 
+    def sums(self, batch: Batch) -> list[float]:
+        """Of a held-out batch: nats, right answers and all, of masked tokens and of the head's rows."""
+        batch = batch.to(self.model.embedding.weight.device)
+        hidden = self.model.hidden(batch.tokens, batch.layout)
+        there = batch.weight > 0
+        asked = [(self.model.logits(hidden[there]), batch.targets[there])]
+        if self.relation:
+            assert batch.answers is not None
+            asked.append((relation_logits(self.model, self.relation, hidden, batch), batch.answers))
+        found: list[float] = []
+        for logits, targets in asked:
+            found.append(float(F.cross_entropy(logits.float(), targets, reduction="sum")))
+            found += [float((logits.argmax(-1) == targets).sum()), float(len(targets))]
+        return found
+
 
 def masked_nats(model: Transformer, hidden: Tensor, batch: Batch) -> Tensor:
     """Σ weight · nats of the masked tokens: only these meet the output product. hidden [B, T, D]."""
     there = batch.weight > 0
     hidden, targets, weight = hidden[there], batch.targets[there], batch.weight[there]
+    if isinstance(model, VocabularyTransformer):
+        return model.nats(hidden, targets, weight)
     if model.config.logit_softcap is not None:
         return cross_entropy_sum(model.logits(hidden), targets, weight)
     matrix = model.output_matrix

@@ -27,9 +27,9 @@ from fledge.recipes.masked import MaskedRecipe, masked_reading, relation_of
 from fledge.recipes.objective import MASKED, objective_model, objective_shape, objective_tokenizer
 from fledge.recipes.reading import Data, Reading, mixed
 from fledge.recipes.sample import sample_hook
-from fledge.recipes.session import run_recipe
+from fledge.recipes.session import in_run_folder, run_recipe
 from fledge.text.tokenizer import Tokenizer
-from fledge.train.lock import RunLock
+from fledge.train.parallel.group import ALONE, Group
 from fledge.train.recipe import Hook, Recipe
 
 DATA = "data"  # of the run folder: shards made from raw text
@@ -56,8 +56,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     Gives `val_loss` (nats a token over all of the held-out text), `steps`, `tokens`, `seconds`, and the model's folder.
     """
     check_config(config, Path(config.run.dir))
-    with RunLock(config.run.dir):  # from here on: raw text becomes shards inside the run folder
-        return pretrain_on(config, open_data(config, Path(config.run.dir)))
+    with in_run_folder(config) as group:  # from here on: raw text becomes shards inside the run folder
+        return pretrain_on(config, group.first(lambda: open_data(config, Path(config.run.dir))), group)
 
 
 def check_config(config: PretrainConfig, folder: Path) -> None:
@@ -71,7 +71,7 @@ def check_config(config: PretrainConfig, folder: Path) -> None:
     row_tokens_of(config.train, sketch.context_tokens)
 
 
-def pretrain_on(config: PretrainConfig, data: Data) -> dict[str, Any]:
+def pretrain_on(config: PretrainConfig, data: Data, group: Group = ALONE) -> dict[str, Any]:
     """`pretrain` on opened data, in a run folder that the caller has locked."""
     tokenizer = objective_tokenizer(config, data.tokenizer)
     model_config = objective_model(config, resolve_shape(objective_shape(config), tokenizer))
@@ -94,9 +94,9 @@ def pretrain_on(config: PretrainConfig, data: Data) -> dict[str, Any]:
         ids = start + tokenizer.encode(config.sample.prompt)
         ids = ids or (data.sources[0].dataset if isinstance(data, Mixture) else data).val.tokens[:1].tolist()
         every = config.train.sample_every_steps
-        return [sample_hook(recipe.model, tokenizer, ids, config.sample, log, every)]
+        return [sample_hook(recipe, tokenizer, ids, config.sample, log, every)]
 
-    return run_recipe(config, model_config, make_recipe, make_hooks, data.digest)
+    return run_recipe(config, model_config, make_recipe, make_hooks, data.digest, group)
 
 
 def objective_recipe(

@@ -10,7 +10,7 @@ from fledge.log import RunLog, say
 from fledge.model.transformer import Transformer
 from fledge.recipes.config import SampleConfig
 from fledge.text.tokenizer import Tokenizer
-from fledge.train.recipe import Hook
+from fledge.train.recipe import Hook, Recipe
 
 SAMPLE_SEED = 1
 
@@ -27,12 +27,12 @@ def sample_text(model: Transformer, tokenizer: Tokenizer, prompt_ids: list[int],
 
 
 def sample_hook(
-    model: Transformer, tokenizer: Tokenizer, prompt_ids: list[int], config: SampleConfig, log: RunLog, every_steps: int
+    recipe: Recipe, tokenizer: Tokenizer, prompt_ids: list[int], config: SampleConfig, log: RunLog, every_steps: int
 ) -> Hook:
-    """A hook that draws a sample, shows it and logs it."""
+    """A hook that draws a sample from the recipe's model, shows it and logs it."""
 
     def act(step: int) -> None:
-        text = sample_text(model, tokenizer, prompt_ids, config)
+        text = sample_text(recipe.model, tokenizer, prompt_ids, config)
         say(f"step {step}: {config.prompt} … {text}"[:400].replace("\n", "⏎"))
         log.write("sample", step=step, prompt=config.prompt, text=text)
 

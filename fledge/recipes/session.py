@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from fledge.log import RunLog, json_safe, say
 from fledge.model.config import InitConfig, ModelConfig
 from fledge.model.folder import load_model
 from fledge.model.transformer import Transformer
-from fledge.recipes.publish import mend, publish
+from fledge.recipes.publish import MODEL, mend, publish
 from fledge.train.autotune import MEMORY_SHARE, choose_micro_rows, memory_limit
 from fledge.train.checkpointing import State
 from fledge.train.config import TrainConfig
+from fledge.train.lock import RunLock
 from fledge.train.loop import Run, train
+from fledge.train.parallel.group import ALONE, Group, joined
 from fledge.train.recipe import Hook, Recipe
 from fledge.train.resume import changed_keys, changes, resume_point, with_defaults, write_run_yaml
 
@@ -30,23 +33,24 @@ def run_recipe(
     make_recipe: Callable[[Callable[[], Transformer] | None], Recipe],
     make_hooks: Callable[[Recipe, RunLog], Sequence[Hook]],
     data_digest: str,
+    group: Group = ALONE,
 ) -> dict[str, Any]:
-    """Train in `config.run.dir`, which the caller has locked, going on from its newest valid checkpoint, and publish
-    `model/`.
+    """Train in `config.run.dir`, which the caller has locked (`in_run_folder`), going on from its newest valid
+    checkpoint, and publish `model/`.
 
     `make_recipe(load)` builds the recipe; `load` gives the checkpointed model when there is one, which must be of
     `model_config`. A run that is finished under the same config is not repeated: its result is given back.
     """
     folder, settings = Path(config.run.dir), config.train
-    mend(folder)
+    group.once(lambda: mend(folder))
     finished = finished_result(folder, config, settings, data_digest)
     if finished is not None:
         say(f"{folder}: already trained, nothing to do")
         return finished
-    device = devices.pick(settings.device, "float32", settings.threads)
-    point = resume_point(folder, config, settings, data_digest)
+    device = devices.pick(settings.device, "float32", settings.threads, group.place)
+    point = resume_point(folder, config, settings, data_digest, group.world_size)
     if point is None:
-        (folder / "log.jsonl").unlink(missing_ok=True)
+        group.once(lambda: (folder / "log.jsonl").unlink(missing_ok=True))
         loaded, state, load = None, State(), None
     else:
         loaded, state = point
@@ -64,14 +68,25 @@ def run_recipe(
         config = replace(config, train=settings)
     log = RunLog(folder / "log.jsonl", device.rank)
     log.truncate_after(state.step, state.drawn)
-    write_run_yaml(folder, config, devices.facts(device))
-    run = Run(folder, config, settings, device, recipe, log, make_hooks(recipe, log), loaded)
+    group.once(lambda: write_run_yaml(folder, config, devices.facts(device)))
+    run = Run(folder, config, settings, device, recipe, log, make_hooks(recipe, log), loaded, group)
     try:
         result: dict[str, Any] = json_safe(train(run, state))
     finally:
         log.close()
-    result["model"] = str(publish(folder, run, result))
-    return result
+    group.once(lambda: publish(folder, run, result))
+    return {**result, "model": str(folder / MODEL)}
+
+
+@contextmanager
+def in_run_folder(config: Any) -> Iterator[Group]:
+    """The processes of a run, with its folder locked by rank 0, which alone writes there. See `joined`."""
+    with (
+        joined(config.train.parallel, config.train.device) as group,
+        RunLock(config.run.dir) if group.rank == 0 else nullcontext(),
+    ):
+        group.wait()
+        yield group
 
 
 def rows_that_fit(recipe: Recipe, settings: TrainConfig, device: devices.Device) -> int:

@@ -18,10 +18,9 @@ from fledge.recipes.config import SftConfig
 from fledge.recipes.dropout import with_dropout
 from fledge.recipes.language import LanguageRecipe, row_tokens_of
 from fledge.recipes.sample import sample_hook
-from fledge.recipes.session import run_recipe
+from fledge.recipes.session import in_run_folder, run_recipe
 from fledge.text.chat import ChatRenderer, Message, read_conversations, render_all, renderer_for, with_format
 from fledge.text.tokenizer import Tokenizer
-from fledge.train.lock import RunLock
 from fledge.train.recipe import Hook, Recipe
 
 
@@ -70,10 +69,10 @@ def sft(config: SftConfig) -> dict[str, Any]:
         if not config.train.sample_every_steps:
             return ()
         ids = prompt_ids(renderer, config.sample.prompt)
-        return [sample_hook(recipe.model, tokenizer, ids, config.sample, log, config.train.sample_every_steps)]
+        return [sample_hook(recipe, tokenizer, ids, config.sample, log, config.train.sample_every_steps)]
 
-    with RunLock(config.run.dir):
-        return run_recipe(config, base_config, make_recipe, make_hooks, digest)
+    with in_run_folder(config) as group:
+        return run_recipe(config, base_config, make_recipe, make_hooks, digest, group)
 
 
 def prompt_ids(renderer: ChatRenderer, question: str) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Literal
 from fledge.errors import ConfigError
 from fledge.optim.config import GroupConfig, MuonConfig
 from fledge.optim.schedule import DecayShape, ScheduleConfig, ScheduleName, Warmup
+from fledge.train.parallel.config import ParallelConfig
 
 MOST = {"rows": 1 << 20, "row_tokens": 1 << 24, "threads": 4096, "steps": 1 << 40, "seed": (1 << 63) - 1}
 
@@ -154,6 +155,8 @@ class TrainConfig:
     """Where to compute."""
     threads: int = 0
     """CPU threads; 0: torch's choice. The number decides the last bits of every sum."""
+    parallel: ParallelConfig = ParallelConfig()
+    """How the processes that a launcher starts share the run."""
 
     def __post_init__(self) -> None:
         low = {"steps": 1, "rows": 1, "micro_rows": 0, "row_tokens": 0, "keep_last": 1, "warmup_steps": 0}
@@ -205,4 +208,5 @@ FREE_TO_CHANGE = (
     "eval_rows", "sample_every_steps", "log_every_steps",
     "stop_after_steps", "allow_changes", "max_skipped", "non_finite", "device", "threads", "micro_rows",
     "checkpoint_blocks", "publish_ema", "compile", "spike", "spike_window", "spike_threshold", "watch_every_steps",
+    "parallel",
 )  # fmt: skip

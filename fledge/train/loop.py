@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fledge import device as devices
 from fledge.batch import Batch, Loss, slice_rows
@@ -30,6 +31,8 @@ from fledge.train.compiled import FirstStep, compile_training
 from fledge.train.config import TrainConfig
 from fledge.train.faults import Faults
 from fledge.train.optimizer import new_average, new_optimizer
+from fledge.train.parallel.group import ALONE, Group
+from fledge.train.parallel.many import parallelise
 from fledge.train.precision import Precision
 from fledge.train.recipe import Hook, Recipe
 from fledge.train.saver import Job, Saver
@@ -51,6 +54,8 @@ class Run:
     hooks: Sequence[Hook] = ()
     loaded: Path | None = None
     """The checkpoint that `recipe.model` was loaded from, when resuming."""
+    group: Group = ALONE
+    """The processes that share it."""
 
     @property
     def checkpoints(self) -> Path:
@@ -63,7 +68,7 @@ def train(run: Run, state: State) -> dict[str, float]:
     Raises Interrupted after saving when a signal (or `stop_after_steps`) asks to stop, DataError after saving when a
     batch can't be read, NonFiniteError by policy, CheckpointError when a checkpoint can't be written.
     """
-    with StopRequest() as stop:
+    with StopRequest(launched=not run.group.alone) as stop:
         return Loop(run, state, stop).to_the_end()
 
 
@@ -73,11 +78,13 @@ class Loop:
     def __init__(self, run: Run, state: State, stop: StopRequest):
         self.run, self.state, self.stop, self.config = run, state, stop, run.train
         c = self.config
+        self.parallel = parallelise(run.recipe, c, run.group)
         self.model = run.recipe.model.train().checkpoint_blocks(c.checkpoint_blocks)
-        self.optimizer = new_optimizer(self.model, c)
+        self.parallel.shard()
+        self.optimizer = new_optimizer(self.model, c, self.parallel.groups(c.groups), self.parallel.part)
         self.average = new_average(self.model, c)
         if run.loaded is not None:
-            saved = checkpointing.read_optimizer(run.loaded)
+            saved = self.parallel.own_state(checkpointing.read_optimizer(run.loaded))
             self.optimizer.load(saved)
             if self.average is not None:
                 self.average.load(saved)
@@ -100,7 +107,8 @@ class Loop:
     def to_the_end(self) -> dict[str, float]:
         state, config = self.state, self.config
         self.announce()
-        checkpointing.mend_best(self.run.checkpoints, state)
+        if self.run.group.rank == 0:
+            checkpointing.mend_best(self.run.checkpoints, state)
         progress = Progress("step", config.steps, state.step)
         if state.step == 0:
             self.call_hooks(progress)
@@ -129,28 +137,30 @@ class Loop:
     def leave_if_asked(self) -> None:
         """Save and raise Interrupted when a signal asks for it, or stop_after_steps short of the end."""
         step, limit = self.state.step, self.config.stop_after_steps
-        if self.stop.asked or 0 < limit <= step < self.config.steps:
+        asked = self.run.group.most(self.stop.asked)  # of all processes, so that they save the same step
+        if asked or 0 < limit <= step < self.config.steps:
             self.save()
-            reason = self.stop.name or f"train.stop_after_steps={limit}"
+            reason = self.stop.name or ("a signal" if asked else f"train.stop_after_steps={limit}")
             raise Interrupted(f"{reason}: saved at step {step}; the same command continues")
 
     def announce(self) -> None:
         run, state = self.run, self.state
         computing = replace(run.device, dtype=self.precision.dtype)
-        self.peak = devices.matmul_peak(computing, size=1024 if run.device.device.type == "cpu" else 4096)
+        here = devices.matmul_peak(computing, size=1024 if run.device.device.type == "cpu" else 4096)
+        [self.peak] = run.group.summed([here])
         self.flops = flops_per_token(run.recipe.model.config, self.row_tokens())
         facts = devices.facts(run.device)
         different = {k: v for k, v in facts.items() if state.facts and state.facts.get(k) != v}
         if different:
             warn(f"resuming on another machine setting ({different}); the bits may differ from an uninterrupted run")
         state.facts = facts
-        n_parameters = sum(p.numel() for p in self.model.parameters())
+        n_parameters = self.parallel.n_parameters
         say(
             f"{n_parameters:,} parameters · {self.config.steps} steps of {self.config.rows} rows · "
             f"{run.device.device} × {run.device.threads} threads · matmul peak {self.peak / 1e9:.0f} GFLOP/s"
         )
         if self.config.checkpoint_async:
-            self.saver.announce(self.job())
+            self.saver.announce(Job(state, run.recipe, self.moments()))
         run.log.write("resume" if state.step else "start", step=state.step, steps=self.config.steps,
                       config=to_dict(run.config), facts=facts, parameters=n_parameters,
                       matmul_peak_flops=self.peak, flops_per_token=self.flops)  # fmt: skip
@@ -164,7 +174,7 @@ class Loop:
         began = time.monotonic()
         clock.begin_step(state.step)
         with clock("data"):
-            batch = recipe.batch(state.drawn)
+            batch = self.next_batch()
         self.watch.begin(state.step + 1)
         terms = self.accumulate(batch, recipe.weights(batch))
         loss_value = sum(terms.values())
@@ -173,7 +183,7 @@ class Loop:
         with clock("optimizer"):
             self.precision.unscale(self.optimizer.parameters)
             self.watch.gradients()
-            norm = self.optimizer.clip(config.clip_norm)
+            norm = self.optimizer.clip(config.clip_norm, self.parallel.norm)
         if self.faults.due("spike", state.drawn):
             loss_value *= 100.0
         if self.faults.due("sleep", state.drawn):
@@ -188,6 +198,7 @@ class Loop:
         state.step += 1
         with clock("optimizer"):
             self.optimizer.step(rate)
+            self.parallel.stepped()
             self.optimizer.zero_grad()
             if self.average is not None:
                 self.average.update(state.step)
@@ -206,29 +217,50 @@ class Loop:
             "seconds": seconds,
         }
 
+    def next_batch(self) -> Batch:
+        """The next batch. Where another process can't read it, this one saves and stops with it."""
+        group = self.run.group
+        try:
+            batch = self.run.recipe.batch(self.state.drawn)
+        except DataError:
+            group.most(1)
+            raise
+        if group.most(0):
+            raise DataError(f"batch {self.state.drawn}: another process can't read it")
+        return batch
+
     def accumulate(self, batch: Batch, weights: dict[str, float]) -> dict[str, float]:
         """Gradients of the global batch's loss, by micro-batches; gives the loss by terms, which add up to it."""
-        device, rows = self.run.device.device, self.config.rows
-        micro_rows = int(self.config.micro_rows or rows)  # auto was resolved before the run began
+        device, n_rows = self.run.device.device, self.config.rows
+        rows = self.parallel.rows(n_rows)
+        micro_rows = int(self.config.micro_rows or len(rows))  # auto was resolved before the run began
+        dropped = self.config.dropout.any or any(stack.dropout for stack in self.model.config.stacks.values())
         totals: dict[str, float] = {}
         coefficients: dict[str, float] = {}
-        for start in range(0, rows, micro_rows):
-            micro = batch if micro_rows == rows else slice_rows(batch, start, start + micro_rows)
-            if self.config.dropout.any or any(stack.dropout for stack in self.model.config.stacks.values()):
-                torch.manual_seed(dropout_seed(self.config.seed, self.state.drawn, start))
+
+        def micro(start: int) -> Batch:
+            part = batch if micro_rows == n_rows else slice_rows(batch, start, start + micro_rows)
+            if dropped:
+                torch.manual_seed(dropout_seed(self.config.seed, self.state.drawn, start, self.parallel.stage))
+            return moved(part, device)
+
+        def objective(part: Batch) -> Tensor | None:
             with self.clock("forward"), self.precision.computing():
-                loss = self.run.recipe.loss(moved(micro, device))
-            self.check_split(loss, micro_rows, rows)
-            objective = sum(
+                loss = self.run.recipe.loss(part)
+            self.check_split(loss, micro_rows, n_rows)
+            asked = sum(
                 term.coefficient / weights[name] * term.total for name, term in loss.terms.items() if weights[name] > 0
             )
-            with self.clock("backward"):
-                if isinstance(objective, torch.Tensor) and objective.requires_grad:
-                    self.precision.scaled(objective).backward()
-                for name, term in loss.terms.items():
-                    totals[name] = totals.get(name, 0.0) + float(term.total.detach())
-                    coefficients[name] = term.coefficient
-        return {n: coefficients[n] * t / weights[n] for n, t in totals.items() if weights[n] > 0}
+            for name, term in loss.terms.items():
+                totals[name] = totals.get(name, 0.0) + float(term.total.detach())
+                coefficients[name] = term.coefficient
+            return self.precision.scaled(asked) if isinstance(asked, Tensor) and asked.requires_grad else None
+
+        self.parallel.passes(range(rows.start, rows.stop, micro_rows), micro, objective, self.clock)
+        with self.clock("communication"):
+            self.parallel.reduce_gradients()
+            found = {n: coefficients[n] * t / weights[n] for n, t in totals.items() if weights[n] > 0}
+            return self.parallel.terms(found, [name for name in weights if weights[name] > 0])
 
     def check_split(self, loss: Loss, micro_rows: int, rows: int) -> None:
         coupled = [name for name, term in loss.terms.items() if term.coupled]
@@ -306,7 +338,8 @@ class Loop:
             improved = self.validate(config.eval_rows, progress)
         self.call_hooks(progress)
         if improved or (config.save_every_steps and state.step % config.save_every_steps == 0):
-            self.saver.save_on_the_way(self.job(state.best_val_loss if improved else None))
+            best = state.best_val_loss if improved else None
+            self.hand_over(self.saver.save_on_the_way, best)
 
     def validate(self, rows: int, progress: Progress | None) -> bool:
         """Log a validation; whether it is the best so far."""
@@ -331,8 +364,8 @@ class Loop:
     def validated(self, rows: int) -> dict[str, float]:
         self.model.eval()
         try:
-            with self.clock("evaluation"), torch.inference_mode(), self.precision.computing():
-                return self.run.recipe.validate(rows)
+            with self.clock("evaluation"), self.precision.computing():
+                return self.parallel.validated(self.run.recipe, rows)
         finally:
             self.model.train()
 
@@ -341,7 +374,9 @@ class Loop:
             if hook.every_steps and self.state.step % hook.every_steps == 0:
                 self.model.eval()
                 try:
-                    hook.act(self.state.step)
+                    with self.parallel.whole_model(self.run.recipe) as here:
+                        if here:
+                            hook.act(self.state.step)
                 finally:
                     self.model.train()
 
@@ -350,15 +385,25 @@ class Loop:
 
     def save(self) -> None:
         """Write the state of now, if it isn't written, and return when it is on the disk."""
-        self.saver.save(self.job())
+        self.hand_over(self.saver.save)
 
-    def job(self, best: float | None = None) -> Job:
+    def hand_over(self, write: Callable[[Job], None], best: float | None = None) -> None:
+        """Have rank 0 `write` the state of now, which all processes put together."""
         state = self.state
+        if not self.run.group.alone and self.saver.saved_step == state.step:
+            return
         state.seconds = self.seconds()
         state.cpu_seconds = self.cpu_before + time.process_time() - self.cpu_began
         state.data_digest, state.config = self.run.recipe.data_digest, to_dict(self.run.config)
-        moments = self.optimizer.state() | (self.average.state() if self.average is not None else {})
-        return Job(state, self.run.recipe, moments, best)
+        moments = self.parallel.whole_state(self.moments())
+        with self.parallel.whole_model(self.run.recipe) as here:
+            if here:
+                write(Job(state, self.run.recipe, moments, best))
+        self.saver.saved_step = state.step
+        self.run.group.wait()
+
+    def moments(self) -> dict[str, Tensor]:
+        return self.optimizer.state() | (self.average.state() if self.average is not None else {})
 
     def finish(self) -> dict[str, float]:
         figures = self.evaluated(0)
@@ -375,12 +420,14 @@ class Loop:
             "matmul_peak_flops": round(self.peak),
         }
         self.run.log.write("end", **result, times=self.clock.taken())
+        self.parallel.leave_whole(self.run.recipe)
         return result
 
 
-def dropout_seed(seed: int, drawn: int, start: int) -> int:
-    """Seed of a micro-batch's dropout: a function of (seed, batch, first row) and nothing else."""
+def dropout_seed(seed: int, drawn: int, start: int, stage: int = 0) -> int:
+    """Seed of a micro-batch's dropout: a function of (seed, batch, first row, stage of a pipe) and nothing else."""
     mixed = (seed * 0x9E3779B97F4A7C15 + drawn * 0xBF58476D1CE4E5B9 + start * 0x94D049BB133111EB) & (2**64 - 1)
+    mixed ^= stage * 0xD6E8FEB86659FD93 & (2**64 - 1)
     mixed ^= mixed >> 31
     return mixed & (2**63 - 1)
 

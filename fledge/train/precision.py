@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fledge.device import DTYPES
 from fledge.errors import ConfigError
+from fledge.optim.optimizer import gradients
 from fledge.train.checkpointing import State
 
 SMALLEST, LARGEST = 1.0, 2.0**24
@@ -50,8 +51,7 @@ class Precision:
     def unscale(self, parameters: Sequence[Tensor]) -> None:
         """Once a step, on the sum over micro-batches."""
         if self.scales:
-            found = [p.grad for p in parameters if p.grad is not None]
-            torch._foreach_mul_(found, 1.0 / self.state.loss_scale)
+            torch._foreach_mul_(gradients(list(parameters)), 1.0 / self.state.loss_scale)
 
     def held(self) -> None:
         """Note a step whose loss and gradients were finite."""

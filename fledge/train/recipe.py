@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,12 +11,27 @@ from fledge.batch import Batch, Loss
 from fledge.model.transformer import Transformer
 
 
+class Totals(Protocol):
+    """From batches, the indices of some and what each of them gives: the sums. Of none: an empty list."""
+
+    def __call__(
+        self, batches: Sequence[Batch], chosen: list[int], sums: Callable[[Batch], list[float]]
+    ) -> list[float]: ...
+
+
+def added_up(batches: Sequence[Batch], chosen: list[int], sums: Callable[[Batch], list[float]]) -> list[float]:
+    """Element by element."""
+    return [sum(column) for column in zip(*(sums(batches[index]) for index in chosen), strict=True)]
+
+
 class Recipe(Protocol):
     """One training method over one built model."""
 
     model: Transformer
     data_digest: str
     """Changes when the data does; resume refuses other data."""
+    totals: Totals
+    """How `validate` adds up over batches: many processes put a way of their own here."""
 
     def batch(self, index: int) -> Batch:
         """The global batch `index`: a pure function of (seed, index)."""

@@ -14,7 +14,9 @@ from fledge.train.checkpointing import State
 from fledge.train.config import FREE_TO_CHANGE, TrainConfig
 
 
-def resume_point(folder: Path, config: Any, train_config: TrainConfig, data_digest: str) -> tuple[Path, State] | None:
+def resume_point(
+    folder: Path, config: Any, train_config: TrainConfig, data_digest: str, n_processes: int = 1
+) -> tuple[Path, State] | None:
     """The newest valid checkpoint of a run folder and its state, after comparing config and data with today's.
 
     Raises CheckpointError if the config or the data has changed in a way that would train another model.
@@ -24,7 +26,8 @@ def resume_point(folder: Path, config: Any, train_config: TrainConfig, data_dige
         return None
     path, state = found
     if not train_config.allow_changes:
-        changed = changes(with_defaults(state.config, config), to_dict(config))
+        processes = (int(state.facts.get("world_size", 1)), n_processes)
+        changed = changes(with_defaults(state.config, config), to_dict(config), processes)
         if changed:
             raise CheckpointError(
                 f"{folder}: holds a run with another config ({'; '.join(changed[:4])}); use another run.dir, "
@@ -38,13 +41,17 @@ def resume_point(folder: Path, config: Any, train_config: TrainConfig, data_dige
     return path, state
 
 
-def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """`key: was X, is Y` for every key whose change would train another model."""
+def changes(before: dict[str, Any], now: dict[str, Any], processes: tuple[int, int] = (1, 1)) -> list[str]:
+    """`key: was X, is Y` for every key whose change would train another model. `processes`: how many trained it."""
     found = changed_keys(before, now)
-    old, new = micro_rows(before), micro_rows(now)
+    old, new = (micro_rows(config, n) for config, n in zip((before, now), processes, strict=True))
     kinds = now.get("train", {}).get("dropout", {})
-    if (now.get("model", {}).get("dropout") or any(kinds.values())) and old != new and new != "auto":
-        found.append(f"train.micro_rows: was {old}, is {new} (dropout is drawn by micro-batch)")
+    if now.get("model", {}).get("dropout") or any(kinds.values()):
+        if old != new and new != "auto":
+            found.append(f"train.micro_rows: was {old}, is {new} (dropout is drawn by micro-batch)")
+        was, is_now = (config["train"].get("parallel", {}).get("pipe", 1) for config in (before, now))
+        if was != is_now:
+            found.append(f"train.parallel.pipe: was {was}, is {is_now} (each stage draws its own dropout)")
     return found
 
 
@@ -67,9 +74,12 @@ def with_defaults(before: dict[str, Any], config: Any) -> dict[str, Any]:
     return filled
 
 
-def micro_rows(config: dict[str, Any]) -> int | str | None:
+def micro_rows(config: dict[str, Any], n_processes: int = 1) -> int | str | None:
+    """Rows that are computed at once."""
     train = config.get("train", {})
-    return train.get("micro_rows") or train.get("rows")
+    mesh = train.get("parallel", {})
+    readers = n_processes // (mesh.get("tensor", 1) * mesh.get("pipe", 1))
+    return train.get("micro_rows") or train.get("rows", 0) // max(1, readers) or None
 
 
 def changed_keys(before: dict[str, Any], now: dict[str, Any], at: str = "") -> list[str]:
@@ -77,9 +87,11 @@ def changed_keys(before: dict[str, Any], now: dict[str, Any], at: str = "") -> l
     for key in sorted(set(before) | set(now)):
         place = f"{at}.{key}" if at else key
         old, new = before.get(key), now.get(key)
+        if at == "train" and key in FREE_TO_CHANGE:
+            continue
         if isinstance(old, dict) and isinstance(new, dict):
             changed += changed_keys(old, new, place)
-        elif old != new and not (at == "train" and key in FREE_TO_CHANGE) and at != "run" and at != "sample":
+        elif old != new and at != "run" and at != "sample":
             changed.append(f"{place}: was {old!r}, is {new!r}")
     return changed
 

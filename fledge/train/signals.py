@@ -5,18 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
+from fledge.log import silent
+
 CAUGHT = (signal.SIGTERM, signal.SIGINT)
+REPEAT_SECONDS = 5.0
+"""A launcher such as torchrun passes on the signal that its processes got too: so soon it is the same one."""
 NOTICE = "\n{}: saving at the end of this step; once more to leave at once\n"
 
 
 class StopRequest:
-    """While in a `with`: `asked` turns true at the first signal; the second ends the process with 128 + its number."""
+    """While in a `with`: `asked` turns true at the first signal; the second ends the process with 128 + its number.
+    `launched`: a launcher started this process; a signal that comes again at once is then no second one."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, launched: bool = False) -> None:
+        self.asked, self.launched, self.when = False, launched, 0.0
         self.name = ""
         self._before: dict[signal.Signals, Any] = {}
 
@@ -31,9 +37,13 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self.asked and self.launched and time.monotonic() - self.when < REPEAT_SECONDS:
+            return
         if self.asked:
             os._exit(128 + number)
-        self.asked, self.name = True, signal.Signals(number).name
+        self.asked, self.name, self.when = True, signal.Signals(number).name, time.monotonic()
+        if silent():
+            return
         try:
             os.write(2, NOTICE.format(self.name).encode())  # print could be interrupted in its own lock
         except OSError:

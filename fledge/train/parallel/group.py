@@ -1,0 +1,195 @@
+"""The processes of one run: who this is, how they agree, and how the error of one ends all with that error.
+
+A launcher such as torchrun says who is who in the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT).
+Alone, nothing here imports or calls torch.distributed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+
+from fledge.device import Place, place_of_process
+from fledge.errors import EXIT_FAILED, ConfigError, FledgeError, Interrupted, PeerError, RankError
+from fledge.train.parallel.config import ParallelConfig
+
+Made = TypeVar("Made")
+SETTLE_SECONDS = 5.0
+"""How long a process that lost another waits for somebody to say why."""
+FAILURE = "failure"
+LOST = ("gloo", "nccl", "connection", "timed out", "timeout", "tcpstore", "socket", "processgroup", "peer")
+
+
+class Group:
+    """This process among those of the run; `store` holds what they tell each other outside of tensors."""
+
+    def __init__(self, place: Place, store: Any = None, timeout_seconds: float = 0.0):
+        self.place, self.store, self.timeout_seconds = place, store, timeout_seconds
+        self.rank, self.world_size = place.rank, place.world_size
+        self.missing: list[int] = []
+
+    @property
+    def alone(self) -> bool:
+        return self.world_size == 1
+
+    def most(self, number: int) -> int:
+        """The largest `number` of all processes."""
+        if self.alone:
+            return number
+        import torch.distributed as dist
+
+        found = torch.tensor(number)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
+    def summed(self, values: list[float]) -> list[float]:
+        """Element by element over all processes, in float64; every process gets the same bits."""
+        if self.alone or not values:
+            return values
+        import torch.distributed as dist
+
+        found = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(found)
+        return [float(value) for value in found]
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.most(0)
+
+    def once(self, act: Callable[[], object]) -> None:
+        """`act()` by rank 0, for which the others wait."""
+        if self.rank == 0:
+            act()
+        self.wait()
+
+    def first(self, make: Callable[[], Made]) -> Made:
+        """`make()` by rank 0, and when it is done by all others: what the first one writes, the others find."""
+        if self.rank == 0:
+            made = make()
+            self.wait()
+            return made
+        self.wait()
+        return make()
+
+    def failed(self, error: BaseException) -> FledgeError | None:
+        """What this process must end with instead of its own `error`: None if it is the first to fail, and so the one
+        that says why."""
+        if self.alone or isinstance(error, PeerError):
+            return None
+        if isinstance(error, Interrupted) and self.rank:
+            instead: FledgeError | None = PeerError(0, error.exit_code)  # all stop together, and rank 0 says so
+        else:
+            instead = self.named(error) if lost_another(error) else self.tell(error)
+        self.linger()
+        return instead
+
+    def linger(self) -> None:
+        """Rank 0 keeps the store where no launcher does: it stays until the others know how this ends. Its connections
+        are cut first, so that nobody waits for its part of a sum."""
+        try:
+            self.store.set(f"ended/{self.rank}", "1")
+            if self.rank or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+                return
+            left()
+            until = time.monotonic() + 2 * SETTLE_SECONDS
+            others = [r for r in range(1, self.world_size) if r not in self.missing]
+            while time.monotonic() < until and not all(self.store.check([f"ended/{r}"]) for r in others):
+                time.sleep(0.05)
+        except RuntimeError:
+            pass  # the store is gone, and with it whoever would ask
+
+    def tell(self, error: BaseException) -> FledgeError | None:
+        code = error.exit_code if isinstance(error, FledgeError) else EXIT_FAILED
+        mine = json.dumps({"rank": self.rank, "code": code})
+        try:
+            first = json.loads(self.store.compare_set(FAILURE, "", mine))
+        except (RuntimeError, ValueError):
+            return None  # nobody keeps the store any more: better said twice than never
+        return None if first["rank"] == self.rank else PeerError(first["rank"], first["code"])
+
+    def named(self, error: BaseException) -> FledgeError | None:
+        """Who is missing, where a message from another process didn't come: asked of the store after a moment in which
+        whoever failed can say so, and all who wait say that they wait."""
+        try:
+            self.store.set(f"waiting/{self.rank}", "1")
+            until = time.monotonic() + SETTLE_SECONDS
+            while time.monotonic() < until and not self.store.check([FAILURE]):
+                time.sleep(0.1)
+            self.missing = [r for r in range(self.world_size) if not self.store.check([f"waiting/{r}"])]
+        except RuntimeError:
+            self.missing = [0]
+        who = ", ".join(map(str, self.missing)) or "?"
+        said = " ".join(str(error).split())[:160]
+        lost = RankError(
+            f"rank {who}: expected an answer within train.parallel.timeout_seconds={self.timeout_seconds:g}, got none: "
+            f"it hangs, was killed or can't be reached ({said}); the same command continues from the last checkpoint"
+        )
+        return self.tell(lost) or lost
+
+
+ALONE = Group(Place())
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether an error says that a message from another process didn't come."""
+    text = f"{type(error).__name__} {error}".lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in LOST)
+
+
+@contextmanager
+def joined(config: ParallelConfig, device: str = "auto") -> Iterator[Group]:
+    """The group that this process is started in, ready to talk; `ALONE` without a launcher.
+
+    Raises ConfigError for a mesh that is not the number of processes. An error inside ends every process of the group:
+    the first to fail raises its own, all others PeerError with its exit code; RankError names a process that is gone.
+    """
+    place = place_of_process()
+    config.sizes(place.world_size)
+    if place.world_size == 1:
+        yield ALONE
+        return
+    group = started(place, config, device)
+    try:
+        yield group
+        group.wait()
+    except BaseException as error:
+        instead = group.failed(error)
+        if instead is not None:
+            raise instead from error
+        raise
+    left()
+
+
+def started(place: Place, config: ParallelConfig, device: str) -> Group:
+    import torch.distributed as dist
+
+    wait = timedelta(seconds=config.timeout_seconds)
+    try:
+        # the store's own waits must outlast the group's, whose errors it explains
+        store, _, _ = next(iter(dist.rendezvous("env://", timeout=2 * wait)))
+        gpu = device != "cpu" and torch.cuda.is_available()
+        if gpu:
+            torch.cuda.set_device(place.local_rank)
+        backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+        dist.init_process_group(
+            backend, store=dist.PrefixStore("group", store), rank=place.rank, world_size=place.world_size, timeout=wait
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"rank {place.rank}: expected {place.world_size} processes to meet at MASTER_ADDR:MASTER_PORT, got "
+            f"{' '.join(str(error).split())[:200]}; start all of them with torchrun"
+        ) from None
+    return Group(place, dist.PrefixStore("run", store), config.timeout_seconds)
+
+
+def left() -> None:
+    import torch.distributed as dist
+
+    dist.destroy_process_group()

@@ -1,0 +1,215 @@
+"""A run shared by several processes: what the loop asks of each of them.
+
+The order in which a built and loaded model is changed: split along tensor and pipe, then (by the loop) checkpointed and
+compiled, then sharded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from fledge.batch import Batch
+from fledge.log import say
+from fledge.model.folder import put_parameter
+from fledge.model.transformer import Transformer, build
+from fledge.optim.config import GroupConfig
+from fledge.optim.groups import members
+from fledge.optim.optimizer import gradients
+from fledge.optim.part import local
+from fledge.train.clock import Clock
+from fledge.train.config import TrainConfig
+from fledge.train.parallel.data import check_rows, own_rows, sum_over
+from fledge.train.parallel.estimate import counted, memory, traffic
+from fledge.train.parallel.fit import check_model
+from fledge.train.parallel.group import Group
+from fledge.train.parallel.mesh import Mesh, make_mesh
+from fledge.train.parallel.pieces import Pieces, own_state, whole_state
+from fledge.train.parallel.pipe import Pipe, split_pipe
+from fledge.train.parallel.shard import hand_out, reshard, shard_fully, share_out
+from fledge.train.parallel.single import Single
+from fledge.train.parallel.tensor import split_tensor
+from fledge.train.recipe import Recipe
+
+
+def parallelise(recipe: Recipe, train: TrainConfig, group: Group) -> Single:
+    """Split `recipe.model`, built and loaded, in place. Raises ConfigError for a model or rows that can't be."""
+    if group.alone:
+        return Single(recipe.model)
+    check_rows(train, group.world_size)
+    sizes = train.parallel.sizes(group.world_size)
+    check_model(recipe.model.config, train, sizes)
+    return Many(recipe, train, group, make_mesh(group.rank, sizes))
+
+
+class Many(Single):
+    """One process's share of the run."""
+
+    def __init__(self, recipe: Recipe, train: TrainConfig, group: Group, mesh: Mesh):
+        super().__init__(recipe.model)
+        self.group, self.mesh, self.config, self.turns = group, mesh, train.parallel, 0
+        members(self.model, train.optimizer, train.weight_decay, train.groups)  # a wrong group is told of the whole
+        self.trained = {name: p.requires_grad for name, p in self.model.named_parameters()}
+        self.part: Pieces = Pieces(mesh)
+        self.partial: set[str] = set()
+        self.pipe: Pipe | None = None
+        if mesh["tensor"].size > 1:
+            self.part.cuts, self.partial = split_tensor(self.model, mesh["tensor"], self.config.sequence)
+        if mesh["pipe"].size > 1:
+            self.pipe = split_pipe(self.model, mesh, self.config.schedule)
+        self.stage = mesh.place["pipe"]
+        self.fully = mesh["shard"].size > 1 and self.config.shard_stage > 1
+        self.named = self.names()
+        self.introduce(train)
+
+    def introduce(self, train: TrainConfig) -> None:
+        """Say what each process will hold and send."""
+        config, sizes, held = self.model.config, self.mesh.sizes, counted(self.model)
+        rows = len(self.rows(train.rows))
+        micro_rows = int(train.micro_rows or rows)
+        tokens = (train.row_tokens or config.context_tokens) * micro_rows
+        bytes_held = sum(memory(held, sizes["shard"], self.config.shard_stage).values())
+        sent = sum(traffic(config, self.config, sizes, held, tokens, rows // micro_rows).values())
+        mesh = " x ".join(f"{axis} {sizes[axis]}" for axis in ("data", "shard", "tensor", "pipe"))
+        say(
+            f"{self.group.world_size} processes ({mesh}): each holds {bytes_held / 2**20:,.1f} MiB of weights, "
+            f"gradients and moments, and sends about {sent / 2**20:,.1f} MiB a step"
+        )
+
+    def names(self) -> dict[str, Tensor]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def shard(self) -> None:
+        shard = self.mesh["shard"]
+        if self.fully:
+            device = self.model.embedding.weight.device.type
+            self.part.lengths = shard_fully(self.model, self.mesh, device, self.config.shard_stage)
+        elif shard.size > 1:
+            self.part.owners = share_out(self.named, shard.size)
+        self.named = self.names()
+
+    def rows(self, n_rows: int) -> range:
+        return own_rows(n_rows, self.mesh["batch"])
+
+    def groups(self, groups: Sequence[GroupConfig]) -> Sequence[GroupConfig]:
+        first = (next((g for g in groups if fnmatchcase(name, g.pattern)), None) for name in self.named)
+        asked = {id(group) for group in first if group is not None}
+        return [group for group in groups if id(group) in asked]
+
+    def passes(
+        self,
+        starts: Sequence[int],
+        micro: Callable[[int], Batch],
+        objective: Callable[[Batch], Tensor | None],
+        clock: Clock,
+    ) -> None:
+        if self.pipe is None:
+            super().passes(starts, micro, objective, clock)
+        else:
+            self.pipe.passes(starts, micro, objective, clock)
+
+    @torch.no_grad()
+    def reduce_gradients(self) -> None:
+        """Sums over the processes that read other rows, saw other heads or tokens, or hold the same weight at another
+        stage. A parameter that saw no data here has a gradient of zeros."""
+        for parameter in self.named.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        found = {name: local(p.grad) for name, p in self.named.items() if p.grad is not None}
+        sum_over([found[name] for name in sorted(self.partial & found.keys())], self.mesh["tensor"])
+        if self.pipe is not None:
+            for line, names in self.pipe.held_twice.items():
+                sum_over([found[name] for name in names], line)
+        if not self.fully:
+            sum_over(found.values(), self.mesh["batch"])
+        for name in self.part.owners:
+            if not self.part.moves(name):
+                self.named[name].grad = None
+
+    def terms(self, found: dict[str, float], names: Sequence[str]) -> dict[str, float]:
+        counts = self.mesh.place["tensor"] == 0
+        return dict(zip(names, self.group.summed([found.get(n, 0.0) if counts else 0.0 for n in names]), strict=True))
+
+    def norm(self, parameters: list[Tensor]) -> float:
+        """Every part of a gradient counts once, on the first process that has it."""
+        names = {id(parameter): name for name, parameter in self.named.items()}
+        total = 0.0
+        for parameter, gradient in zip(parameters, gradients(parameters), strict=True):
+            if self.counts(names[id(parameter)]):
+                total += float(torch.linalg.vector_norm(gradient)) ** 2
+        return math.sqrt(self.group.summed([total])[0])
+
+    def counts(self, name: str) -> bool:
+        place = self.mesh.place
+        shared_out = name in self.part.lengths or name in self.part.owners
+        return (
+            place["data"] == 0
+            and (shared_out or place["shard"] == 0)
+            and (name in self.part.cuts or place["tensor"] == 0)
+            and (self.pipe is None or self.pipe.is_first_with(name))
+        )
+
+    def stepped(self) -> None:
+        if self.part.owners:
+            hand_out(self.named, self.part.owners, self.mesh["shard"])
+
+    @torch.no_grad()
+    def validated(self, recipe: Recipe, rows: int) -> dict[str, float]:
+        kept, recipe.totals = recipe.totals, self.totals
+        try:
+            return recipe.validate(rows)
+        finally:
+            recipe.totals = kept
+            if self.fully:
+                reshard(self.model)
+
+    def totals(self, batches: Sequence[Batch], chosen: list[int], sums: Callable[[Batch], list[float]]) -> list[float]:
+        """A validation's sums over all processes, each of which takes batches of its own. All readers go through as
+        many, as those that share weights must; one who has none left takes the last again and does not count it."""
+        line, device = self.mesh["batch"], self.model.embedding.weight.device
+        found: list[float] = []
+        for turn in range(0, len(chosen), line.size):
+            place = turn + line.index
+            batch = batches[chosen[min(place, len(chosen) - 1)]].to(device)
+            here = sums(batch) if self.pipe is None else self.pipe.measure(batch, sums)
+            if here is not None and place < len(chosen) and self.mesh.place["tensor"] == 0:
+                found = [a + b for a, b in zip(found or [0.0] * len(here), here, strict=True)]
+        n_sums = self.group.most(len(found))
+        return self.group.summed(found or [0.0] * n_sums)
+
+    def own_state(self, saved: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return own_state(saved, self.part)
+
+    def whole_state(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.turns += 1
+        return whole_state(tensors, self.part, self.group, f"state/{self.turns}")
+
+    @contextmanager
+    def whole_model(self, recipe: Recipe) -> Iterator[bool]:
+        kept = recipe.model
+        try:
+            self.leave_whole(recipe)
+            yield self.group.rank == 0
+        finally:
+            recipe.model = kept
+
+    def leave_whole(self, recipe: Recipe) -> None:
+        if self.part.cuts or self.part.lengths or self.pipe is not None:
+            found = self.whole_state({name: local(p) for name, p in self.model.named_parameters()})
+            if self.group.rank == 0:
+                recipe.model = assembled(self.model, found, self.trained)
+
+
+def assembled(model: Transformer, found: Mapping[str, Tensor], trained: Mapping[str, bool]) -> Transformer:
+    """The whole model, on the CPU, from all of its parameters."""
+    whole = build(model.config)
+    for name, parameter in whole.named_parameters():
+        parameter.requires_grad_(trained[name])
+    for name, tensor in found.items():
+        put_parameter(whole, name, tensor)
+    return whole.train(model.training)

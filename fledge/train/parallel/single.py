@@ -1,0 +1,90 @@
+"""A run in one process. `many.Many` is the same for several; the loop knows this face alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from fledge.batch import Batch
+from fledge.model.transformer import Transformer
+from fledge.optim.config import GroupConfig
+from fledge.optim.optimizer import norm_of_all
+from fledge.optim.part import ALL, Part
+from fledge.train.clock import Clock
+from fledge.train.parallel.group import ALONE, Group
+from fledge.train.recipe import Recipe
+
+
+class Single:
+    """The process holds the whole model, reads all rows and writes."""
+
+    group: Group = ALONE
+    part: Part = ALL
+    stage = 0
+    """Which stage of a pipe this process is; every stage draws its dropout from another seed."""
+
+    def __init__(self, model: Transformer):
+        self.model = model
+        self.n_parameters = sum(p.numel() for p in model.parameters())
+
+    def shard(self) -> None:
+        """What comes after the model is checkpointed and compiled: its weights are shared out."""
+
+    def rows(self, n_rows: int) -> range:
+        """The rows of a global batch that this process reads."""
+        return range(n_rows)
+
+    def groups(self, groups: Sequence[GroupConfig]) -> Sequence[GroupConfig]:
+        """Those groups that have a parameter here."""
+        return groups
+
+    def passes(
+        self,
+        starts: Sequence[int],
+        micro: Callable[[int], Batch],
+        objective: Callable[[Batch], Tensor | None],
+        clock: Clock,
+    ) -> None:
+        """A forward and a backward pass for the micro-batch that begins at each of `starts`."""
+        for start in starts:
+            loss = objective(micro(start))
+            with clock("backward"):
+                if loss is not None:
+                    loss.backward()
+
+    def reduce_gradients(self) -> None:
+        """Make them those of the global batch."""
+
+    def terms(self, found: dict[str, float], names: Sequence[str]) -> dict[str, float]:
+        """The loss by terms, summed over processes."""
+        return found
+
+    def norm(self, parameters: list[Tensor]) -> float:
+        """The norm of the whole model's gradient."""
+        return norm_of_all(parameters)
+
+    def stepped(self) -> None:
+        """After the optimizer's step."""
+
+    def validated(self, recipe: Recipe, rows: int) -> dict[str, float]:
+        with torch.inference_mode():
+            return recipe.validate(rows)
+
+    def own_state(self, saved: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What this process holds of a checkpoint's optimizer state."""
+        return saved
+
+    def whole_state(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The whole optimizer state, on rank 0."""
+        return tensors
+
+    @contextmanager
+    def whole_model(self, recipe: Recipe) -> Iterator[bool]:
+        """While in it, `recipe.model` is the whole model where it gives true: on rank 0, which alone writes."""
+        yield True
+
+    def leave_whole(self, recipe: Recipe) -> None:
+        """The run is over: `recipe.model` stays the whole model, on rank 0."""

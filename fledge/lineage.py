@@ -194,12 +194,21 @@ def write_text_durably(path: str | Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(scratch, path)
+        rename(scratch, path)
     except OSError as error:
         scratch.unlink(missing_ok=True)
         error.filename = error.filename if error.filename is not None else str(path)
         raise
     fsync_folder(path.parent)
+
+
+def rename(source: str | Path, target: str | Path) -> None:
+    """`os.replace`, done too where a file server has renamed, its reply was lost, and asked again it finds nothing."""
+    try:
+        os.replace(source, target)
+    except FileNotFoundError:
+        if os.path.lexists(source) or not os.path.lexists(target):
+            raise
 
 
 def fsync_folder(folder: str | Path) -> None:

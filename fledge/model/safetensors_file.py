@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fledge.errors import CheckpointError
+from fledge.lineage import rename
 from fledge.model.safetensors_header import DTYPES, read_header
 
 BATCH_BYTES, BATCH_TENSORS = 64 << 20, 256
@@ -118,7 +119,7 @@ def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: di
             for batch in together({name: tensors[name].numel() * tensors[name].dtype.itemsize for name in order}):
                 write_whole(file.fileno(), [bytes_of(tensors[name]) for name in batch])
             os.fsync(file.fileno())
-        os.replace(scratch, path)
+        rename(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
 

@@ -128,13 +128,11 @@ def swap_in(scratch: Path, target: Path) -> None:
     """Rename a finished folder to its name, for good; one that stands there goes."""
     away = set_aside(target) if target.exists() else None
     try:
-        os.replace(scratch, target)
-    except OSError as error:
-        arrived = isinstance(error, FileNotFoundError) and target.is_dir() and not scratch.exists()
-        if not arrived:  # else only the reply was lost on its way back from a file server
-            if away is not None:
-                os.replace(away, target)
-            raise
+        lineage.rename(scratch, target)
+    except OSError:
+        if away is not None:
+            os.replace(away, target)
+        raise
     lineage.fsync_folder(target.parent)
     if away is not None:
         shutil.rmtree(away, ignore_errors=True)

@@ -7,6 +7,7 @@ process group has nobody else to hit, and a kill takes writer and training toget
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import threading
 import time
@@ -122,6 +123,10 @@ class Saver:
     def land(self, job: Job) -> float:
         """Write, mark if it is the best, prune; gives the seconds it took."""
         began = time.monotonic()
+        if self.faults.due("slow_disk", job.state.step):
+            time.sleep(5)
+        if self.faults.due("full_disk", job.state.step):
+            raise checkpointing.unwritten(self.root, OSError(errno.ENOSPC, "planted"))
         checkpointing.save_checkpoint(self.root, job.state, job.recipe.save, job.moments)
         if self.faults.due("kill_after_checkpoint", job.state.step):
             os._exit(137)

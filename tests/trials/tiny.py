@@ -55,6 +55,7 @@ def run_command(words: list[str], output: str, environment: dict[str, str]) -> N
         os.close(handle)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
     os.environ.update(environment)
+    os.setpgid(0, 0)  # a group of its own, as a shell gives each command
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from fledge.cli.main import main
 
@@ -94,6 +95,10 @@ class Command:
 
     def send_signal(self, number: int) -> None:
         os.kill(self.process.pid, number)
+
+    def signal_group(self, number: int) -> None:
+        """To every process of the command, as a terminal or a service manager does."""
+        os.killpg(self.process.pid, number)
 
     def kill(self) -> None:
         """End it by SIGKILL. It must have been alive: a run that had ended would make the trial say nothing."""

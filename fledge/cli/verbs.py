@@ -31,7 +31,14 @@ VERBS = (
         "gather text, hold documents out, drop near-duplicates, tokenise into shards",
         "fledge.data.config:BuildConfig",
         "fledge.data.build:build",
-        aliases=(("out", "out"),),
+        aliases=(("out", "out"), ("steps", "clean.steps")),
+    ),
+    Verb(
+        "data contamination",
+        "which items of evaluation sets stand in a dataset",
+        "fledge.data.cleaning.config:CheckContaminationConfig",
+        "fledge.data.cleaning.check:check_contamination",
+        ("dataset", "evaluations"),
     ),
     Verb(
         "data qa",

@@ -7,6 +7,7 @@ finished or has no card that says so: killed at any moment, the same command men
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ from typing import Any
 from fledge.config import to_dict
 from fledge.data import corpus as corpora
 from fledge.data.beside import beside, clean, remove
+from fledge.data.cleaning.corpus import CLEANED, cleaned
+from fledge.data.cleaning.corpus import inputs as cleaning_inputs
+from fledge.data.cleaning.lines import summary_lines
 from fledge.data.config import PYTHON, BuildConfig
 from fledge.data.corpus import CORPUS, DOCUMENTS, Record, read_corpus, read_records
 from fledge.data.shards import KIND, SPLITS, TOKENIZER, Dataset, open_shards, token_type, write_shard
@@ -35,7 +39,7 @@ from fledge.log import Progress, warn
 from fledge.text.documents import refuse_inside
 from fledge.text.tokenizer import Tokenizer
 
-RECIPE = 1  # raised when the same config and sources would give another corpus
+RECIPE = 2  # raised when the same config and sources would give another corpus
 SHARDS = tuple(f"{split}{ending}" for split in SPLITS for ending in (".bin", ".idx.npy"))
 OWN = (CORPUS, DOCUMENTS, *SHARDS)
 SHOWN_DOCUMENTS = 40
@@ -51,7 +55,7 @@ def build(config: BuildConfig, json: bool = False) -> dict[str, Any]:
     refuse_other_artefact(config.out, "corpus", KIND)
     check_tokenizer(config.tokenizer)
     make_folder(config.out)
-    clean(config.out, (*OWN, TOKENIZER, CARD))
+    clean(config.out, (*OWN, TOKENIZER, CARD, CLEANED))
     card, reused = build_corpus(config)
     result = {"out": str(config.out), "kind": card["kind"], "reused_corpus": reused, **card["facts"]["corpus"]}
     if config.tokenizer is not None:
@@ -110,6 +114,7 @@ def build_corpus(config: BuildConfig) -> tuple[dict[str, Any], bool]:
         "val_fraction": config.val_fraction,
         "minimum_eval_bytes": config.minimum_eval_bytes,
         "near_duplicate": config.near_duplicate,
+        "clean": cleaning_inputs(config.clean),
     }
     old = finished(config.out)
     if old is not None and old["facts"].get("corpus_inputs") == inputs:
@@ -117,12 +122,16 @@ def build_corpus(config: BuildConfig) -> tuple[dict[str, Any], bool]:
     forget(config.out, OWN)
     if tally.replaced:
         warn(f"{len(tally.replaced)} files are not UTF-8; undecodable bytes became U+FFFD: {shown(tally.replaced)}")
-    with beside(config.out / CORPUS) as path:
-        records = write_corpus(config, records, path)
+    by_path = {record.path: record for record in records}
+    read = functools.partial(corpora.wanted, config.source, by_path, "train")
+    with cleaned(config.clean, config.source, records, read, config.out) as left, beside(config.out / CORPUS) as path:
+        records = write_corpus(replace(config, source=left.source), left.records, path)
     with beside(config.out / DOCUMENTS) as path:
         corpora.write_records(path, records)
     facts = {
-        "corpus": corpus_facts(records) | {f"{name}_files": len(paths) for name, paths in vars(tally).items()},
+        "corpus": corpus_facts(records)
+        | ({"cleaning": left.steps} if left.steps else {})
+        | {f"{name}_files": len(paths) for name, paths in vars(tally).items()},
         "corpus_inputs": inputs,
         "corpus_sha256": sha256_file(config.out / CORPUS),
     }
@@ -262,6 +271,7 @@ def summary(result: dict[str, Any]) -> str:
         f"held out  {result['val_documents']:,} documents, {result['val_bytes']:,} bytes ({result['held_out_by']})",
         f"          {shown(result['held_out'])}",
     ]
+    lines += summary_lines(result.get("cleaning", []))
     lines += [f"dropped   {count:,}: {reason}" for reason, count in result["dropped"].items()]
     if result["near_duplicates"]:
         lines.append(f"          near-duplicates: {shown(result['near_duplicates'])}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from fledge.data.cleaning.config import CleanConfig
 from fledge.errors import ConfigError
 
 PYTHON = "python"  # the source that every Python installation carries
@@ -26,6 +27,8 @@ class BuildConfig:
     """Held-out documents smaller than this (UTF-8 bytes) are neither trained on nor evaluated on."""
     near_duplicate: float = 0.3
     """Held-out documents with at least this share of their five-word sequences in the training text are dropped."""
+    clean: CleanConfig = field(default_factory=CleanConfig)
+    """Steps that clean the text before it is held out and written, and their options."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.val_fraction < 1:

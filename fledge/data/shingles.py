@@ -8,16 +8,14 @@ documents"): one threshold on it bounds all three.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
 
+from fledge.data.overlap import Overlap
+from fledge.data.words import WordHashes, shingles, word_hashes
+
 SHINGLE_WORDS = 5
-# A word is a run of letters, digits and underscores; a Chinese, Japanese or Korean character is a word of its own.
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+")
-MULTIPLIER = np.uint64(0x5851F42D4C957F2D)
-SHIFT = np.uint64(29)
 
 
 @dataclass(frozen=True)
@@ -34,31 +32,18 @@ class HeldOutShingles:
     """Looks training documents up in the shingles of the held-out ones: `see` each of them, then ask `containment`."""
 
     def __init__(self, held_out: dict[str, str]):
-        self.words: dict[str, int] = {}
+        self.words = WordHashes()
         self.paths = list(held_out)
-        own = [self.shingles(text) for text in held_out.values()]
-        self.known = distinct(np.concatenate([np.zeros(0, np.uint64), *own]))
-        self.places = {path: np.searchsorted(self.known, mine) for path, mine in zip(self.paths, own, strict=True)}
-        self.seen = np.zeros(len(self.known), bool)
+        self.numbers = {path: number for number, path in enumerate(self.paths)}
+        self.overlap = Overlap([self.shingles(text) for text in held_out.values()])
+        self.seen = np.zeros(len(self.overlap.known), bool)
         self.closest = {path: (0, "") for path in self.paths}
-        # The documents that hold known[i] are owners[first_owner[i] : first_owner[i + 1]].
-        places = np.concatenate([np.zeros(0, np.int64), *self.places.values()])
-        documents = np.repeat(np.arange(len(own)), [len(mine) for mine in own])
-        self.owners = documents[np.argsort(places, kind="stable")]
-        self.first_owner = np.concatenate([[0], np.cumsum(np.bincount(places, minlength=len(self.known)))])
 
     def see(self, path: str, text: str) -> None:
         """Mark the held-out shingles that this training document holds."""
-        if not len(self.known):
-            return
-        own = self.shingles(text)
-        place = np.minimum(np.searchsorted(self.known, own), len(self.known) - 1)
-        hits = place[self.known[place] == own]
+        _, hits = self.overlap.find(self.shingles(text))
         self.seen[hits] = True
-        counts = self.first_owner[hits + 1] - self.first_owner[hits]
-        before = np.cumsum(counts) - counts
-        rows = np.arange(counts.sum()) + np.repeat(self.first_owner[hits] - before, counts)
-        shared = np.bincount(self.owners[rows], minlength=0)
+        shared = self.overlap.shared(hits)
         for document in np.flatnonzero(shared):
             held_out = self.paths[document]
             if shared[document] > self.closest[held_out][0]:
@@ -66,32 +51,11 @@ class HeldOutShingles:
 
     def containment(self, path: str) -> Containment:
         """How much of a held-out document was seen. A document too short for a shingle counts as not contained."""
-        places = self.places[path]
+        places = self.overlap.places[self.numbers[path]]
         if not len(places):
             return Containment(0.0, "", 0.0)
         shared, closest = self.closest[path]
         return Containment(float(self.seen[places].mean()), closest, shared / len(places))
 
     def shingles(self, text: str) -> np.ndarray:
-        """Sorted distinct 64-bit hashes of the text's word 5-shingles (lower case), uint64 [n].
-
-        Words are numbered as they are met, so equal hashes of different shingles are the only error: about
-        n²/2^65, one in a million for a corpus of four million words.
-        """
-        numbers = self.words
-        ids = [numbers.setdefault(word, len(numbers)) for word in WORD.findall(text.lower())]
-        if len(ids) < SHINGLE_WORDS:
-            return np.zeros(0, np.uint64)
-        words = np.array(ids, np.uint64) + np.uint64(1)
-        n = len(words) - SHINGLE_WORDS + 1
-        mixed = np.zeros(n, np.uint64)
-        for offset in range(SHINGLE_WORDS):
-            mixed = (mixed + words[offset : offset + n]) * MULTIPLIER  # wraps around: arithmetic modulo 2^64
-            mixed ^= mixed >> SHIFT
-        return distinct(mixed)
-
-
-def distinct(values: np.ndarray) -> np.ndarray:
-    """Sorted distinct values. np.unique's hash table takes a hundred times longer on such hashes (numpy 2.4)."""
-    values = np.sort(values)
-    return values[np.concatenate([np.ones(min(1, len(values)), bool), values[1:] != values[:-1]])]
+        return shingles(word_hashes(text, self.words), SHINGLE_WORDS)

@@ -44,7 +44,8 @@ KEY_STARTS = (
     *("xox", "sk-", "k_live_", "k_test_", "ya29.", "hf_", "npm_", "pypi-", "eyJ"),
 )
 KEY = re.compile(
-    r"-----BEGIN (?:[A-Z]{1,12} ){0,3}PRIVATE KEY-----[\s\S]{0,16384}?-----END (?:[A-Z]{1,12} ){0,3}PRIVATE KEY-----"
+    r"-----BEGIN (?:[A-Z]{1,12} ){0,3}PRIVATE KEY-----"
+    r"(?:[^-]|-(?!----)){0,16384}-----END (?:[A-Z]{1,12} ){0,3}PRIVATE KEY-----"
     r"|[AghxsrpynepA](?<![A-Za-z0-9_-].)(?:"
     r"(?<=A)(?:KIA|SIA)[0-9A-Z]{16}|(?<=A)Iza[\w-]{35}"
     r"|(?<=g)(?:h[pousr]_[A-Za-z0-9]{36,251}|ithub_pat_\w{22,250}|lpat-[\w-]{20,64})"

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from fledge.data.cleaning.boilerplate import Boilerplate
-from fledge.data.cleaning.config import CleanConfig
+from fledge.data.cleaning.config import CleanConfig, PersonalKind
 from fledge.data.cleaning.contamination import Contamination
 from fledge.data.cleaning.language import Language
 from fledge.data.cleaning.length import Length
-from fledge.data.cleaning.personal import Personal
+from fledge.data.cleaning.personal import Personal, mask
 from fledge.data.cleaning.repair import Repair
 from fledge.data.cleaning.repetition import Repetition
 from fledge.data.cleaning.step import Dropped, Observer, Step
@@ -38,6 +38,8 @@ class StepTally:
     """What one step was given and did, for the card and for people."""
 
     step: str
+    hidden: tuple[PersonalKind, ...] = ()
+    """Kinds of personal data that examples don't show."""
     documents: int = 0
     bytes: int = 0
     dropped_documents: int = 0
@@ -57,7 +59,7 @@ class StepTally:
         if len(self.dropped) < SHOWN_EXAMPLES:
             example = {"path": document.path, "reason": reason}
             if self.step != "personal":  # what it found is not to be kept
-                example["begins"] = document.text[:SHOWN_CHARACTERS]
+                example["begins"] = self.excerpt(document.text, 0)
             self.dropped.append(example)
 
     def change(self, before: Document, after: Document, shorter: int) -> None:
@@ -65,15 +67,21 @@ class StepTally:
         self.changed_bytes += shorter
         if len(self.changed) < SHOWN_EXAMPLES:
             start = max(0, first_difference(before.text, after.text) - SHOWN_CHARACTERS // 4)
-            example = {"path": before.path, "after": after.text[start : start + SHOWN_CHARACTERS]}
+            example = {"path": before.path, "after": self.excerpt(after.text, start)}
             if self.step != "personal":
-                example["before"] = before.text[start : start + SHOWN_CHARACTERS]
+                example["before"] = self.excerpt(before.text, start)
             self.changed.append(example)
+
+    def excerpt(self, text: str, start: int) -> str:
+        """A few characters from `start` on, masked before they are cut off."""
+        return mask(text[start : start + 4 * SHOWN_CHARACTERS], self.hidden)[0][:SHOWN_CHARACTERS]
 
     def facts(self) -> dict[str, Any]:
         """As plain values, without what is empty."""
         rows: dict[str, Any] = {}
         for name, value in vars(self).items():
+            if name == "hidden":
+                continue
             rows[name] = dict(sorted(value.items())) if isinstance(value, Counter) else value
         return {name: value for name, value in rows.items() if value not in ({}, [])}
 
@@ -84,7 +92,8 @@ class Cleaner:
     def __init__(self, config: CleanConfig):
         names = [name for name in config.steps if name in STEPS]
         self.steps = [STEPS[name](getattr(config, name)) for name in names]
-        self.tallies = [StepTally(name) for name in names]
+        self.hidden = config.personal.kinds if "personal" in names else ()
+        self.tallies = [StepTally(name, self.hidden) for name in names]
 
     def prepare(self, documents: Callable[[], Iterator[Document]]) -> None:
         """Let each step that must see all documents see them, once for each such step."""
@@ -98,7 +107,7 @@ class Cleaner:
                     observer.observe(left)
             observer.settle()
         for step in self.steps:
-            getattr(step, "found", Counter()).clear()
+            step.found.clear()
 
     def through(self, document: Document, n_steps: int) -> Document | Dropped:
         """What the first steps leave of a document; nothing is counted."""
@@ -130,7 +139,7 @@ class Cleaner:
         """What each step did, in order, as plain values."""
         rows = []
         for step, tally in zip(self.steps, self.tallies, strict=True):
-            tally.found = getattr(step, "found", Counter())
+            tally.found = step.found
             report = step.report() if isinstance(step, Contamination) else {}
             rows.append(tally.facts() | report)
         return rows

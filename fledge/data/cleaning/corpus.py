@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from fledge.data.beside import remove
 from fledge.data.cleaning.cleaner import SHOWN_EXAMPLES, Cleaner, StepTally
-from fledge.data.cleaning.config import CleanConfig
+from fledge.data.cleaning.config import CleanConfig, PersonalKind
 from fledge.data.cleaning.language import PROFILES
 from fledge.data.cleaning.minhash import NearDuplicates
 from fledge.data.cleaning.step import Dropped
@@ -74,7 +74,7 @@ def clean(config: CleanConfig, records: list[Record], read: Read, path: Path) ->
         written = write_cleaned(cleaner, near, by_path, read, file)
         rows = cleaner.facts()
         if near is not None:
-            rows.append(drop_near(near, by_path, written, file))
+            rows.append(drop_near(near, by_path, written, file, cleaner.hidden))
     kept = list(by_path.values())
     if not any(record.split == "train" for record in kept):
         raise DataError(f"clean: expected documents to be left, got none of {len(kept)}; {told(kept)}")
@@ -111,7 +111,11 @@ def write_cleaned(
 
 
 def drop_near(
-    near: NearDuplicates, by_path: dict[str, Record], written: list[tuple[str, int]], file: BinaryIO
+    near: NearDuplicates,
+    by_path: dict[str, Record],
+    written: list[tuple[str, int]],
+    file: BinaryIO,
+    hidden: tuple[PersonalKind, ...],
 ) -> dict[str, Any]:
     """Mark all near-duplicates but the first of each cluster; gives the facts of the step."""
 
@@ -119,7 +123,7 @@ def drop_near(
         file.seek(written[number][1])
         return json.loads(file.readline())["text"]
 
-    tally = StepTally(NEAR, len(written), sum(by_path[path].bytes for path, _ in written))
+    tally = StepTally(NEAR, hidden, len(written), sum(by_path[path].bytes for path, _ in written))
     for number, first in near.clusters(text_of).items():
         path, original = written[number][0], written[first][0]
         record = by_path[path]

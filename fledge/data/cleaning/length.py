@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from fledge.data.cleaning.config import LengthConfig
 from fledge.data.cleaning.step import Dropped
 from fledge.data.document import Document
@@ -13,6 +15,7 @@ class Length:
 
     def __init__(self, config: LengthConfig):
         self.config = config
+        self.found: Counter[str] = Counter()
 
     def __call__(self, document: Document) -> Document | Dropped:
         config, n_characters = self.config, len(document.text)

@@ -7,6 +7,7 @@ a character in several n-grams counts once.
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import numpy as np
 
@@ -23,6 +24,7 @@ class Repetition:
 
     def __init__(self, config: RepetitionConfig):
         self.config = config
+        self.found: Counter[str] = Counter()
         self.words = WordHashes()
 
     def __call__(self, document: Document) -> Document | Dropped:

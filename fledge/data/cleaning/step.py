@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +17,9 @@ class Dropped:
 
 
 class Step(Protocol):
-    """One named step. A pure function of the document and of what was observed before."""
+    """One named step. A pure function of the document and of what was observed before; `found` counts what it met."""
+
+    found: Counter[str]
 
     def __call__(self, document: Document) -> Document | Dropped: ...
 

@@ -24,6 +24,7 @@ class Symbols:
 
     def __init__(self, config: SymbolsConfig):
         self.config = config
+        self.found: Counter[str] = Counter()
         self.stop_words = {word.lower() for word in config.stop_words}
 
     def __call__(self, document: Document) -> Document | Dropped:

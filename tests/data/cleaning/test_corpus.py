@@ -240,6 +240,15 @@ def test_people_see_what_each_step_did(tmp_path, source, capsys):
     assert "jane@" not in printed.split("personal  ")[1]
 
 
+def test_examples_hide_what_the_personal_step_looks_for(tmp_path):
+    make(tmp_path / "in", {"a.txt": f"jane@example.org {essay(1, 9)}", "b.txt": essay(2, 40)})
+    for steps, shown in ((("length",), True), (("length", "personal"), False)):
+        clean = CleanConfig(steps=steps, length=LengthConfig(least_words=20))
+        out = tmp_path / "-".join(steps)
+        build(BuildConfig(out, str(tmp_path / "in"), clean=clean), json=True)
+        assert ("jane@" in (out / "card.json").read_text()) is shown
+
+
 def test_the_first_difference_is_found_by_halving():
     assert [first_difference("abcdef", other) for other in ("abXdef", "abcdef", "", "abcdefg", "X")] == [2, 6, 0, 6, 0]
 

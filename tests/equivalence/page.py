@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from pytest import MonkeyPatch
 
 from tests.equivalence.rows import ROWS, Change, Row, unchanged
 from tests.equivalence.runs import STEPS, TOLERANCE, Residuals, Steps, compared, run_config, trained, write_text
+from tests.parallel.fleet import Fleet
+from tests.parallel.test_equal import (
+    FAULTS,
+    LARGEST,
+    MEAN,
+    SEQUENCE,
+    WEIGHTS,
+    ZERO1,
+    ZERO2,
+    ZERO3,
+    config,
+    differences,
+    told,
+)
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "equivalence.md"
 COMMAND = "python -m tests.equivalence.page"
@@ -48,6 +63,57 @@ def cell(row: Row, names: tuple[str, ...], data: dict[str, str], folder: Path) -
     return f"{verdict}{found.loss:.0e}, {found.norm:.0e}; {wrong.loss:.0e}"
 
 
+PROCESSES = """
+## Many processes
+
+Four steps in one process and in several that talk through gloo, tests/parallel/test_equal.py: largest difference of a
+loss, of a norm, of a weight at the end. Held to {0:.0e}, {0:.0e} and {1:.0e}; the mean of the losses' differences to
+{2:.0e}. The controls are the planted faults of tests/parallel/sabotage.py: largest difference of a loss or norm.
+
+"""
+MESHES = [
+    (2, {}),
+    (4, {}),
+    (2, ZERO1),
+    (2, ZERO2),
+    (2, ZERO3),
+    (4, {"data": 2, **ZERO3}),
+    (2, {"tensor": 2}),
+    (2, SEQUENCE),
+    (4, {"tensor": 2, **ZERO1}),
+    (2, {"pipe": 2}),
+    (2, {"pipe": 2, "schedule": "gpipe"}),
+    (4, {"pipe": 2, "tensor": 2}),
+]
+LEARNERS = {"causal": "gpt2", "masked": "bert", "spans": "t5"}
+
+
+def mesh_lines(folder: Path, data: dict[str, str]) -> list[str]:
+    """The table of meshes and that of faults."""
+    lines = [f"| processes | mesh | {' | '.join(LEARNERS)} |", "|" + "---|" * (2 + len(LEARNERS))]
+    with Fleet(4, folder) as fleet:
+        alone = {model: fleet.train(config(model, data)) for model in LEARNERS.values()}
+
+        def measure(model: str, n: int, mesh: dict[str, Any], sabotage: str = "") -> dict[str, float]:
+            return differences(alone[model], fleet.train(config(model, data), n, sabotage=sabotage, parallel=mesh))
+
+        for n, mesh in MESHES:
+            cells = []
+            for model in LEARNERS.values():
+                if model == "t5" and "pipe" in mesh:
+                    cells.append("-")
+                    continue
+                found = measure(model, n, mesh)
+                cells.append(f"{found['loss']:.0e}, {found['norm']:.0e}, {found['weights']:.0e}")
+            lines.append(f"| {n} | {told(mesh)} | {' | '.join(cells)} |")
+        lines += ["", "| fault | model | processes | mesh | difference |", "|---|---|---|---|---|"]
+        for fault, model, n, mesh in FAULTS:
+            if model in alone:
+                found = measure(model, n, mesh, fault)
+                lines.append(f"| {fault} | {model} | {n} | {told(mesh)} | {max(found['loss'], found['norm']):.0e} |")
+    return lines
+
+
 def main() -> None:
     lines = [f"| configuration | plain, changed | control | {' | '.join(COLUMNS)} |", "|" + "---|" * (3 + len(COLUMNS))]
     with tempfile.TemporaryDirectory() as name:
@@ -55,7 +121,9 @@ def main() -> None:
         for row in ROWS:
             cells = [cell(row, names, data, Path(name)) for names in COLUMNS.values()]
             lines.append(f"| {row.name} | {row.says} | {row.breaks} | {' | '.join(cells)} |")
-    PAGE.write_text(INTRODUCTION + "\n".join(lines) + "\n", encoding="utf-8")
+        meshes = mesh_lines(Path(name), data)
+    many = PROCESSES.format(LARGEST, WEIGHTS, MEAN)
+    PAGE.write_text(INTRODUCTION + "\n".join(lines) + "\n" + many + "\n".join(meshes) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

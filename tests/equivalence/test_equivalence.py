@@ -43,5 +43,6 @@ def test_a_bias_within_the_tolerance_is_found():
 
 def test_the_page_shows_every_row():
     shown = PAGE.read_text(encoding="utf-8")
-    found = [line.split(" | ")[:3] for line in shown.splitlines() if line.startswith("| ")][1:]
+    first = shown.split("## Many processes")[0]
+    found = [line.split(" | ")[:3] for line in first.splitlines() if line.startswith("| ")][1:]
     assert found == [[f"| {row.name}", row.says, row.breaks] for row in ROWS], COMMAND

@@ -164,8 +164,6 @@ def convert(hint: Any, value: Any, at: str) -> Any:
     if origin is typing.Literal:
         if any(value == choice and type(value) is type(choice) for choice in arguments):
             return value
-        if value is False and "off" in arguments:  # which YAML 1.1 reads as false
-            return "off"
         quotes = in_quotes(value) if any(isinstance(choice, str) for choice in arguments) else ""
         raise ConfigError(f"{at}: expected one of {', '.join(map(repr, arguments))}, got {shorten(value)}{quotes}")
     if dataclasses.is_dataclass(hint):

@@ -25,7 +25,7 @@ from fledge.nn.block import Stack
 
 CHANGING = (Packed, Padded)
 COMPILERS = ("g++", "clang++", "c++")
-# measured by bench/compile.py on one core; a GPU's first compilation takes about as long
+# rough, for a small model on one quiet core; bench/train_modes.py measures them
 BLOCK_SECONDS, LAYER_SECONDS = 30, 12
 
 

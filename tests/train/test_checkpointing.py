@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from fledge import lineage
 from fledge.errors import CheckpointError, NonFiniteError
 from fledge.model.safetensors_file import write_safetensors
 from fledge.train import checkpointing
@@ -109,3 +111,26 @@ def test_a_checkpoint_of_a_later_format_is_refused_clearly(tmp_path):
     checkpointing.lineage.write_card(path, "checkpoint")
     with pytest.raises(CheckpointError, match="expected format 1, got 99"):
         checkpointing.read_state(path)
+
+
+LATER = ("loss_scale", "since_overflow", "overflows", "spikes", "recent_losses", "recent_norms")
+
+
+def rewritten(root: Path, change: Callable[[dict], None]) -> Path:
+    """A checkpoint whose state another release wrote."""
+    folder = save(root, 3)
+    state = json.loads((folder / "state.json").read_text())
+    change(state)
+    (folder / "state.json").write_text(json.dumps(state))
+    lineage.write_card(folder, "checkpoint", {}, {})
+    return folder
+
+
+def test_a_state_from_before_precision_and_spikes_goes_on_with_their_beginnings(tmp_path):
+    found = checkpointing.read_state(rewritten(tmp_path, lambda state: [state.pop(key) for key in LATER] and None))
+    assert found == State(step=3)
+
+
+def test_a_state_with_a_field_that_nobody_knows_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="expected the fields of format 1, got others"):
+        checkpointing.read_state(rewritten(tmp_path, lambda state: state.update(colour="blue")))

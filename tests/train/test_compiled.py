@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from fledge.batch import Batch, Packed, Tokens, slice_rows
+from fledge.batch import Batch, OneDocument, Packed, Tokens, one_document, slice_rows
 from fledge.errors import ConfigError
 from fledge.log import read_log
 from fledge.model.config import ShapeConfig
@@ -21,9 +21,10 @@ from fledge.model.families import family
 from fledge.model.folder import load_model
 from fledge.model.init import initialise
 from fledge.model.transformer import build
+from fledge.recipes.dropout import with_dropout
 from fledge.train import compiled, loop
 from fledge.train.compiled import check_compiler, compile_training
-from fledge.train.config import TrainConfig
+from fledge.train.config import DropoutConfig, TrainConfig
 from tests.train.test_loop import Toy, go, settings
 from tests.train.test_precision import no_measuring  # noqa: F401 (a fixture)
 
@@ -145,6 +146,25 @@ def test_a_copy_of_a_compiled_model_computes_with_its_own_weights():
 def test_what_the_real_compiler_makes_gives_the_losses_of_the_plain_run(tmp_path, name, fields, mode):
     compared(tmp_path, name, fields, 6, compile=mode)
     assert counters["stats"]["unique_graphs"] <= 14
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["blocks", "model"])
+def test_every_kind_of_dropout_is_that_of_the_plain_pass(mode):
+    kinds = DropoutConfig(0.1, 0.1, 0.1, 0.1, layers=0.3)
+    tokens, layout = one_document(torch.arange(ROW)[None] % 20), OneDocument()
+
+    def losses_of(compiled: bool) -> list[float]:
+        model = with_dropout(packed_toy("gpt2").model, 0.0, kinds).train()
+        if compiled:
+            compile_training(model, mode, CPU, "aot_eager")
+        found = []
+        for seed in range(4):
+            torch.manual_seed(seed)
+            found.append(float(model.loss_sum(tokens, layout, tokens.ids, torch.ones(1, ROW)).detach()))
+        return found
+
+    assert losses_of(True) == pytest.approx(losses_of(False), rel=1e-5)
 
 
 @pytest.mark.slow

@@ -90,7 +90,9 @@ def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path):
 
 
 LATER = (
-    "warmup", "decay_share", "decay_shape", "optimizer", "muon", "groups", "ema_decay", "publish_ema",
+    "warmup", "decay_share", "decay_shape", "optimizer", "muon", "groups", "ema_decay", "publish_ema", "precision",
+    "loss_scale", "loss_scale_steps", "compile", "spike", "spike_window", "spike_threshold", "watch_every_steps",
+    "dropout",
 )  # fmt: skip
 
 

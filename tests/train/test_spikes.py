@@ -8,7 +8,7 @@ from statistics import NormalDist
 import pytest
 import torch
 
-from fledge.config import from_dict
+from fledge.config import from_dict, parse_yaml
 from fledge.errors import ConfigError, Interrupted, SpikeError
 from fledge.log import read_log
 from fledge.recipes.config import PretrainConfig
@@ -76,10 +76,11 @@ def test_nothing_is_judged_before_there_is_something_to_judge_by():
     assert spikes.found(1000.0, 1.0)
 
 
-def test_off_is_a_word_in_yaml_too():
-    assert from_dict(PretrainConfig, {"train": {"spike": False, "compile": False}}).train.spike == "off"
-    with pytest.raises(ConfigError, match="expected one of 'adamw', 'muon', got False"):
-        from_dict(PretrainConfig, {"train": {"optimizer": False}})
+def test_off_in_yaml_wants_quotes():
+    for key in ("spike", "compile"):
+        with pytest.raises(ConfigError, match=f"train.{key}: expected one of 'off'.*got False; .* put it in quotes"):
+            from_dict(PretrainConfig, parse_yaml(f"train: {{{key}: off}}"))
+        assert getattr(from_dict(PretrainConfig, parse_yaml(f'train: {{{key}: "off"}}')).train, key) == "off"
 
 
 def test_a_spike_is_left_out_and_counted_and_its_batch_is_named(tmp_path):

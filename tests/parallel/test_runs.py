@@ -20,7 +20,7 @@ from fledge.errors import ConfigError
 from fledge.log import read_log
 from fledge.model.config import ShapeConfig
 from fledge.model.families import family
-from fledge.train.config import TrainConfig
+from fledge.train.config import DropoutConfig, TrainConfig
 from fledge.train.parallel.config import ParallelConfig, coordinates, ranks_along
 from fledge.train.parallel.data import check_rows
 from fledge.train.parallel.fit import check_model, reasons
@@ -194,6 +194,34 @@ def test_what_can_not_be_shared_exactly_is_refused(name, more, n, mesh, message)
     parallel = ParallelConfig(**mesh)
     with pytest.raises(ConfigError, match=message):
         check_model(shape(name, **more), TrainConfig(rows=12, parallel=parallel), parallel.sizes(n))
+
+
+STEPS: list[tuple[dict[str, Any], int, dict[str, Any], str]] = [
+    ({"watch_every_steps": 1}, 2, {"shard": 2, "shard_stage": 1}, "watch_every_steps"),
+    ({"compile": "blocks"}, 2, {"tensor": 2}, "train.compile"),
+    ({"precision": "bfloat16"}, 2, {"pipe": 2}, "train.precision"),
+    ({"dropout": DropoutConfig(layers=0.1)}, 2, {"shard": 2}, "train.dropout.layers"),
+    ({"dropout": DropoutConfig(attention=0.1)}, 2, {"tensor": 2}, "inside of attention"),
+    ({"dropout": DropoutConfig(residual=0.1)}, 2, {"tensor": 2, "sequence": True}, "train.dropout"),
+]
+
+
+@pytest.mark.parametrize(("settings", "n", "mesh", "message"), STEPS, ids=told)
+def test_what_a_step_can_not_do_in_parts_is_refused(settings, n, mesh, message):
+    parallel = ParallelConfig(**mesh)
+    with pytest.raises(ConfigError, match=message):
+        check_model(shape("gpt2"), TrainConfig(rows=12, parallel=parallel, **settings), parallel.sizes(n))
+    check_model(shape("gpt2"), TrainConfig(rows=12, **settings), ParallelConfig().sizes(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [{}, ZERO3], ids=told)
+def test_lower_precision_is_that_of_one_process(mesh, fleet, folders):
+    tree = config("gpt2", folders, precision="bfloat16")
+    alone, got = fleet.train(tree), fleet.train(tree, 2, parallel=mesh)
+    assert max(abs(a - b) for a, b in zip(got.losses, alone.losses, strict=True)) < 1e-3
+    exact = fleet.train(config("gpt2", folders))
+    assert max(abs(a - b) for a, b in zip(exact.losses, alone.losses, strict=True)) > 1e-5  # it is lower
 
 
 def test_experts_without_a_load_balance_are_shared_by_their_optimizer_alone():

@@ -110,7 +110,7 @@ def refuse_other_text(config: QuickstartConfig, corpus: Any, pretrain: Any) -> N
         trained_on = read_card(corpus.out)["facts"]["corpus_inputs"]["sources"]
     except (CheckpointError, KeyError, TypeError):
         return  # a corpus that was lost or damaged is built again; training compares what it gets
-    if trained_on != source_digest(survey(corpus.source)[0]):
+    if trained_on != source_digest(survey(corpus)[0]):
         raise DataError(f"{config.out}: holds a quickstart of another text; use another --out, or remove it")
 
 

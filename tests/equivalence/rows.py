@@ -174,7 +174,7 @@ def stopped_after_every_step(patch: MonkeyPatch, config: PretrainConfig) -> Pret
     real = Loop.leave_if_asked
 
     def leave(self: Loop) -> None:
-        if self.saved_step != self.state.step and 0 < self.state.step < self.config.steps:
+        if self.saver.saved_step != self.state.step and 0 < self.state.step < self.config.steps:
             self.stop.asked = True  # type: ignore[misc]
         real(self)
 

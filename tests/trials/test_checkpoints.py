@@ -133,17 +133,17 @@ def test_trial_6_a_disk_that_fills_at_any_byte_leaves_the_older_checkpoint_and_n
 
 @contextlib.contextmanager
 def small_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """A disk of 400 KB with a file of 200 KB on it, and a function that makes room: a real one where mounting is
+    """A disk of 800 KB with a file of 600 KB on it, and a function that makes room: a real one where mounting is
     allowed, else one whose files of tensors stop after 150 KB in all."""
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", str(folder)]
     try:
         mounted = subprocess.run(mount, capture_output=True).returncode == 0
     except OSError:
         mounted = False
     patch = pytest.MonkeyPatch()
     if mounted:
-        (folder / "ballast").write_bytes(bytes(200_000))
+        (folder / "ballast").write_bytes(bytes(600_000))
     else:
         full_after(patch, 150_000)
     monkeypatch.setattr(checkpointing, "SPARE_BYTES", -(1 << 40))  # the disk itself is to say that it is full

@@ -83,10 +83,9 @@ FAST: list[tuple[str, int, Mesh]] = [
     ("gpt2", 2, {}),
     ("bert", 2, ZERO1),
     ("gpt2", 2, ZERO3),
-    ("bert", 4, {"data": 2, **ZERO2}),
     ("llama", 2, SEQUENCE),
     ("t5", 2, {"tensor": 2}),
-    ("gpt2", 4, {"pipe": 2, "tensor": 2}),
+    ("gpt2", 2, {"pipe": 2}),
 ]
 DATA: list[tuple[int, Mesh]] = [(2, {}), (4, {}), (2, ZERO1), (4, {**ZERO1, "shard": 4}), (2, ZERO2), (2, ZERO3),
                                 (4, {"shard": 4}), (4, ZERO1), (4, ZERO2), (4, ZERO3)]  # fmt: skip

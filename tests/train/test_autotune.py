@@ -56,6 +56,7 @@ def test_the_largest_divisor_that_fits_is_taken_and_what_is_counted_too_large_is
         largest_that_fits(12, 50, lambda n: 80 + 10 * n, measure)
 
 
+@pytest.mark.slow
 def test_what_was_counted_is_what_a_step_takes_and_weights_are_left_alone(text, tmp_path):
     config = PretrainConfig(**keys(text, tmp_path))
     recipe = fresh_recipe(config, tmp_path / "data")
@@ -122,6 +123,7 @@ def test_rates_grow_by_one_factor_from_low_to_high():
     assert rates == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2, 1e-1])
 
 
+@pytest.mark.slow
 def test_the_range_test_suggests_a_rate_that_learns_and_leaves_no_run(text, tmp_path):
     asked = RangeConfig(1e-5, 30.0, 60, 0.8)
     config = LrRangeConfig(**keys(text, tmp_path, optimizer="muon", ema_decay=0.9), range=asked, out=tmp_path / "out")

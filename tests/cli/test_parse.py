@@ -153,7 +153,11 @@ def test_a_mistake_is_named_with_its_remedy(words, message):
 def test_verbs_of_two_words_and_typos():
     assert find_verb(["data", "build", "x"])[0].name == "data build"
     assert find_verb(["data", "build", "x"])[1] == ["x"]
-    mistakes = {"pretrian": "did you mean pretrain", "data": "build, contamination, inspect, stats, qa", "dta build": "data build"}
+    mistakes = {
+        "pretrian": "did you mean pretrain",
+        "data": "build, contamination, inspect, stats, qa",
+        "dta build": "data build",
+    }
     for words, message in mistakes.items():
         with pytest.raises(ConfigError, match=message):
             find_verb(words.split())

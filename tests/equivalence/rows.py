@@ -190,14 +190,6 @@ def moments_forgotten(patch: MonkeyPatch, config: PretrainConfig) -> PretrainCon
 WIDE = {"model": {"context_tokens": 160}, "train": {"row_tokens": 48}}
 
 
-def compiled(patch: MonkeyPatch, config: PretrainConfig) -> PretrainConfig:
-    return with_train(config, compile="blocks")
-
-
-def compiled_in_bfloat16(patch: MonkeyPatch, config: PretrainConfig) -> PretrainConfig:
-    return with_train(config, compile="blocks", precision="bfloat16")
-
-
 DROPOUT = {"model": {"dropout": 0.1}}
 ROWS = [
     Row("accumulate 2", "one batch, two micro-batches", micro(4), "the mean of two means", mean_of_means(4)),
@@ -222,5 +214,4 @@ ROWS = [
         "resume", "one process, stopped and resumed after every step", stopped_after_every_step,
         "the optimizer begins anew", moments_forgotten,
     ),
-    Row("compiled", "eager, blocks compiled", compiled, "products in bfloat16", compiled_in_bfloat16),
 ]  # fmt: skip

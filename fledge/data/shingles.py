@@ -43,11 +43,10 @@ class HeldOutShingles:
         """Mark the held-out shingles that this training document holds."""
         _, hits = self.overlap.find(self.shingles(text))
         self.seen[hits] = True
-        shared = self.overlap.shared(hits)
-        for document in np.flatnonzero(shared):
+        for document, shared in zip(*self.overlap.shared(hits), strict=True):
             held_out = self.paths[document]
-            if shared[document] > self.closest[held_out][0]:
-                self.closest[held_out] = (int(shared[document]), path)
+            if shared > self.closest[held_out][0]:
+                self.closest[held_out] = (int(shared), path)
 
     def containment(self, path: str) -> Containment:
         """How much of a held-out document was seen. A document too short for a shingle counts as not contained."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from fledge.data.words import distinct
 
-BITS = 22  # of a hash, that a table answers for before the search: 4 MB of memory
+LARGEST_TABLE = 26  # bits: 64 MB
 
 
 class Overlap:
@@ -20,21 +20,24 @@ class Overlap:
         texts_of_places = np.repeat(np.arange(len(texts)), [len(mine) for mine in texts])
         self.owners = texts_of_places[np.argsort(places, kind="stable")]
         self.first_owner = np.concatenate([[0], np.cumsum(np.bincount(places, minlength=len(self.known)))])
-        self.possible = np.zeros(1 << BITS, bool)
-        self.possible[self.known >> np.uint64(64 - BITS)] = True
+        # Most hashes are known to none: their first bits tell, and only the others are searched for.
+        bits = min(LARGEST_TABLE, max(8, (8 * len(self.known)).bit_length()))
+        self.shift = np.uint64(64 - bits)
+        self.possible = np.zeros(1 << bits, bool)
+        self.possible[self.known >> self.shift] = True
 
     def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(index in `hashes`, index in `known`) of each hash that is known, int64 each."""
-        at = np.flatnonzero(self.possible[hashes >> np.uint64(64 - BITS)])
+        at = np.flatnonzero(self.possible[hashes >> self.shift])
         if not len(at):
             return at, at
         place = np.minimum(np.searchsorted(self.known, hashes[at]), len(self.known) - 1)
         right = self.known[place] == hashes[at]
         return at[right], place[right]
 
-    def shared(self, places: np.ndarray) -> np.ndarray:
-        """How many of `places` (distinct indices in `known`) each text holds, int64 [texts]."""
+    def shared(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The texts that hold any of `places` (distinct indices in `known`), in order, and how many each, int64."""
         counts = self.first_owner[places + 1] - self.first_owner[places]
         before = np.cumsum(counts) - counts
         rows = np.arange(counts.sum()) + np.repeat(self.first_owner[places] - before, counts)
-        return np.bincount(self.owners[rows], minlength=len(self.places))
+        return np.unique(self.owners[rows], return_counts=True)

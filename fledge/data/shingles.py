@@ -51,11 +51,10 @@ class HeldOutShingles:
     def mark(self, path: str, hits: np.ndarray) -> None:
         """Note what `find` found in the training document of that path."""
         self.seen[hits] = True
-        shared = self.overlap.shared(hits)
-        for document in np.flatnonzero(shared):
+        for document, shared in zip(*self.overlap.shared(hits), strict=True):
             held_out = self.paths[document]
-            if shared[document] > self.closest[held_out][0]:
-                self.closest[held_out] = (int(shared[document]), path)
+            if shared > self.closest[held_out][0]:
+                self.closest[held_out] = (int(shared), path)
 
     def containment(self, path: str) -> Containment:
         """How much of a held-out document was seen. A document too short for a shingle counts as not contained."""

@@ -222,7 +222,7 @@ class ContaminationConfig:
     most_pieces: int = 10
     """A document cut into more pieces is dropped whole."""
     frequent: int = 0
-    """n-grams that stand in more documents than this are common phrases and don't count (GPT-3: 10; 0: all count)."""
+    """n-grams that stand in more documents than this are common phrases and don't count (0: all count)."""
 
     def __post_init__(self) -> None:
         check_least("window", self.window, 0)

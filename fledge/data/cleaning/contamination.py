@@ -26,12 +26,13 @@ from fledge.errors import DataError
 @dataclass(frozen=True)
 class Found:
     """n-grams of items in one document: `starts` and `ends` of each in words (one past the last) and its place in the
-    index; the distinct `places`, and how many of them each item holds (`shared`). All int64."""
+    index; the distinct `places`; the `items` that hold some of them, and how many (`shared`). All int64."""
 
     starts: np.ndarray
     ends: np.ndarray
     place_of_each: np.ndarray
     places: np.ndarray
+    items: np.ndarray
     shared: np.ndarray
 
 
@@ -89,17 +90,19 @@ class EvaluationSets:
             places.append(place[right])
         each = np.concatenate(places)
         own = distinct(each)
-        return Found(np.concatenate(starts), np.concatenate(ends), each, own, self.overlap.shared(own))
+        return Found(np.concatenate(starts), np.concatenate(ends), each, own, *self.overlap.shared(own))
 
     def contaminating(self, found: Found) -> np.ndarray:
         """The items of which this document holds enough, int64."""
-        return np.flatnonzero((found.shared > 0) & (found.shared >= self.match.least_share * self.n_grams))
+        return found.items[found.shared >= self.match.least_share * self.n_grams[found.items]]
 
     def see(self, path: str, found: Found) -> None:
         """Remember what a document holds, for the report."""
         self.seen[found.places] = True
-        for item in np.flatnonzero(found.shared > self.most):
-            self.most[item], self.closest[item] = found.shared[item], path
+        better = found.shared > self.most[found.items]
+        self.most[found.items[better]] = found.shared[better]
+        for item in found.items[better]:
+            self.closest[item] = path
 
     def report(self, shown: int) -> list[dict[str, Any]]:
         """For each set: its items, how many could be looked for and were found in one document, and the first `shown`

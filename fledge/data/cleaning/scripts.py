@@ -69,7 +69,7 @@ FIRSTS = np.array([first for first, _ in STRETCHES], np.uint32)
 SCRIPTS = tuple(sorted({script for _, script in STRETCHES}))  # "" is the first
 SCRIPT_OF_STRETCH = np.array([SCRIPTS.index(script) for _, script in STRETCHES])
 UNSPACED = ("Han", "Kana", "Thai", "Lao", "Khmer", "Burmese", "Tibetan")
-SAMPLE_CHARACTERS = 1024
+SAMPLE_CHARACTERS = 400
 
 
 def sample(text: str) -> str:

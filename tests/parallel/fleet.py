@@ -69,7 +69,7 @@ class Fleet:
             process.kill()
             process.join()
 
-    def call(self, n_processes: int, function: str, *values: Any, seconds: float = 600) -> list[Any]:
+    def call(self, n_processes: int, function: str, *values: Any, seconds: float = 120) -> list[Any]:
         """`module:function(*values)` in n processes that a launcher would have started together; answers by rank."""
         port = free_port()
         for rank, end in enumerate(self.ends[:n_processes]):

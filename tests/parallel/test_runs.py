@@ -28,6 +28,8 @@ from tests.parallel.fleet import free_port
 from tests.parallel.test_equal import ZERO1, ZERO3, config, told
 from tests.trials.tiny import Command, start, wait_for_step
 
+pytestmark = pytest.mark.slow  # two processes have been seen to wait for each other for ever, in about 1 run of 50
+
 # Going on
 
 

@@ -6,6 +6,7 @@ times some steps alone, then steps from the call of a checkpoint until it has la
     stood still   seconds in which no step was done
     landed        seconds from the call until the checkpoint was on the disk
     lost          seconds from the call until it had landed, less what the steps done meanwhile take alone
+    CPU           the same in CPU seconds of all threads: what is lost where one core does both, on a machine at rest
 
     python bench/checkpoint.py [SHAPE ...] [--threads 1] [--rounds 3] [--keep]
 """
@@ -57,32 +58,37 @@ def new_loop(folder: Path, name: str, threads: int) -> Any:
     return Loop(run, State(), StopRequest())
 
 
-def step(loop: Any) -> float:
-    began = time.perf_counter()
+def clocks() -> np.ndarray:
+    """Wall seconds, and CPU seconds of all threads."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def step(loop: Any) -> np.ndarray:
+    began = clocks()
     loop.one_step()
-    return time.perf_counter() - began
+    return clocks() - began
 
 
 def one_checkpoint(loop: Any, behind: bool) -> dict[str, float]:
     """Seconds lost to a checkpoint of now; training goes on until it has landed, and for a step at least."""
-    alone = statistics.median(step(loop) for _ in range(STEPS_ALONE))
-    saver = loop.saver
+    alone = np.median([step(loop) for _ in range(STEPS_ALONE)], axis=0)
+    saver, n_steps = loop.saver, 0
     saver.config = replace(saver.config, checkpoint_async=behind)
-    began, n_steps = time.perf_counter(), 0
-    saver.save_on_the_way(loop.job())
-    stood_still = time.perf_counter() - began
+    began = clocks()
+    loop.hand_over(saver.save_on_the_way)
+    stood_still = landed = clocks() - began
     while True:
-        landed = time.perf_counter() - began
         step(loop)
         n_steps += 1
         if saver.flight is None or not saver.flight.is_alive():
             break
-    lost = time.perf_counter() - began - n_steps * alone
+    lost = clocks() - began - n_steps * alone
     if saver.flight is not None:
-        saver.flight.join()
-        landed = saver.flight.held_seconds + saver.flight.seconds
+        landed = np.array([saver.flight.held_seconds + saver.flight.seconds, np.nan])
     saver.wait()
-    return {"a step alone": alone, "stood still": stood_still, "landed": landed, "lost": lost}
+    rows = {"a step alone": alone, "stood still": stood_still, "landed": landed, "lost": lost}
+    wall = {name: float(both[0]) for name, both in rows.items()}
+    return wall | {f"{name}, CPU": float(rows[name][1]) for name in ("a step alone", "stood still", "lost")}
 
 
 def measure(name: str, threads: int, rounds: int) -> dict[str, Any]:
@@ -105,7 +111,7 @@ def measure(name: str, threads: int, rounds: int) -> dict[str, Any]:
     return {
         "megabytes": n_bytes / 1e6,
         **table,
-        "lost in each round": {w: [r["lost"] for r in found[w]] for w in found},
+        "lost, CPU, in each round": {w: [r["lost, CPU"] for r in found[w]] for w in found},
     }
 
 

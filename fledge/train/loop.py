@@ -387,6 +387,11 @@ class Loop:
         """Write the state of now, if it isn't written, and return when it is on the disk."""
         self.hand_over(self.saver.save)
 
+    def share_saved_step(self) -> None:
+        """Tell all processes what rank 0 has saved last: less than it was told to, where a failure was borne."""
+        here = self.run.group.rank == 0
+        self.saver.saved_step = self.run.group.most(self.saver.saved_step if here else -1)
+
     def hand_over(self, write: Callable[[Job], None], best: float | None = None) -> None:
         """Have rank 0 `write` the state of now, which all processes put together."""
         state = self.state
@@ -399,8 +404,7 @@ class Loop:
         with self.parallel.whole_model(self.run.recipe) as here:
             if here:
                 write(Job(state, self.run.recipe, moments, best))
-        self.saver.saved_step = state.step
-        self.run.group.wait()
+        self.share_saved_step()
 
     def moments(self) -> dict[str, Tensor]:
         return self.optimizer.state() | (self.average.state() if self.average is not None else {})

@@ -132,6 +132,15 @@ def test_a_signal_to_the_group_saves_once_and_all_end_with_its_code(tmp_path):
     assert commands[1].stdout == "" and "step " not in commands[1].stderr
 
 
+def test_the_last_checkpoint_must_be_written_whatever_the_policy(tmp_path):
+    train = {"steps": 4, "save_every_steps": 2, "failed_save": "continue", "rows": 2}
+    commands = launched(2, tmp_path, faults={0: "full_disk@2,full_disk@4"}, **train)
+    assert ended(commands) == [1, 1], said(commands)
+    assert len(said(commands)) == 1 and "the disk is full" in said(commands)[0]
+    failed = [e["step"] for e in read_log(tmp_path / "run" / "log.jsonl") if e["kind"] == "checkpoint_failed"]
+    assert failed == [2, 4] and not (tmp_path / "run" / "model").exists()
+
+
 def test_a_killed_process_is_named_and_no_other_hangs(tmp_path):
     commands = launched(2, tmp_path)
     wait_for_step(tmp_path / "run", 2, commands[0])
@@ -155,7 +164,7 @@ def test_a_process_that_hangs_is_named_within_the_time_limit(tmp_path):
 
 def test_the_error_of_one_process_ends_all_with_its_code(tmp_path):
     commands = launched(2, tmp_path, "train.non_finite=stop", faults={1: "nan_loss@3"})
-    assert ended(commands) == [1, 1]
+    assert ended(commands) == [1, 1], said(commands)
     assert len(said(commands)) == 1 and "loss nan" in said(commands)[0]
 
 

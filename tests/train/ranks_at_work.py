@@ -15,13 +15,17 @@ from tests.trials.tiny import SERVER
 SECONDS = 240
 
 
-def at_work(work: Callable[..., Any], n_ranks: int, folder: Path, *more: Any) -> list[int]:
-    """Run `work(folder, *more)` on each rank; the exit codes. What a rank raised stands in `folder/rank-N.error`."""
+def at_work(
+    work: Callable[..., Any], n_ranks: int, folder: Path, *more: Any, silence_seconds: float = SECONDS / 2
+) -> list[int]:
+    """Run `work(folder, *more)` on each rank; the exit codes. What one raised stands in `folder/rank-N.error`. A rank
+    that is silent for `silence_seconds` counts as gone."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = [
-        SERVER.Process(target=one_rank, args=(work, rank, n_ranks, port, folder, more)) for rank in range(n_ranks)
+        SERVER.Process(target=one_rank, args=(work, rank, n_ranks, port, folder, silence_seconds, more))
+        for rank in range(n_ranks)
     ]
     for process in processes:
         process.start()
@@ -33,12 +37,20 @@ def at_work(work: Callable[..., Any], n_ranks: int, folder: Path, *more: Any) ->
     return [process.exitcode for process in processes]
 
 
-def one_rank(work: Callable[..., Any], rank: int, size: int, port: int, folder: Path, more: tuple[Any, ...]) -> None:
+def one_rank(
+    work: Callable[..., Any],
+    rank: int,
+    size: int,
+    port: int,
+    folder: Path,
+    silence_seconds: float,
+    more: tuple[Any, ...],
+) -> None:
     import torch.distributed as distributed
 
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size))
     try:
-        distributed.init_process_group("gloo", timeout=timedelta(seconds=SECONDS / 2))
+        distributed.init_process_group("gloo", timeout=timedelta(seconds=silence_seconds))
         work(folder, *more)
         distributed.destroy_process_group()
     except BaseException as error:

@@ -174,10 +174,11 @@ def test_a_failed_checkpoint_may_be_borne_and_the_lost_best_is_no_best(tmp_path,
     assert checkpointing.read_best(tmp_path / "here" / "checkpoints") == (3, 2.0)
 
 
-def test_the_last_checkpoint_must_be_written_whatever_the_policy(tmp_path, monkeypatch):
+@pytest.mark.parametrize("behind", [False, True])
+def test_the_last_checkpoint_must_be_written_whatever_the_policy(tmp_path, monkeypatch, behind):
     failing_at(monkeypatch, 4)
     with pytest.raises(CheckpointError, match="the disk is full"):
-        go(tmp_path, toy(), asynchronous(failed_save="continue"))
+        go(tmp_path, toy(), settings(checkpoint_async=behind, save_every_steps=1, failed_save="continue"))
 
 
 def test_another_error_waits_for_the_one_in_flight(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from fledge.batch import Batch, Loss, OneDocument, Term, one_document
 from fledge.device import Device
 from fledge.model.config import ShapeConfig
 from fledge.model.families import family
+from fledge.model.folder import save_model
 from fledge.model.init import initialise
 from fledge.model.transformer import Transformer, build
 from fledge.train.config import TrainConfig
@@ -53,7 +54,7 @@ class Made:
         return {}
 
     def save(self, folder: Path) -> None:
-        raise NotImplementedError
+        save_model(self.model, folder, card=False)
 
 
 def measure(mode: str, steps: int) -> dict[str, object]:

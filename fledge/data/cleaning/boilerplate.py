@@ -15,6 +15,7 @@ from fledge.data.document import Document
 from fledge.data.words import distinct, hash_of
 
 BUFFER = 1 << 20  # hashes gathered before they are counted: 8 MB
+LONGEST_SPLIT = 65536  # characters
 BLANK_LINES = re.compile(r"\n\s*\n\s*\n")
 
 
@@ -79,8 +80,8 @@ def edges(lines: list[str], boilerplate: Callable[[str], bool]) -> tuple[int, in
 
 
 def line_hash(line: str) -> int:
-    """A line's hash; space doesn't count."""
-    return hash_of(" ".join(line.split()))
+    """A line's hash; space doesn't count, but within lines so long that their words would fill the memory."""
+    return hash_of(" ".join(line.split()) if len(line) <= LONGEST_SPLIT else line.strip())
 
 
 class LineCounts:

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from fledge.data.cleaning.config import LanguageConfig
-from fledge.data.cleaning.scripts import letters_by_script, sample
 from fledge.data.cleaning.step import Dropped
 from fledge.data.document import Document
+from fledge.data.scripts import letters_by_script, sample
 from fledge.errors import ConfigError
 
 PROFILES = Path(__file__).parent / "languages.txt"

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from fledge.data.cleaning.language import LETTERS
-from fledge.data.cleaning.scripts import letters_by_script
+from fledge.data.scripts import letters_by_script
 
 MOST_GRAMS = 800  # that a language's profile keeps
 TRANSLATIONS = (  # name in the corpus (ISO 639-3) and the code we give

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -68,12 +69,11 @@ def hashes_and_lengths(text: str, known: WordHashes) -> tuple[np.ndarray, np.nda
     return np.concatenate(hashes), np.concatenate(lengths)
 
 
-def ngram_shares(hashes: np.ndarray, lengths: np.ndarray) -> list[tuple[int, float]]:
+def ngram_shares(hashes: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[int, float]]:
     """(n, share of the words' characters): for n of 2 to 4 in the n-gram that covers the most of those that come more
     than once, for n of 5 to 10 in all n-grams that come more than once. Ends where none comes more than once."""
     total, ends = int(lengths.sum()), np.concatenate([[0], np.cumsum(lengths)])
     places = np.arange(len(hashes))  # where an n-gram begins whose shorter one came more than once
-    found = []
     for n, grams in ngrams(hashes, range(2, 11)):
         places = places[places < len(grams)]
         places = places[np.argsort(grams[places], kind="stable")]
@@ -82,13 +82,12 @@ def ngram_shares(hashes: np.ndarray, lengths: np.ndarray) -> list[tuple[int, flo
         counts = np.diff(np.concatenate([starts, [len(own)]]))
         again = counts > 1
         if not again.any():
-            break
+            return
         top = int(((ends[places[starts] + n] - ends[places[starts]]) * counts * again).argmax())
         many = np.repeat(again, counts)
         chosen = places[starts[top] : starts[top] + counts[top]] if n < 5 else places[many]
-        found.append((n, int(lengths[covered(chosen, n, len(lengths))].sum()) / total))
+        yield n, int(lengths[covered(chosen, n, len(lengths))].sum()) / total
         places = places[many]
-    return found
 
 
 def covered(places: np.ndarray, n: int, length: int) -> np.ndarray:

@@ -9,9 +9,9 @@ import re
 from collections import Counter
 
 from fledge.data.cleaning.config import SymbolsConfig
-from fledge.data.cleaning.scripts import share_unspaced
 from fledge.data.cleaning.step import Dropped
 from fledge.data.document import Document
+from fledge.data.scripts import share_unspaced
 from fledge.data.words import pieces
 
 BULLET = re.compile(r"[•‣▪▸●○◦⁃∙*\-–—](?:\s|$)|[•‣▪▸●○◦⁃∙]")

@@ -11,9 +11,9 @@ import pytest
 from fledge.data.cleaning import profiles
 from fledge.data.cleaning.config import LanguageConfig
 from fledge.data.cleaning.language import PROFILES, UNKNOWN, Language, gram_number, gram_numbers, identify
-from fledge.data.cleaning.scripts import letters_by_script
 from fledge.data.cleaning.step import Dropped
 from fledge.data.document import Document
+from fledge.data.scripts import letters_by_script
 from fledge.errors import ConfigError
 
 

@@ -25,7 +25,7 @@ from fledge.model.folder import load_model
 from fledge.recipes.config import BaselinesConfig, PretrainConfig
 from fledge.recipes.language import LanguageRecipe, row_tokens_of
 from fledge.recipes.objective import MASKED, objective_tokenizer
-from fledge.recipes.pretrain import objective_recipe, open_data
+from fledge.recipes.pretrain import objective_recipe, open_data, prepare_data
 
 FIGURES = ("val_loss", "val_masked_loss", "val_masked_accuracy")
 
@@ -37,6 +37,7 @@ def baselines(config: BaselinesConfig, json: bool = False) -> dict[str, Any]:
     Raises CheckpointError for a run that is not finished, DataError if its data is gone.
     """
     settings, result = finished_run(config.run)
+    prepare_data(settings, config.run)
     dataset = open_data(settings, config.run)
     if isinstance(dataset, Mixture):
         raise ConfigError(

@@ -40,6 +40,7 @@ def fresh_recipe(config: PretrainConfig, folder: Path) -> LanguageRecipe:
     """The recipe of a run that has not begun, on its initial weights, for trials; shards made from raw text go to
     `folder`. Raises what `pretrain` raises before it trains."""
     check_config(config, folder)
+    prepare_data(config, folder)
     data = open_data(config, folder)
     tokenizer = objective_tokenizer(config, data.tokenizer)
     model_config = objective_model(config, resolve_shape(objective_shape(config), tokenizer))
@@ -57,7 +58,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """
     check_config(config, Path(config.run.dir))
     with in_run_folder(config) as group:  # from here on: raw text becomes shards inside the run folder
-        return pretrain_on(config, group.first(lambda: open_data(config, Path(config.run.dir))), group)
+        group.once(lambda: prepare_data(config, Path(config.run.dir)))
+        return pretrain_on(config, open_data(config, Path(config.run.dir)), group)
 
 
 def check_config(config: PretrainConfig, folder: Path) -> None:
@@ -130,9 +132,16 @@ def causal_reading(config: PretrainConfig, tokenizer: Tokenizer, model: ModelCon
     return Reading(batches, lambda shard, rows: windows(shard, row_tokens, rows, crossing))
 
 
+def prepare_data(config: PretrainConfig, run_folder: Path) -> None:
+    """Make shards from raw text under the run folder, where they aren't there: by one process, as it writes."""
+    path = Path(config.data.path)
+    if not config.data.mixture and not (path / TRAIN).is_file():
+        from_text_path(path, config.data.tokenizer or "bytes", config.data.val_fraction, run_folder / DATA)
+
+
 def open_data(config: PretrainConfig, run_folder: Path) -> Data:
-    """The mixture, or the dataset folder at `data.path`, its shards as they were built, or shards made from raw text
-    under the run folder."""
+    """The mixture, or the dataset folder at `data.path`, its shards as they were built, or what `prepare_data` made.
+    Writes nothing: every process of a run does it."""
     data = config.data
     if data.mixture:
         folders = [(Path(source.path), f"data.mixture[{n}].path") for n, source in enumerate(data.mixture)]
@@ -142,7 +151,7 @@ def open_data(config: PretrainConfig, run_folder: Path) -> Data:
     path = Path(data.path)
     if (path / TRAIN).is_file():
         return open_dataset(config, path, "data.path")
-    return from_text_path(path, data.tokenizer or "bytes", data.val_fraction, run_folder / DATA)
+    return open_shards(run_folder / DATA)
 
 
 def open_dataset(config: PretrainConfig, path: Path, at: str) -> Dataset:

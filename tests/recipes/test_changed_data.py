@@ -16,7 +16,7 @@ from fledge.data.config import BuildConfig
 from fledge.errors import CheckpointError, DataError
 from fledge.model.config import ShapeConfig
 from fledge.recipes.config import PretrainConfig, TextDataConfig
-from fledge.recipes.pretrain import pretrain
+from fledge.recipes.pretrain import open_data, prepare_data, pretrain
 from fledge.train import checkpointing
 from fledge.train.config import RunConfig, TrainConfig
 
@@ -94,3 +94,14 @@ def test_a_run_whose_data_was_built_anew_from_other_text_does_not_go_on_unless_a
     with pytest.raises(CheckpointError, match="the data has changed"):
         pretrain(config(dataset, tmp_path / "run"))
     assert pretrain(config(dataset, tmp_path / "run", allow_changes=True))["steps"] == 4
+
+
+def test_opening_data_that_was_prepared_builds_nothing(tmp_path, monkeypatch):
+    """Several processes open it at once; one that builds takes away what the others read."""
+    (tmp_path / "text.txt").write_text("a text of some words. " * 400)
+    raw = PretrainConfig(data=TextDataConfig(str(tmp_path / "text.txt")))
+    prepare_data(raw, tmp_path / "run")
+    monkeypatch.setattr("fledge.data.build.build", None)
+    assert open_data(raw, tmp_path / "run").train.n_tokens > 1000
+    with pytest.raises(TypeError, match="not callable"):  # the control
+        prepare_data(raw, tmp_path / "run")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -20,7 +20,6 @@ from fledge.device import Place, place_of_process
 from fledge.errors import EXIT_FAILED, ConfigError, FledgeError, Interrupted, PeerError, RankError
 from fledge.train.parallel.config import ParallelConfig
 
-Made = TypeVar("Made")
 SETTLE_SECONDS = 5.0
 """How long a process that lost another waits for somebody to say why."""
 FAILURE = "failure"
@@ -68,15 +67,6 @@ class Group:
         if self.rank == 0:
             act()
         self.wait()
-
-    def first(self, make: Callable[[], Made]) -> Made:
-        """`make()` by rank 0, and when it is done by all others: what the first one writes, the others find."""
-        if self.rank == 0:
-            made = make()
-            self.wait()
-            return made
-        self.wait()
-        return make()
 
     def failed(self, error: BaseException) -> FledgeError | None:
         """What this process must end with instead of its own `error`: None if it is the first to fail, and so the one

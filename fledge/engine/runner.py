@@ -9,14 +9,16 @@ import copy
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fledge.batch import Cached, Tokens
 from fledge.engine.row import Row
 from fledge.errors import ConfigError
 from fledge.model.folder import find_model, load_model, stop_ids
 from fledge.model.transformer import Transformer, new_cache
-from fledge.nn.linear import Joined, Linear, PackedLinear, pack
+from fledge.nn.linear import Joined, Linear, PackedLinear, native, pack
+from fledge.nn.native.library import build_in_background
+from fledge.nn.native.linear import PanelEmbedding, float_linear
 from fledge.text.tokenizer import Tokenizer
 
 
@@ -73,13 +75,19 @@ def pack_in_place(model: Transformer) -> Transformer:
             if isinstance(child, Joined | Linear) and not isinstance(parent, Joined):
                 setattr(parent, name, pack(child))
     if model.output is None:
-        model.output = tied_output(model.embedding)
+        tie(model)
     return model
 
 
-def tied_output(embedding: nn.Embedding) -> PackedLinear:
-    """The tied output product on the embedding itself: a transposed view, no copy."""
-    return PackedLinear(embedding.weight.detach().t(), None)
+def tie(model: Transformer) -> None:
+    """Give a tied output its product, the matrix kept once: rows are looked up in the kernels' panels, or the product
+    reads the embedding, transposed."""
+    weight = model.embedding.weight.detach()
+    if native(weight):
+        model.output = float_linear(weight, None)
+        model.embedding = PanelEmbedding(model.output)  # type: ignore[assignment]  # answers as one
+    else:
+        model.output = PackedLinear(weight.t(), None)
 
 
 def load_runner(
@@ -88,6 +96,7 @@ def load_runner(
     """Runner, tokenizer and stop ids of a model folder (or run folder)."""
     if threads:
         torch.set_num_threads(threads)
+    build_in_background()
     folder = find_model(folder)
     tokenizer = Tokenizer.load(folder)
     model = load_model(folder)

@@ -24,6 +24,7 @@ from fledge.nn.cache import KeyValueCache
 from fledge.nn.config import Kernelised, Rope, StackConfig
 from fledge.nn.linear import Linear, PackedLinear
 from fledge.nn.losses import cross_entropy_sum, fused_cross_entropy_sum
+from fledge.nn.native.linear import NativeLinear
 from fledge.nn.position import rope_table
 
 Source: TypeAlias = tuple[Tokens, Layout]
@@ -48,7 +49,7 @@ class Transformer(nn.Module):
         self.transform: OutputTransform | None = None
         if config.transform is not None:
             self.transform = OutputTransform(reads, width, config.transform)
-        self.output: Linear | PackedLinear | None = None
+        self.output: Linear | PackedLinear | NativeLinear | None = None
         if config.lm and not config.tie:
             self.output = Linear(width if config.transform else reads, vocab)
         self.output_bias = nn.Parameter(torch.empty(vocab)) if config.output_bias else None
@@ -130,7 +131,7 @@ class Transformer(nn.Module):
         hidden = self.before_output(hidden)
         n_tokens = config.tokens or config.vocab_size
         bias = None if self.output_bias is None else self.output_bias[:n_tokens]
-        if isinstance(self.output, PackedLinear):
+        if isinstance(self.output, PackedLinear | NativeLinear):
             logits = self.output(hidden)[..., :n_tokens]
             logits = logits if bias is None else logits + bias
         else:

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fledge.nn.native.library import library
+from fledge.nn.native.linear import NativeLinear, float_linear
+
 
 class Linear(nn.Module):
     """y = x Wᵀ + b, the weight left as it is allocated (`fledge.model.init` gives it values)."""
@@ -174,10 +177,17 @@ class PackedLinear(nn.Module):
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
-def pack(module: Linear | Joined) -> PackedLinear:
-    """The packed inference copy of a Linear or a Joined."""
+def pack(module: Linear | Joined) -> PackedLinear | NativeLinear:
+    """The packed inference copy of a Linear or a Joined: panels of the compiled kernels where there are any for it."""
     maps = module.maps() if isinstance(module, Joined) else [module]
     with torch.no_grad():
-        weight = torch.cat([m.weight for m in maps]).t().contiguous()
-        bias = joined_bias(maps)
-    return PackedLinear(weight, bias)
+        weight, bias = torch.cat([m.weight for m in maps]), joined_bias(maps)
+        bias = None if bias is None else bias.detach()
+        if native(weight):
+            return float_linear(weight, bias)
+        return PackedLinear(weight.t().contiguous(), bias)
+
+
+def native(weight: Tensor) -> bool:
+    """Whether the compiled kernels are there and know this type and device."""
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and library() is not None

@@ -13,8 +13,6 @@ from safetensors.torch import load_file
 
 from tests.parallel.fleet import Fleet, Trained
 
-pytestmark = pytest.mark.slow  # two processes have been seen to wait for each other for ever, in about 1 run of 50
-
 LARGEST, MEAN, WEIGHTS = 2e-6, 1e-6, 1e-5
 # a large epsilon keeps Adam from making a whole step of a gradient that is rounding alone
 TRAIN = {"rows": 8, "micro_rows": 2, "steps": 4, "device": "cpu", "threads": 1, "epsilon": 1e-3, "learning_rate": 0.01,

@@ -1,0 +1,157 @@
+"""A decoder on the compiled kernels: its layers as the structs that fledge/nn/native/step.h reads, one call a step.
+
+What the kernels don't know (encoders, experts, patterns, linear attention, …) has no native form: `why_not`
+says so, and torch computes it.
+"""
+
+from __future__ import annotations
+
+import ctypes as c
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fledge.model.transformer import Transformer
+from fledge.nn.attention import Attention
+from fledge.nn.bias import AlibiBias
+from fledge.nn.block import Block, Stack
+from fledge.nn.config import Alibi, Dense, Heads, LayerConfig, Rope
+from fledge.nn.feedforward import FeedForward
+from fledge.nn.native import library as native
+from fledge.nn.native.linear import NativeLinear, PanelEmbedding, threads
+from fledge.nn.norm import LayerNorm, RMSNorm, scale_of
+from fledge.nn.position import sines
+
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu", "tanh")
+PARALLEL = ("", "one_norm", "two_norms")
+BLOCK_TOKENS = 16  # as in attention.h
+
+
+def why_not(model: Transformer) -> str:
+    """Why the kernels can't compute a model; empty: they can."""
+    config = model.config
+    if native.library() is None:
+        return "the kernels aren't built"
+    if model.embedding.weight.device.type != "cpu" or model.embedding.weight.dtype != torch.float32:
+        return "the kernels are for float32 on a CPU"
+    if config.encoder is not None or config.decoder is None:
+        return "the kernels are for decoders alone"
+    stack = config.decoder
+    if not stack.causal or stack.cross is not None or stack.conv is not None or stack.inputs.kinds:
+        return "the kernels know causal decoders without cross-attention, convolution and token kinds"
+    if stack.inputs.width or config.transform is not None or stack.norm.kind == "batch":
+        return "the kernels know neither embeddings of another width, nor an output transform, nor batch norm"
+    return next(filter(None, map(layer_reason, stack.layers)), "")
+
+
+def layer_reason(layer: LayerConfig) -> str:
+    if type(layer.mixer) is not Heads or layer.mixer.global_maps or layer.pattern is not None:
+        return "the kernels know plain heads alone"
+    if not isinstance(layer.ffn, Dense):
+        return "the kernels know no mixture of experts"
+    position = layer.position
+    if position is None or isinstance(position, Rope) or (isinstance(position, Alibi) and not position.coarse):
+        return ""
+    return "the kernels know rotary positions and ALiBi"
+
+
+class NativeDecoder:
+    """`model` (packed, its linears NativeLinear) with a cache's tensors, `positions` of them. Holds on to all tensors
+    whose addresses the structs carry.
+
+    `caches`: per layer keys and values [K, P, C], float32, or int8 with scales [K, P].
+    """
+
+    def __init__(self, model: Transformer, caches: Sequence[tuple[Tensor, ...]], context_tokens: int):
+        stack = model.decoder
+        assert isinstance(stack, Stack)
+        self.kept: list[object] = [model, list(caches)]
+        self.vocab_size, self.model = model.config.tokens or model.config.vocab_size, model
+        self.angles = model.angle_tables(stack.config, torch.device("cpu"), context_tokens, context_tokens)
+        blocks = [(stack.layers[block], stack.config.layers[n]) for n, block in enumerate(stack.config.block_of_layer)]
+        layers = (native.Layer * len(blocks))()
+        for n, (block, layer) in enumerate(blocks):
+            assert isinstance(block, Block)
+            self.fill_layer(layers[n], stack, block, layer, caches[n])
+        self.decoder = self.whole(stack, layers, context_tokens)
+
+    def keep(self, t: Tensor | None) -> int | None:
+        """The address of a tensor, which lives from now on as long as this."""
+        if t is None:
+            return None
+        t = t.detach().to(torch.float32).contiguous()
+        self.kept.append(t)
+        return t.data_ptr()
+
+    def norm(self, module: nn.Module | None) -> native.Norm:
+        if module is None:
+            return native.Norm()
+        assert isinstance(module, RMSNorm | LayerNorm)
+        weight = self.keep(scale_of(module.weight, module.offset))
+        bias = module.bias if isinstance(module, LayerNorm) else None
+        return native.Norm(2 if isinstance(module, LayerNorm) else 1, module.eps, weight, self.keep(bias))
+
+    def matrix(self, module: nn.Module | None) -> native.Matrix:
+        assert isinstance(module, NativeLinear)
+        self.kept.append(module)
+        return module.matrix
+
+    def fill_layer(
+        self, out: native.Layer, stack: Stack, block: Block, layer: LayerConfig, cache: tuple[Tensor, ...]
+    ) -> None:
+        attention, ffn, heads = block.attention, block.ffn, layer.mixer
+        assert isinstance(attention, Attention) and isinstance(ffn, FeedForward)
+        for part, norms in (("attention", block.attention_norms), ("ffn", block.ffn_norms)):
+            for slot, norm in norms.items():
+                setattr(out, f"{part}_{slot}", self.norm(norm))
+        out.q_norm, out.k_norm = self.norm(attention.q_norm), self.norm(attention.k_norm)
+        out.norm_whole = heads.qk_norm == "whole"
+        if isinstance(layer.position, Rope):
+            cos, sin = self.angles[layer.position]
+            out.turned, out.cos, out.sin = 2 * cos.shape[1], self.keep(cos), self.keep(sin)
+        slopes = self.keep(torch.tensor(stack.bias.slopes)) if isinstance(stack.bias, AlibiBias) else None
+        scale = 1.0 / math.sqrt(heads.head_channels) if heads.scale is None else heads.scale
+        out.heads = native.Heads(
+            heads.n_heads, heads.n_kv_heads, heads.head_channels, layer.window or 0, scale, heads.softcap or 0.0, slopes
+        )
+        addresses = [t.data_ptr() for t in cache] + [None] * (4 - len(cache))
+        out.cache = native.Cache(*addresses, cache[0].shape[1])
+        out.qkv, out.out = self.matrix(attention.qkv), self.matrix(attention.out)
+        out.up, out.down = self.matrix(ffn.inward), self.matrix(ffn.down)
+        out.activation, out.gated = ACTIVATIONS.index(ffn.activation), ffn.gated
+        out.parallel = PARALLEL.index(block.parallel)
+
+    def whole(self, stack: Stack, layers: c.Array[native.Layer], context_tokens: int) -> native.Decoder:
+        model, inputs = self.model, stack.config.inputs
+        table = None
+        if inputs.positions == "learned" and stack.inputs.positions is not None:
+            table = stack.inputs.positions.weight
+        if inputs.positions == "sinusoidal":
+            table = sines(torch.arange(context_tokens + inputs.offset), stack.config.width)
+        embedding: nn.Module = model.embedding
+        panels = isinstance(embedding, PanelEmbedding)
+        rows = model.embedding.weight  # of the panels, if it lies in panels
+        output = self.matrix(model.output)
+        output.n_outputs = self.vocab_size
+        if model.output_bias is not None:
+            output.bias = self.keep(model.output_bias)
+        scale = float(torch.tensor(inputs.scale, dtype=torch.float32))
+        return native.Decoder(
+            stack.config.width, len(layers), 0, self.vocab_size, layers, self.keep(rows), self.keep(table),
+            panels, inputs.offset, scale, model.config.logit_scale, model.config.logit_softcap or 0.0, 0.0,
+            self.norm(stack.inputs.norm), self.norm(stack.norm), output,
+        )  # fmt: skip
+
+    def step(self, ids: np.ndarray, positions: np.ndarray, tables: list[np.ndarray], wanted: np.ndarray) -> np.ndarray:
+        """Logits [wanted, V] of M new tokens: int32 ids and positions [M], each token's table of blocks (int32, long
+        enough for its position), and the tokens whose logits are asked for, int32."""
+        logits = np.empty((len(wanted), self.vocab_size), np.float32)
+        addresses = np.array([table.ctypes.data for table in tables], np.uint64)
+        arrays = (ids, positions, addresses, wanted, logits)
+        given = native.Step(len(ids), len(wanted), *(a.ctypes.data for a in arrays))
+        run = threads(torch.get_num_threads())
+        run.kernels.fledge_step(run.pointer, c.byref(self.decoder), c.byref(given))
+        return logits

@@ -1,0 +1,368 @@
+// y = x Wᵀ + b over weights stored as panels: 32 outputs side by side, input after input, so that a product reads its
+// weights once and in order. M rows, N outputs, K inputs.
+//
+//   float32  [N/32][K][32]
+//   int8     [N/32][K/4][32][4]     one scale an output; rows of x are rounded to int8 with one scale each
+//   int4     [N/32][2][K/8][16][4]  two inputs a byte (low: inputs 0..3 of eight, high: 4..7), values 0..15;
+//            scale and scale · zero point for each group of inputs, [N/32][2][K/group][16] each
+//
+// An output is summed over its inputs in rising order whatever M is: a row has the same bits in any company.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "pool.h"
+#include "simd.h"
+
+namespace fledge {
+
+constexpr int PANEL = 32;
+#if defined(__AVX512F__)
+constexpr int ROWS = 12;  // 24 of 32 registers hold sums
+#else
+constexpr int ROWS = 4;
+#endif
+
+enum Kind : int32_t { NOTHING = 0, FLOAT32 = 1, INT8 = 2, INT4 = 3 };
+
+// What Python fills in (fledge/nn/native/library.py has the same fields).
+struct Matrix {
+  int32_t kind, n_outputs, n_inputs, group;
+  const void* weights;
+  const float* scales;
+  const float* zeros;    // int4: scale · zero point
+  const int32_t* sums;   // int8: Σ of each output's weights
+  const float* bias;
+};
+
+// The rows of x as a product reads them: tiles of up to ROWS rows, input after input, made by all threads together.
+struct Packed {
+  std::vector<float> floats;    // [tile][K][rows]
+  std::vector<uint32_t> words;  // [tile][K/4][rows], four int8 each
+  std::vector<float> scales;    // [M]
+  std::vector<float> sums;      // [tile][K/group][rows]: Σ of a group's rounded inputs
+};
+
+static void pack_row_int(const float* x, const Matrix& w, int n_rows, uint32_t* words, float* scale, float* sums) {
+  const int K = w.n_inputs, whole = K / LANES * LANES;
+  Floats most{};
+  for (int k = 0; k < whole; k += LANES) {
+    const Floats v = load(x + k);
+    most = max(most, max(v, -v));
+  }
+  float size = largest(most);
+  for (int k = whole; k < K; k++) size = std::max(size, std::fabs(x[k]));
+  *scale = size / 127.0f;
+  alignas(64) int8_t rounded[LANES];
+  const int offset = w.kind == INT8 ? 128 : 0;
+  const int group = w.kind == INT4 ? w.group : round_up(K, 4);
+  int total = 0;
+  for (int begin = 0; begin < K; begin += LANES) {
+    const int n = std::min(LANES, K - begin);
+    const Floats v = n == LANES ? load(x + begin) : load_part(x + begin, n);
+    // 1.5 · 2^23 rounds to the nearest whole number, halves to even; a row of zeros divides by one
+    Floats q = v / all(size > 0 ? *scale : 1.0f);
+    q = (q + all(12582912.0f)) - all(12582912.0f);
+    q = max(min(q, all(127.0f)), all(-127.0f));
+    const Ints whole_numbers = to_ints(q);
+    for (int i = 0; i < LANES; i++) rounded[i] = (int8_t)(whole_numbers[i] + offset);
+    for (int i = 0; i < n; i++) total += whole_numbers[i];
+    for (int i = 0; i < n; i += 4) {
+      uint32_t word;
+      std::memcpy(&word, rounded + i, 4);
+      words[(int64_t)((begin + i) / 4) * n_rows] = word;
+    }
+    if (w.kind == INT4 && (begin + LANES) % group == 0) {
+      sums[(int64_t)(begin / group) * n_rows] = (float)total;
+      total = 0;
+    }
+  }
+}
+
+// Where a tile of rows begins, and how many it has: as even as whole tiles allow.
+struct Tiles {
+  int M, count;
+  explicit Tiles(int M) : M(M), count((M + ROWS - 1) / ROWS) {}
+  int first(int tile) const { return std::min(M, tile * ROWS); }
+  int rows(int tile) const { return std::min(M, (tile + 1) * ROWS) - first(tile); }
+};
+
+static void reserve(const Matrix& w, int M, Packed& to) {
+  const size_t K4 = round_up(w.n_inputs, 4) / 4;
+  if (w.kind == FLOAT32) {
+    if (to.floats.size() < (size_t)M * w.n_inputs) to.floats.resize((size_t)M * w.n_inputs);
+    return;
+  }
+  if (to.words.size() < M * K4) to.words.resize(M * K4);
+  if (to.scales.size() < (size_t)M) to.scales.resize(M);
+  if (w.kind == INT4) {
+    const size_t need = (size_t)M * (w.n_inputs / w.group);
+    if (to.sums.size() < need) to.sums.resize(need);
+  }
+}
+
+static void pack_rows(const float* x, int stride, const Matrix& w, int M, Packed& to, Share rows) {
+  const int K = w.n_inputs, K4 = round_up(K, 4) / 4;
+  const Tiles tiles(M);
+  for (int m = rows.first; m < rows.last; m++) {
+    const int tile = m / ROWS, first = tiles.first(tile), n = tiles.rows(tile), at = m - first;
+    const float* row = x + (int64_t)m * stride;
+    if (w.kind == FLOAT32) {
+      float* out = to.floats.data() + (int64_t)first * K + at;
+      for (int k = 0; k < K; k++) out[(int64_t)k * n] = row[k];
+    } else {
+      const int groups = w.kind == INT4 ? K / w.group : 0;
+      pack_row_int(row, w, n, to.words.data() + (int64_t)first * K4 + at, &to.scales[m],
+                   groups ? to.sums.data() + (int64_t)first * groups + at : nullptr);
+    }
+  }
+}
+
+// How far ahead of their use weights are asked for: what the processor does by itself ends at each page.
+constexpr int AHEAD = 1024;
+
+static inline void ahead(const void* at) { __builtin_prefetch((const char*)at + AHEAD); }
+
+// Adds `n` inputs' products to the sums of R rows and P panels.
+template <int R, int P>
+static void float_tile(const float* x, const float* w, int64_t panel_stride, int n, Floats (&sums)[R][2 * P]) {
+  Floats acc[R][2 * P];  // in registers: the caller's would be written after every input
+  std::memcpy(acc, sums, sizeof acc);
+  for (int k = 0; k < n; k++) {
+    Floats weight[2 * P];
+    for (int p = 0; p < P; p++) {
+      const float* at = w + p * panel_stride + (int64_t)k * PANEL;
+      ahead(at), ahead(at + LANES);
+      weight[2 * p] = load(at);
+      weight[2 * p + 1] = load(at + LANES);
+    }
+    for (int r = 0; r < R; r++) {
+      const Floats value = all(x[(int64_t)k * R + r]);
+      for (int p = 0; p < 2 * P; p++) acc[r][p] = fma(value, weight[p], acc[r][p]);
+    }
+  }
+  std::memcpy(sums, acc, sizeof acc);
+}
+
+// Σ over four products of bytes, added to each lane: unsigned by signed.
+static inline Ints dot4(Ints sum, Ints unsigned4, Ints signed4) {
+#if defined(__AVX512VNNI__)
+  return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)unsigned4, (__m512i)signed4);
+#else
+  uint8_t a[64];
+  int8_t b[64];
+  std::memcpy(a, &unsigned4, 64);
+  std::memcpy(b, &signed4, 64);
+  for (int i = 0; i < LANES; i++)
+    for (int j = 0; j < 4; j++) sum[i] += a[4 * i + j] * b[4 * i + j];
+  return sum;
+#endif
+}
+
+static inline Ints load_ints(const void* from) {
+  Ints v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+template <int R, int P>
+static void int8_tile(const uint32_t* x, const int8_t* w, int64_t panel_stride, int K4, Ints (&sums)[R][2 * P]) {
+  Ints acc[R][2 * P];
+  for (int r = 0; r < R; r++)
+    for (int p = 0; p < 2 * P; p++) acc[r][p] = Ints{};
+  for (int k = 0; k < K4; k++) {
+    Ints weight[2 * P];
+    for (int p = 0; p < P; p++) {
+      const int8_t* at = w + p * panel_stride + (int64_t)k * PANEL * 4;
+      ahead(at), ahead(at + 64);
+      weight[2 * p] = load_ints(at);
+      weight[2 * p + 1] = load_ints(at + 64);
+    }
+    for (int r = 0; r < R; r++) {
+      const Ints value = all((int32_t)x[(int64_t)k * R + r]);
+      for (int p = 0; p < 2 * P; p++) acc[r][p] = dot4(acc[r][p], value, weight[p]);
+    }
+  }
+  std::memcpy(sums, acc, sizeof acc);
+}
+
+// Half a panel (16 outputs) of int4 weights, P of them at once.
+template <int R, int P>
+static void int4_tile(const uint32_t* x, const float* x_sums, const uint8_t* w, int64_t stride, const float* scales,
+                      const float* zeros, int64_t scale_stride, int groups, int group, Floats (&sums)[R][P]) {
+  Floats acc[R][P];
+  for (int r = 0; r < R; r++)
+    for (int p = 0; p < P; p++) acc[r][p] = Floats{};
+  const Ints low = all(0x0f0f0f0f);
+  for (int g = 0; g < groups; g++) {
+    Ints whole[R][P];
+    for (int r = 0; r < R; r++)
+      for (int p = 0; p < P; p++) whole[r][p] = Ints{};
+    const int first = g * group / 8, last = (g + 1) * group / 8;
+    for (int k = first; k < last; k++) {
+      Ints near[P], far[P];
+      for (int p = 0; p < P; p++) {
+        const uint8_t* bytes = w + p * stride + (int64_t)k * 64;
+        ahead(bytes);
+        const Ints both = load_ints(bytes);
+        near[p] = both & low;
+        far[p] = (both >> 4) & low;
+      }
+      const uint32_t* at = x + (int64_t)2 * k * R;
+      for (int r = 0; r < R; r++) {
+        const Ints first4 = all((int32_t)at[r]), second4 = all((int32_t)at[R + r]);
+        for (int p = 0; p < P; p++) {
+          whole[r][p] = dot4(whole[r][p], near[p], first4);
+          whole[r][p] = dot4(whole[r][p], far[p], second4);
+        }
+      }
+    }
+    for (int p = 0; p < P; p++) {
+      const Floats scale = load(scales + p * scale_stride + (int64_t)g * LANES);
+      const Floats zero = load(zeros + p * scale_stride + (int64_t)g * LANES);
+      for (int r = 0; r < R; r++) {
+        acc[r][p] = fma(scale, to_floats(whole[r][p]), acc[r][p]);
+        acc[r][p] = fma(-zero, all(x_sums[(int64_t)g * R + r]), acc[r][p]);
+      }
+    }
+  }
+  std::memcpy(sums, acc, sizeof acc);
+}
+
+static inline void write(float* y, Floats v, const Matrix& w, int n) {
+  const int left = w.n_outputs - n;
+  if (left <= 0) return;
+  if (left >= LANES)
+    store(y + n, w.bias ? v + load(w.bias + n) : v);
+  else
+    store_part(y + n, w.bias ? v + load_part(w.bias + n, left) : v, left);
+}
+
+// P panels from `panel` on for the R rows of a tile.
+template <int R, int P>
+static void tile_product(const Matrix& w, const Packed& x, int row, int panel, float* y, int64_t stride) {
+  const int K = w.n_inputs;
+  if (w.kind == FLOAT32) {
+    Floats acc[R][2 * P] = {};
+    const int64_t size = (int64_t)K * PANEL;
+    float_tile<R, P>(x.floats.data() + (int64_t)row * K, (const float*)w.weights + panel * size, size, K, acc);
+    for (int r = 0; r < R; r++)
+      for (int p = 0; p < 2 * P; p++) write(y + (row + r) * stride, acc[r][p], w, panel * PANEL + p * LANES);
+  } else if (w.kind == INT8) {
+    Ints acc[R][2 * P];
+    const int K4 = round_up(K, 4) / 4;
+    const int64_t size = (int64_t)K4 * 4 * PANEL;
+    int8_tile<R, P>(x.words.data() + (int64_t)row * K4, (const int8_t*)w.weights + panel * size, size, K4, acc);
+    for (int p = 0; p < 2 * P; p++) {
+      const int n = panel * PANEL + p * LANES;
+      const Floats scale = load(w.scales + n);
+      const Ints offset = load_ints(w.sums + n) * 128;
+      for (int r = 0; r < R; r++)
+        write(y + (row + r) * stride, to_floats(acc[r][p] - offset) * (all(x.scales[row + r]) * scale), w, n);
+    }
+  } else {
+    Floats acc[R][2 * P];
+    const int K4 = K / 4, groups = K / w.group;
+    const int64_t size = (int64_t)K / 8 * 64, scales = (int64_t)groups * LANES;
+    const uint32_t* words = x.words.data() + (int64_t)row * K4;
+    const float* sums = x.sums.data() + (int64_t)row * groups;
+    const uint8_t* weights = (const uint8_t*)w.weights + 2 * panel * size;
+    if (R <= 4) {
+      int4_tile<R, 2 * P>(words, sums, weights, size, w.scales + 2 * panel * scales, w.zeros + 2 * panel * scales,
+                          scales, groups, w.group, acc);
+    } else {
+      for (int p = 0; p < 2 * P; p++) {
+        Floats half[R][1];
+        const int64_t at = 2 * panel + p;
+        int4_tile<R, 1>(words, sums, weights + p * size, size, w.scales + at * scales, w.zeros + at * scales, scales,
+                        groups, w.group, half);
+        for (int r = 0; r < R; r++) acc[r][p] = half[r][0];
+      }
+    }
+    for (int r = 0; r < R; r++)
+      for (int p = 0; p < 2 * P; p++)
+        write(y + (row + r) * stride, acc[r][p] * all(x.scales[row + r]), w, panel * PANEL + p * LANES);
+  }
+}
+
+template <int R>
+static void row_tile(const Matrix& w, const Packed& x, int row, Share panels, float* y, int64_t stride) {
+  // few rows: several panels at a time, so that enough sums are under way
+  constexpr int P = R == 1 ? 4 : R <= 3 ? 2 : 1;
+  int panel = panels.first;
+  for (; panel + P <= panels.last; panel += P) tile_product<R, P>(w, x, row, panel, y, stride);
+  for (; panel < panels.last; panel++) tile_product<R, 1>(w, x, row, panel, y, stride);
+}
+
+template <int R>
+static void any_tile(int n, const Matrix& w, const Packed& x, int row, Share panels, float* y, int64_t stride) {
+  if (n == R) return row_tile<R>(w, x, row, panels, y, stride);
+  if constexpr (R > 1) any_tile<R - 1>(n, w, x, row, panels, y, stride);
+}
+
+// float32 and many rows: blocks of rows and of inputs that stay in the cache; sums wait in `y` between blocks of inputs,
+// which leaves their bits alone.
+constexpr int BLOCK_INPUTS = 512, BLOCK_TILES = 16;
+
+template <int R>
+static void float_block(const Matrix& w, const Packed& x, int row, int panel, int from, int n, float* y, int64_t stride) {
+  const int K = w.n_inputs, left = w.n_outputs - panel * PANEL;
+  Floats acc[R][2] = {};
+  for (int r = 0; from && r < R; r++)
+    for (int p = 0; p < 2; p++) {
+      const float* at = y + (row + r) * stride + panel * PANEL + p * LANES;
+      const int there = left - p * LANES;
+      acc[r][p] = there >= LANES ? load(at) : there > 0 ? load_part(at, there) : Floats{};
+    }
+  float_tile<R, 1>(x.floats.data() + (int64_t)row * K + (int64_t)from * R,
+                   (const float*)w.weights + ((int64_t)panel * K + from) * PANEL, 0, n, acc);
+  Matrix without_bias = w;
+  if (from + n < K) without_bias.bias = nullptr;
+  for (int r = 0; r < R; r++)
+    for (int p = 0; p < 2; p++) write(y + (row + r) * stride, acc[r][p], without_bias, panel * PANEL + p * LANES);
+}
+
+template <int R>
+static void any_block(int rows, const Matrix& w, const Packed& x, int row, int panel, int from, int n, float* y,
+                      int64_t stride) {
+  if (rows == R) return float_block<R>(w, x, row, panel, from, n, y, stride);
+  if constexpr (R > 1) any_block<R - 1>(rows, w, x, row, panel, from, n, y, stride);
+}
+
+static void float_blocks(const Matrix& w, const Packed& x, const Tiles& tiles, float* y, int64_t stride, Share panels) {
+  for (int begin = 0; begin < tiles.count; begin += BLOCK_TILES)
+    for (int from = 0; from < w.n_inputs; from += BLOCK_INPUTS)
+      for (int panel = panels.first; panel < panels.last; panel++)
+        for (int tile = begin; tile < std::min(tiles.count, begin + BLOCK_TILES); tile++)
+          any_block<ROWS>(tiles.rows(tile), w, x, tiles.first(tile), panel, from,
+                          std::min(BLOCK_INPUTS, w.n_inputs - from), y, stride);
+}
+
+// One thread's share of the product: all rows of some panels.
+static void product(const Matrix& w, const Packed& x, int M, float* y, int64_t stride, Share panels) {
+  const Tiles tiles(M);
+  if (tiles.count == 1) return any_tile<ROWS>(M, w, x, 0, panels, y, stride);
+  if (w.kind == FLOAT32) return float_blocks(w, x, tiles, y, stride, panels);
+  for (int begin = 0; begin < tiles.count; begin += BLOCK_TILES)
+    for (int panel = panels.first; panel < panels.last; panel++) {
+      Share one(1, 0, 1);
+      one.first = panel, one.last = panel + 1;
+      for (int tile = begin; tile < std::min(tiles.count, begin + BLOCK_TILES); tile++)
+        any_tile<ROWS>(tiles.rows(tile), w, x, tiles.first(tile), one, y, stride);
+    }
+}
+
+// Called by all threads of a pool: x [M, K] with rows `x_stride` apart, y [M, N] with rows `y_stride` apart. Ends at a
+// barrier.
+static void matmul(Pool& pool, int rank, const float* x, int64_t x_stride, const Matrix& w, int M, float* y,
+                   int64_t y_stride, Packed& packed) {
+  if (rank == 0) reserve(w, M, packed);
+  pool.barrier();
+  pack_rows(x, x_stride, w, M, packed, Share(M, rank, pool.n_threads));
+  pool.barrier();
+  product(w, packed, M, y, y_stride, Share((w.n_outputs + PANEL - 1) / PANEL, rank, pool.n_threads));
+  pool.barrier();
+}
+
+}  // namespace fledge

@@ -1,0 +1,140 @@
+// Sixteen floats at a time. GCC's vector types compile for any processor; FMA and VNNI are used where there are any.
+//
+// Every function here computes each lane for itself or adds lanes in one fixed order, so that a result depends on its
+// inputs and the processor's kind alone: never on how many rows, threads or tokens are computed beside it.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace fledge {
+
+constexpr int LANES = 16;
+static inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+
+static inline Floats load(const float* from) {
+  Floats v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+static inline void store(float* to, Floats v) { std::memcpy(to, &v, sizeof v); }
+static inline Floats all(float x) { return Floats{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
+static inline Ints all(int32_t x) { return Ints{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
+static inline Floats load_part(const float* from, int n) {  // the first n lanes, zeros in the others
+  if (n >= LANES) return load(from);
+  Floats v{};
+  std::memcpy(&v, from, n * sizeof(float));
+  return v;
+}
+static inline void store_part(float* to, Floats v, int n) {
+  if (n >= LANES) return store(to, v);
+  std::memcpy(to, &v, n * sizeof(float));
+}
+static inline Floats first_lanes(Floats v, int n, float others) {
+  for (int i = n; i < LANES; i++) v[i] = others;
+  return v;
+}
+
+static inline Floats fma(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#else
+  return a * b + c;
+#endif
+}
+static inline Floats max(Floats a, Floats b) { return a > b ? a : b; }
+static inline Floats min(Floats a, Floats b) { return a < b ? a : b; }
+static inline Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
+static inline Ints to_ints(Floats v) { return __builtin_convertvector(v, Ints); }
+
+// Σ of the lanes as a tree: 8 + 8, 4 + 4, ...
+static inline float sum(Floats v) {
+#if defined(__AVX512F__)
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256((__m512)v),
+                                     _mm256_castpd_ps(_mm512_extractf64x4_pd((__m512d)v, 1)));
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(four, _mm_shuffle_ps(four, four, 1)));
+#else
+  float part[LANES];
+  store(part, v);
+  for (int n = LANES / 2; n; n /= 2)
+    for (int i = 0; i < n; i++) part[i] += part[i + n];
+  return part[0];
+#endif
+}
+static inline float largest(Floats v) {
+  float best = v[0];
+  for (int i = 1; i < LANES; i++) best = v[i] > best ? v[i] : best;
+  return best;
+}
+
+// e^x: x = n ln 2 + r, a polynomial of degree 5 in r (Cephes' expf, two roundings of ln 2), n into the exponent.
+static inline Floats exp(Floats x) {
+  x = max(min(x, all(88.3762626647949f)), all(-87.3365447504019f));
+  const Floats shifted = fma(x, all(1.44269504088896341f), all(12582912.0f));  // 1.5 · 2^23 rounds to whole numbers
+  const Floats n = shifted - all(12582912.0f);
+  Floats r = fma(n, all(-0.693359375f), x);
+  r = fma(n, all(2.12194440e-4f), r);
+  Floats p = all(1.9875691500e-4f);
+  p = fma(p, r, all(1.3981999507e-3f));
+  p = fma(p, r, all(8.3334519073e-3f));
+  p = fma(p, r, all(4.1665795894e-2f));
+  p = fma(p, r, all(1.6666665459e-1f));
+  p = fma(p, r, all(5.0000001201e-1f));
+  p = fma(p, r * r, r + all(1.0f));
+  const Ints exponent = (to_ints(n) + 127) << 23;
+  Floats power;
+  std::memcpy(&power, &exponent, sizeof power);
+  return p * power;
+}
+
+static inline Floats sigmoid(Floats x) { return all(1.0f) / (all(1.0f) + exp(-x)); }
+
+// tanh: x + x³ P(x²) near zero (Cephes' tanhf), 1 - 2 / (e^2x + 1) elsewhere
+static inline Floats tanh(Floats x) {
+  const Floats size = max(x, -x), square = x * x;
+  Floats p = all(-5.70498872745e-3f);
+  p = fma(p, square, all(2.06390887954e-2f));
+  p = fma(p, square, all(-5.37397155531e-2f));
+  p = fma(p, square, all(1.33314422036e-1f));
+  p = fma(p, square, all(-3.33332819422e-1f));
+  const Floats near = fma(p * square, x, x);
+  Floats far = all(1.0f) - all(2.0f) / (exp(size + size) + all(1.0f));
+  far = x < 0.0f ? -far : far;
+  return size < 0.625f ? near : far;
+}
+
+// erf: x P(x²) up to 1, 1 - e^(-x²) Q(1/x²) / x beyond (Cephes' erff and erfcf, up to 2 and beyond 2)
+static inline Floats erf(Floats x) {
+  const Floats size = max(x, -x), square = x * x;
+  Floats p = all(7.853861353153693e-5f);
+  p = fma(p, square, all(-8.010193625184903e-4f));
+  p = fma(p, square, all(5.188327685732524e-3f));
+  p = fma(p, square, all(-2.685381193529856e-2f));
+  p = fma(p, square, all(1.128358514861418e-1f));
+  p = fma(p, square, all(-3.761262582423300e-1f));
+  p = fma(p, square, all(1.128379165726710f));
+  const Floats near = x * p;
+  const Floats q = all(1.0f) / max(size, all(1.0f)), y = q * q;
+  Floats a = all(2.326819970068386e-2f);
+  for (float c : {-1.387039388740657e-1f, 3.687424674597105e-1f, -5.824733027278666e-1f, 6.210004621745983e-1f,
+                  -4.944515323274145e-1f, 3.404879937665872e-1f, -2.741127028184656e-1f, 5.638259427386472e-1f})
+    a = fma(a, y, all(c));
+  Floats b = all(-1.047766399936249e+1f);
+  for (float c : {1.297719955372516e+1f, -7.495518717768503e+0f, 2.921019019210786e+0f, -1.015265279202700e+0f,
+                  4.218463358204948e-1f, -2.820767439740514e-1f, 5.641895067754075e-1f})
+    b = fma(b, y, all(c));
+  const Floats tail = exp(-square) * q * (size < 2.0f ? a : b);
+  const Floats far = x < 0.0f ? tail - all(1.0f) : all(1.0f) - tail;
+  return size < 1.0f ? near : far;
+}
+
+}  // namespace fledge

@@ -1,0 +1,258 @@
+// A decoder's forward pass over new tokens of many sequences: every thread runs it, meeting the others at barriers.
+//
+// M tokens, D width. The fields are what fledge/nn/native/step.py fills in.
+#pragma once
+
+#include "attention.h"
+#include "matmul.h"
+
+namespace fledge {
+
+enum NormKind : int32_t { NO_NORM = 0, RMS = 1, LAYER = 2 };
+enum Activation : int32_t { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, RELU2 = 4, QUICK_GELU = 5, TANH = 6 };
+enum Parallel : int32_t { ONE_AFTER_THE_OTHER = 0, ONE_NORM = 1, TWO_NORMS = 2 };
+
+struct Norm {
+  int32_t kind;
+  float eps;
+  const float *weight, *bias;  // either may be null
+};
+
+struct Layer {
+  Norm attention_before, attention_after, attention_residual, ffn_before, ffn_after, ffn_residual;
+  Norm q_norm, k_norm;
+  int32_t norm_whole;  // q and k are normalised over all heads at once
+  int32_t turned;      // channels that turn, 0: none
+  const float *cos, *sin;  // [positions, turned / 2]
+  Heads heads;
+  Cache cache;
+  Matrix qkv, out, up, down;  // up: gate and up side by side if `gated`
+  int32_t activation, gated, parallel, padding;
+};
+
+struct Decoder {
+  int32_t width, n_layers, hidden, vocab;
+  const Layer* layers;
+  const float* embedding;         // [V, D], or the output's panels if `embedding_in_panels`
+  const float* position_table;    // [rows, D] or null
+  int32_t embedding_in_panels, position_offset;
+  float embedding_scale, logit_scale, logit_softcap;
+  float padding;
+  Norm input_norm, final_norm;
+  Matrix output;
+};
+
+struct Step {
+  int32_t n_tokens, n_logits;
+  const int32_t *ids, *positions;
+  const int32_t* const* tables;  // each token's block table
+  const int32_t* wanted;         // [n_logits]: the tokens whose logits are asked for
+  float* logits;                 // [n_logits, vocab]
+};
+
+// What a pass keeps between its parts; grows and stays.
+struct Room {
+  std::vector<float> x, inward, heads, mixed, hidden, out, last;
+  Packed packed;
+  std::vector<std::vector<float>> scores;  // a thread's own
+  std::vector<std::pair<int, int>> neighbours;  // first token and number of tokens that follow each other in a sequence
+};
+
+static inline void normalise(const Norm& norm, const float* x, float* y, int n) {
+  if (norm.kind == NO_NORM) {
+    if (x != y) std::memcpy(y, x, n * sizeof(float));
+    return;
+  }
+  Floats sums{};
+  const auto part = [&](const float* at, int i) { return load_part(at + i, n - i); };
+  float mean = 0;
+  if (norm.kind == LAYER) {
+    for (int i = 0; i < n; i += LANES) sums = sums + part(x, i);
+    mean = sum(sums) / n;
+    sums = Floats{};
+  }
+  for (int i = 0; i < n; i += LANES) {
+    const Floats v = first_lanes(part(x, i) - all(mean), n - i, 0.0f);
+    sums = fma(v, v, sums);
+  }
+  const Floats r = all(1.0f / std::sqrt(sum(sums) / n + norm.eps));
+  for (int i = 0; i < n; i += LANES) {
+    Floats v = (part(x, i) - all(mean)) * r;
+    if (norm.weight) v = v * part(norm.weight, i);
+    if (norm.bias) v = v + part(norm.bias, i);
+    store_part(y + i, v, n - i);
+  }
+}
+
+static inline Floats activate(Floats x, int kind) {
+  switch (kind) {
+    case SILU: return x * sigmoid(x);
+    case GELU: return x * all(0.5f) * (all(1.0f) + erf(x * all(0.70710678118654752f)));
+    case GELU_TANH: {
+      const Floats inner = all(0.7978845608028654f) * fma(x * x * x, all(0.044715f), x);
+      return x * all(0.5f) * (all(1.0f) + tanh(inner));
+    }
+    case RELU: return max(x, all(0.0f));
+    case RELU2: return max(x, all(0.0f)) * max(x, all(0.0f));
+    case QUICK_GELU: return x * sigmoid(x * all(1.702f));
+    default: return tanh(x);
+  }
+}
+
+// hidden [F] from up's outputs: [2F] if gated, else [F] in place
+static inline void feed(const Layer& layer, float* h, int F) {
+  for (int i = 0; i < F; i += LANES) {
+    const int n = F - i;
+    Floats v = activate(load_part(h + i, n), layer.activation);
+    if (layer.gated) v = v * load_part(h + F + i, n);
+    store_part(h + i, v, n);
+  }
+}
+
+static inline void turn(const Layer& layer, float* x, int position) {
+  const int half = layer.turned / 2;
+  const float *cos = layer.cos + (int64_t)position * half, *sin = layer.sin + (int64_t)position * half;
+  for (int c = 0; c < half; c++) {
+    const float a = x[c], b = x[c + half];
+    x[c] = a * cos[c] - b * sin[c];
+    x[c + half] = b * cos[c] + a * sin[c];
+  }
+}
+
+// Queries, keys and values of a token [(H + 2K) C]: normalised, turned, keys and values into the cache.
+static inline void project(const Layer& layer, float* qkv, int position, const int32_t* table) {
+  const Heads& heads = layer.heads;
+  const int C = heads.channels, H = heads.n_heads, K = heads.n_kv_heads;
+  if (layer.q_norm.kind != NO_NORM) {
+    if (layer.norm_whole) {
+      normalise(layer.q_norm, qkv, qkv, H * C);
+      normalise(layer.k_norm, qkv + H * C, qkv + H * C, K * C);
+    } else {
+      for (int h = 0; h < H + K; h++) normalise(h < H ? layer.q_norm : layer.k_norm, qkv + h * C, qkv + h * C, C);
+    }
+  }
+  if (layer.turned)
+    for (int h = 0; h < H + K; h++) turn(layer, qkv + h * C, position);
+  write_cache(layer.cache, heads, place(table, position), qkv + H * C, qkv + (H + K) * C);
+}
+
+// x += y, with the norms that stand after the sublayer and on the sum
+static inline void join(const Norm& after, const Norm& residual, float* x, float* y, int n) {
+  if (after.kind != NO_NORM) normalise(after, y, y, n);
+  for (int i = 0; i < n; i += LANES) {
+    const int there = n - i;
+    store_part(x + i, load_part(x + i, there) + load_part(y + i, there), there);
+  }
+  if (residual.kind != NO_NORM) normalise(residual, x, x, n);
+}
+
+static inline void embed(const Decoder& model, int id, int position, float* x) {
+  const int D = model.width;
+  if (model.embedding_in_panels) {
+    const float* column = model.embedding + (int64_t)(id / PANEL) * D * PANEL + id % PANEL;
+    for (int i = 0; i < D; i++) x[i] = column[(int64_t)i * PANEL];
+  } else {
+    std::memcpy(x, model.embedding + (int64_t)id * D, D * sizeof(float));
+  }
+  if (model.embedding_scale != 1.0f)
+    for (int i = 0; i < D; i++) x[i] *= model.embedding_scale;
+  if (model.position_table) {
+    const float* row = model.position_table + (int64_t)(position + model.position_offset) * D;
+    for (int i = 0; i < D; i++) x[i] += row[i];
+  }
+  normalise(model.input_norm, x, x, D);
+}
+
+static void grow(std::vector<float>& room, int64_t n) {
+  if ((int64_t)room.size() < n) room.resize(n + LANES);
+}
+
+static void prepare(const Decoder& model, const Step& step, Room& room, int n_threads) {
+  const int64_t M = step.n_tokens, D = model.width;
+  int64_t heads = 0, mixed = 0, hidden = 0;
+  for (int l = 0; l < model.n_layers; l++) {
+    const Layer& layer = model.layers[l];
+    heads = std::max<int64_t>(heads, layer.qkv.n_outputs);
+    mixed = std::max<int64_t>(mixed, layer.out.n_inputs);
+    hidden = std::max<int64_t>(hidden, layer.up.n_outputs);
+  }
+  grow(room.x, M * D), grow(room.inward, M * D), grow(room.out, M * D), grow(room.last, M * D);
+  grow(room.heads, M * heads), grow(room.mixed, M * mixed), grow(room.hidden, M * hidden);
+  room.scores.resize(n_threads);
+  room.neighbours.clear();
+  for (int m = 0; m < M; m++) {
+    const bool next = m && step.tables[m] == step.tables[m - 1] && step.positions[m] == step.positions[m - 1] + 1;
+    if (next && room.neighbours.back().second < QUERIES)
+      room.neighbours.back().second++;
+    else
+      room.neighbours.push_back({m, 1});
+  }
+}
+
+static void run_layer(Pool& pool, int rank, const Decoder& model, const Layer& layer, const Step& step, Room& room) {
+  const int M = step.n_tokens, D = model.width, F = layer.down.n_inputs, wide = layer.qkv.n_outputs;
+  const int C = layer.heads.channels, H = layer.heads.n_heads;
+  const Share rows(M, rank, pool.n_threads);
+  float *x = room.x.data(), *inward = room.inward.data(), *out = room.out.data(), *hidden = room.hidden.data();
+  for (int m = rows.first; m < rows.last; m++) normalise(layer.attention_before, x + m * D, inward + m * D, D);
+  matmul(pool, rank, inward, D, layer.qkv, M, room.heads.data(), wide, room.packed);
+  for (int m = rows.first; m < rows.last; m++)
+    project(layer, room.heads.data() + (int64_t)m * wide, step.positions[m], step.tables[m]);
+  pool.barrier();
+  const Share tasks((int)room.neighbours.size() * H, rank, pool.n_threads);
+  for (int task = tasks.first; task < tasks.last; task++) {
+    const auto [m, n] = room.neighbours[task / H];
+    const int h = task % H;
+    attend_neighbours<QUERIES>(n, room.heads.data() + (int64_t)m * wide + h * C, wide, layer.cache, layer.heads, h,
+                               step.tables[m], step.positions[m], room.scores[rank],
+                               room.mixed.data() + (int64_t)m * H * C + h * C, H * C);
+  }
+  matmul(pool, rank, room.mixed.data(), H * C, layer.out, M, out, D, room.packed);
+  float* sum_of = out;
+  if (layer.parallel == ONE_AFTER_THE_OTHER)
+    for (int m = rows.first; m < rows.last; m++)
+      join(layer.attention_after, layer.attention_residual, x + m * D, out + m * D, D);
+  if (layer.parallel != ONE_NORM)
+    for (int m = rows.first; m < rows.last; m++) normalise(layer.ffn_before, x + m * D, inward + m * D, D);
+  matmul(pool, rank, inward, D, layer.up, M, hidden, layer.up.n_outputs, room.packed);
+  for (int m = rows.first; m < rows.last; m++) feed(layer, hidden + (int64_t)m * layer.up.n_outputs, F);
+  float* fed = layer.parallel == ONE_AFTER_THE_OTHER ? sum_of : room.last.data();
+  matmul(pool, rank, hidden, layer.up.n_outputs, layer.down, M, fed, D, room.packed);
+  for (int m = rows.first; m < rows.last; m++) {
+    float *row = x + m * D, *y = fed + m * D;
+    if (layer.parallel == ONE_AFTER_THE_OTHER) {
+      join(layer.ffn_after, layer.ffn_residual, row, y, D);
+    } else {
+      for (int i = 0; i < D; i++) y[i] += out[m * D + i];
+      join(layer.attention_after, layer.attention_residual, row, y, D);
+    }
+  }
+}
+
+static void run_step(Pool& pool, int rank, const Decoder& model, const Step& step, Room& room) {
+  if (rank == 0) prepare(model, step, room, pool.n_threads);
+  pool.barrier();
+  const int D = model.width;
+  const Share rows(step.n_tokens, rank, pool.n_threads);
+  for (int m = rows.first; m < rows.last; m++)
+    embed(model, step.ids[m], step.positions[m], room.x.data() + (int64_t)m * D);
+  for (int l = 0; l < model.n_layers; l++) run_layer(pool, rank, model, model.layers[l], step, room);
+  pool.barrier();
+  const Share wanted(step.n_logits, rank, pool.n_threads);
+  for (int i = wanted.first; i < wanted.last; i++) {
+    float* y = room.last.data() + (int64_t)i * D;
+    normalise(model.final_norm, room.x.data() + (int64_t)step.wanted[i] * D, y, D);
+    if (model.logit_scale != 1.0f)
+      for (int d = 0; d < D; d++) y[d] *= model.logit_scale;
+  }
+  if (!step.n_logits) return;
+  matmul(pool, rank, room.last.data(), D, model.output, step.n_logits, step.logits, model.vocab, room.packed);
+  if (model.logit_softcap > 0)
+    for (int i = wanted.first; i < wanted.last; i++)
+      for (int n = 0; n < model.vocab; n++) {
+        float* logit = step.logits + (int64_t)i * model.vocab + n;
+        *logit = std::tanh(*logit / model.logit_softcap) * model.logit_softcap;
+      }
+}
+
+}  // namespace fledge

@@ -1,0 +1,142 @@
+"""The compiled kernels against formulas in float64, and the bits of a row in any company."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fledge.errors import FledgeError
+from fledge.nn.native import library
+from fledge.nn.native.linear import NativeLinear, float_linear, int4_linear, int8_linear
+
+SHAPES = [(64, 64), (100, 40), (33, 96), (288, 288), (1000, 768)]
+ROWS = [1, 2, 3, 4, 5, 8, 11, 12, 13, 24, 40, 193]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def kernels():
+    assert library.build() is not None, "a C++ compiler is needed here"
+
+
+def rounded_rows(x):
+    """int8 values and scales of each row: half to even, the largest becomes 127."""
+    scale = x.abs().amax(1).double() / 127
+    return torch.round(x / scale.float()[:, None]).double(), scale.float().double()
+
+
+def made(kind, outputs, inputs, bias=True):
+    """A linear, and the function that it should be."""
+    torch.manual_seed(outputs + inputs)
+    weight, b = torch.randn(outputs, inputs) / inputs**0.5, torch.randn(outputs) if bias else None
+    added = 0 if b is None else b.double()
+    if kind == "float32":
+        return float_linear(weight, b), lambda x: x.double() @ weight.double().t() + added
+    if kind == "int8":
+        scale = weight.abs().amax(1) / 127
+        q = torch.round(weight / scale[:, None]).to(torch.int8)
+
+        def of_int8(x):
+            values, row_scale = rounded_rows(x)
+            return (values @ q.double().t()) * row_scale[:, None] * scale.double() + added
+
+        return int8_linear(q, scale, b), of_int8
+    groups = weight.view(outputs, -1, 32)
+    scale = (groups.amax(-1) - groups.amin(-1)) / 15
+    zero = torch.round(-groups.amin(-1) / scale).clamp(0, 15)
+    q = (torch.round(groups / scale[..., None]) + zero[..., None]).clamp(0, 15)
+    restored = ((q - zero[..., None]).double() * scale[..., None].double()).view(outputs, inputs)
+
+    def of_int4(x):
+        values, row_scale = rounded_rows(x)
+        return (values @ restored.t()) * row_scale[:, None] + added
+
+    return int4_linear(q.view(outputs, inputs).to(torch.uint8), scale, zero, b), of_int4
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8", "int4"])
+@pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
+def test_a_product_is_its_formula_and_a_row_has_the_same_bits_in_any_company(kind, outputs, inputs):
+    if kind == "int4" and inputs % 32:
+        return
+    linear, expected = made(kind, outputs, inputs)
+    x = torch.randn(max(ROWS), inputs)
+    alone = torch.cat([linear(x[i : i + 1]) for i in range(len(x))])
+    want = expected(x)
+    assert (alone.double() - want).abs().max() <= 2e-6 * max(1, float(want.abs().max())) * inputs**0.5
+    for n in ROWS:
+        assert torch.equal(linear(x[:n]), alone[:n]), n
+    assert not torch.equal(linear(x[1:3]), alone[:2])  # the control
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["float32", "int8", "int4"])
+def test_every_number_of_rows_up_to_512_gives_the_same_bits(kind):
+    linear, _ = made(kind, 160, 1056)
+    x = torch.randn(512, 1056)
+    whole = linear(x)
+    for n in range(1, 513):
+        assert torch.equal(linear(x[:n]), whole[:n]), n
+
+
+def test_threads_do_not_change_bits():
+    x, before = torch.randn(40, 288), torch.get_num_threads()
+    results = []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            results.append([made(kind, 288, 288)[0](x) for kind in ("float32", "int8", "int4")])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_a_row_of_zeros_gives_the_bias_and_a_loud_row_leaves_its_neighbours_alone(kind):
+    linear, _ = made(kind, 64, 64)
+    x = torch.randn(3, 64)
+    x[0] = 0
+    quiet = linear(x)
+    assert torch.equal(quiet[0], linear.bias)
+    x[2] *= 1000
+    assert torch.equal(linear(x)[:2], quiet[:2])
+    assert not torch.equal(linear(x)[2], quiet[2])
+
+
+def test_without_a_bias_nothing_is_added():
+    linear, expected = made("float32", 48, 32, bias=False)
+    x = torch.randn(2, 32)
+    assert torch.allclose(linear(x).double(), expected(x), atol=1e-5)
+
+
+def test_switched_off_or_without_a_compiler_there_are_no_kernels(monkeypatch, tmp_path):
+    assert library.library() is not None
+    monkeypatch.setenv("FLEDGE_NATIVE", "0")
+    assert library.library() is None
+    monkeypatch.delenv("FLEDGE_NATIVE")
+    script = "from fledge.nn.native import library as l; print(l.build(), l.library())"
+    environment = {"PATH": str(tmp_path), "FLEDGE_CACHE": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["None", "None"]
+
+
+def test_a_compiler_that_fails_is_named_and_leaves_nothing(monkeypatch, tmp_path):
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho cannot >&2\nexit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    monkeypatch.setenv("FLEDGE_CACHE", str(tmp_path / "cache"))
+    library.built.cache_clear()
+    try:
+        with pytest.raises(FledgeError, match="exit status 3: cannot"):
+            library.build()
+        assert list((tmp_path / "cache").iterdir()) == []
+    finally:
+        library.built.cache_clear()
+
+
+def test_its_struct_is_the_kernels_struct():
+    assert isinstance(made("float32", 32, 32)[0], NativeLinear)  # `opened` compares all sizes and raises

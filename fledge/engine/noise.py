@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from fledge.nn.native.library import library
+
 GOLDEN = 0x9E3779B97F4A7C15
 FIRST, SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 WORD = (1 << 64) - 1
@@ -58,3 +60,14 @@ def gumbel(key: int, ids: np.ndarray) -> np.ndarray:
     np.negative(values, out=values)
     np.log(values, out=values)
     return np.negative(values, out=values)
+
+
+def contenders(scores: np.ndarray, best_id: int, temperature: float, key: int) -> np.ndarray:
+    """Ids, rising, among which the argmax of (scores - best) / temperature + Gumbel noise certainly is; float32 scores
+    [V], `best_id` the largest's. All ids without the compiled kernels, some tens with them."""
+    kernels = library()
+    if kernels is None:
+        return np.arange(len(scores))
+    scores, ids = np.ascontiguousarray(scores, np.float32), np.empty(len(scores), np.int64)
+    n = kernels.fledge_contenders(scores.ctypes.data, len(scores), best_id, temperature, key, ids.ctypes.data)
+    return ids[:n]

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from fledge.engine.noise import gumbel, position_key, sequence_key
+from fledge.engine.noise import contenders, gumbel, position_key, sequence_key
 from fledge.engine.request import Sampling, TokenLogprob
 from fledge.errors import EngineError
 
@@ -58,9 +58,13 @@ class Sampler:
             raise EngineError(f"engine: expected finite logits, got {best} at position {position}; check the weights")
         if sampling.temperature == 0.0:
             return best_id
-        scaled = (scores.astype(np.float64) - best) / max(sampling.temperature, COLDEST)
-        ids, values = truncate(scaled, sampling)
-        return int(ids[(values + gumbel(position_key(self.key, position), ids)).argmax()])
+        temperature, key = max(sampling.temperature, COLDEST), position_key(self.key, position)
+        if not truncates(sampling):
+            ids = contenders(scores, best_id, temperature, key)
+            values = (scores[ids].astype(np.float64) - best) / temperature
+        else:
+            ids, values = truncate((scores.astype(np.float64) - best) / temperature, sampling)
+        return int(ids[(values + gumbel(key, ids)).argmax()])
 
     def accept(self, token: int) -> None:
         """Count a token of the answer: the penalties and min_tokens look at it from now on."""
@@ -87,6 +91,11 @@ class Sampler:
         if banned:
             scores[self.stop_ids] = -np.inf
         return scores
+
+
+def truncates(sampling: Sampling) -> bool:
+    """Whether `truncate` would leave anything out."""
+    return bool(sampling.top_k) or sampling.top_p < 1.0 or sampling.min_p > 0.0
 
 
 def truncate(scores: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:

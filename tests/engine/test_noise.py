@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fledge.engine.noise import gumbel, mix, position_key, sequence_key, uniform
+from fledge.engine.noise import contenders, gumbel, mix, position_key, sequence_key, uniform
+from fledge.nn.native import library
 
 
 def test_mix_is_the_published_splitmix64():
@@ -67,3 +68,25 @@ def test_gumbel_noise_has_the_gumbel_mean_and_variance():
     values = np.concatenate([gumbel(position_key(2, p), np.arange(1000)) for p in range(200)])
     assert abs(values.mean() - 0.5772157) < 0.01
     assert abs(values.var() - np.pi**2 / 6) < 0.03
+
+
+def test_the_winner_is_always_among_the_contenders():
+    assert library.build() is not None, "a C++ compiler is needed here"
+    chance, kept = np.random.default_rng(0), 0.0
+    for number in range(600):
+        n = int(chance.choice([1, 5, 100, 1000, 32_000] if number < 30 else [1000]))
+        scores = (chance.normal(size=n) * chance.choice([0, 0.1, 1, 5, 30])).astype(np.float32)
+        scores[chance.random(n) < chance.choice([0, 0.3])] = -np.inf
+        scores[chance.integers(n)] = 0
+        temperature, best, key = float(chance.choice([1e-100, 0.3, 1, 2, 100])), int(scores.argmax()), number
+        ids = contenders(scores, best, temperature, key)
+        values = (scores.astype(np.float64) - float(scores[best])) / temperature
+        winner = int((values + gumbel(key, np.arange(n))).argmax())
+        assert ids[(values[ids] + gumbel(key, ids)).argmax()] == winner
+        kept += len(ids) / n
+    assert kept / 600 < 0.1  # the control: not all are kept
+
+
+def test_without_the_kernels_all_contend(monkeypatch):
+    monkeypatch.setenv("FLEDGE_NATIVE", "0")
+    assert len(contenders(np.zeros(50, np.float32), 0, 1.0, 1)) == 50

@@ -1,4 +1,5 @@
 // The functions that Python calls (fledge/nn/native/library.py), each with plain pointers.
+#include "noise.h"
 #include "step.h"
 
 using namespace fledge;
@@ -27,6 +28,10 @@ void fledge_matmul(void* context, const float* x, const Matrix* w, int M, float*
 void fledge_step(void* context, const Decoder* model, const Step* step) {
   auto& [pool, room] = *(Context*)context;
   pool.run([&](int rank) { run_step(pool, rank, *model, *step, room); });
+}
+
+int64_t fledge_contenders(const float* scores, int64_t n, int64_t best_id, double temperature, uint64_t key, int64_t* ids) {
+  return contenders(scores, n, best_id, temperature, key, ids);
 }
 
 // Bytes of each struct, for the Python side to compare with its own.

@@ -108,6 +108,8 @@ def opened(path: Path | None) -> c.CDLL | None:
     kernels.fledge_matmul.restype = None
     kernels.fledge_step.argtypes = [c.c_void_p, c.POINTER(Decoder), c.POINTER(Step)]
     kernels.fledge_step.restype = None
+    kernels.fledge_contenders.argtypes = [c.c_void_p, c.c_int64, c.c_int64, c.c_double, c.c_uint64, c.c_void_p]
+    kernels.fledge_contenders.restype = c.c_int64
     sizes = (c.c_int32 * len(STRUCTS))()
     kernels.fledge_sizes(sizes)
     own = [c.sizeof(one) for one in STRUCTS]

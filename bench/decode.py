@@ -1,82 +1,201 @@
-"""Tokens per second of greedy decoding at batch 1: fledge's engine beside transformers' generate.
+"""Tokens per second of the whole engine (scheduling, sampling, text) beside transformers, CTranslate2 and llama.cpp.
 
-The 15M-parameter LLaMA shape (width 288, 6 layers, 6 heads, vocabulary 32,000), random weights, fp32, prompt of 64, 128
-new tokens. fledge runs its whole engine: scheduling, sampling, text. The bar: at least 1.2 of transformers on 1 thread.
+LLaMA shapes of 15M, 125M and 1.1B parameters with random weights; a cell is a shape, a precision, threads and a task:
+decoding after a prompt of 64 or 512 tokens, several answers at once, or a prompt of 512 alone. Everyone decodes greedily;
+`sampled` is fledge with sampling on. Peers that aren't installed are left out and named: `pip install ctranslate2
+llama-cpp-python gguf` (or a folder of them in BENCH_PEERS). One thread is measured by CPU time, two by wall time.
+
+The bar: fp32 at least 1.0 x transformers and 0.95 x the best; INT8 at least 0.85 x CTranslate2 on one thread and 1.0 x in
+half of the cells; INT4 at least 1.0 x the best 4-bit peer on one thread and 0.8 x on two.
+Words choose cells: `python bench/decode.py 15m float32 1 decode64`. Cells are kept in bench/results/decode.json.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
+import json
+import os
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from harness import clock, run
+from harness import RESULTS, clock, compare, keep, peer_process, summary
 
-PROMPT, NEW = 64, 128
+sys.path[:0] = [os.environ["BENCH_PEERS"]] if "BENCH_PEERS" in os.environ else []
+SHAPES = {  # width, hidden, layers, heads, vocabulary
+    "15m": (288, 768, 6, 6, 32000),
+    "125m": (768, 2048, 12, 12, 32000),
+    "1b": (2048, 5632, 22, 32, 32000),
+}
+CONTEXT = 1024
+TASKS = {  # answers at once, prompt tokens, new tokens
+    "decode64": (1, 64, 128),
+    "decode512": (1, 512, 64),
+    "prefill512": (1, 512, 1),
+    "batch8": (8, 64, 32),
+    "batch32": (32, 64, 32),
+}
+PRECISIONS = {
+    "float32": ("fledge", "sampled", "transformers", "ctranslate2", "llama.cpp F32"),
+    "int8": ("fledge", "sampled", "ctranslate2", "llama.cpp Q8_0"),
+    "int4": ("fledge", "sampled", "llama.cpp Q4_0", "llama.cpp Q4_K_M"),
+}
+NEEDS = {"ctranslate2": ("ctranslate2",), "llama.cpp": ("llama_cpp", "gguf")}
+THREADS = ("1", "2")
+ROUNDS = 7
 
 
-def folder() -> Path:
-    """The same random model for both, as a folder."""
-    from fledge.model.families import family, preset_family
-    from fledge.model.folder import save_model
-    from fledge.model.init import initialise
-    from fledge.model.transformer import build
-
-    shape = preset_family("llama-15m").presets["llama-15m"]
-    path = Path(tempfile.mkdtemp())
-    save_model(initialise(build(family("llama").build(shape), "cpu"), 1), path)
-    return path
+def missing(peer: str) -> list[str]:
+    return [name for name in NEEDS.get(peer.split()[0], ()) if importlib.util.find_spec(name) is None]
 
 
-def transformers_generate(threads: int) -> Iterator[float]:
+def transformers_model(shape: str) -> Any:
+    """The same random model for everybody."""
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
-    model = AutoModelForCausalLM.from_pretrained(folder()).eval()
-    ids = torch.arange(100, 100 + PROMPT)[None]
+    width, hidden, layers, heads, vocabulary = SHAPES[shape]
+    torch.manual_seed(1)
+    config = transformers.LlamaConfig(
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=hidden, num_hidden_layers=layers,
+        num_attention_heads=heads, max_position_embeddings=CONTEXT, tie_word_embeddings=shape == "15m",
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def prompts(task: str) -> list[list[int]]:
+    rows, tokens, _ = TASKS[task]
+    return [[100 + (7 * i + 11 * row) % 20_000 for i in range(tokens)] for row in range(rows)]
+
+
+def transformers_generate(shape: str, precision: str, task: str) -> Callable[[], None]:
+    import torch
+
+    model, ids, new = transformers_model(shape), torch.tensor(prompts(task)), TASKS[task][2]
 
     def generate() -> None:
         with torch.inference_mode():
-            out = model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False
-            )
-        assert out.shape[1] == PROMPT + NEW
+            mask = torch.ones_like(ids)
+            out = model.generate(ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False)
+        assert out.shape[1] == ids.shape[1] + new
 
-    generate()
-    yield 0.0
-    while True:
-        began = clock(threads)
-        generate()
-        yield NEW / (clock(threads) - began)
+    return generate
 
 
-def fledge_engine(threads: int) -> Iterator[float]:
+def fledge_engine(shape: str, precision: str, task: str, sampled: bool = False) -> Callable[[], None]:
+    import torch
+
     from fledge.engine.config import EngineConfig
     from fledge.engine.core import Engine
     from fledge.engine.request import Request, Sampling
     from fledge.engine.runner import Runner
     from fledge.model.folder import load_model
+    from fledge.nn.native import library
     from fledge.text.tokenizer import characters
 
-    tokenizer = characters(
-        "".join(chr(0x4E00 + i) for i in range(20_000)) + "".join(map(chr, range(0xAC00, 0xAC00 + 11_000)))
-    )
-    engine = Engine(Runner(load_model(folder()), n_slots=1), tokenizer, EngineConfig(n_slots=1))
-    prompt = tuple(range(100, 100 + PROMPT))
-    sampling = Sampling(max_tokens=NEW, temperature=0.0, ignore_eos=True)
+    library.build()
+    folder = Path(tempfile.mkdtemp())
+    transformers_model(shape).save_pretrained(folder)
+    tokenizer = characters("".join(chr(0x4E00 + i) for i in range(20_000)) + "".join(map(chr, range(0xAC00, 0xD6F8))))
+    rows, _, new = TASKS[task]
+    with torch.no_grad():
+        model = quantised(load_model(folder), precision)
+    config = EngineConfig(n_slots=rows, prefix_cache=False)
+    engine = Engine(Runner(model, n_slots=rows), tokenizer, config)
+    sampling = Sampling(max_tokens=new, temperature=float(sampled), ignore_eos=True)
+    numbers = itertools.count()
 
     def generate() -> None:
-        done = engine.complete([Request("bench", prompt, sampling)])
-        assert len(done[0].token_ids) == NEW
+        asked = [Request(f"{next(numbers)}", tuple(prompt), sampling) for prompt in prompts(task)]
+        assert all(len(done.token_ids) == new for done in engine.complete(asked))
 
-    generate()
-    yield 0.0
-    while True:
-        began = clock(threads)
+    return generate
+
+
+def quantised(model: Any, precision: str) -> Any:
+    return model
+
+
+def ctranslate2_generate(shape: str, precision: str, task: str, threads: int) -> Callable[[], None]:
+    import ctranslate2
+    from ctranslate2.converters.transformers import LlamaLoader
+
+    theirs = transformers_model(shape)
+    spec = LlamaLoader().get_model_spec(theirs)
+    spec.register_vocabulary([f"t{i}" for i in range(SHAPES[shape][4])])
+    spec.config.bos_token, spec.config.eos_token, spec.config.unk_token = "t1", "t2", "t0"
+    spec.config.layer_norm_epsilon = theirs.config.rms_norm_eps
+    spec.validate()
+    spec.optimize(quantization="int8" if precision == "int8" else None)
+    folder = tempfile.mkdtemp()
+    spec.save(folder)
+    del theirs
+    kind = "int8" if precision == "int8" else "float32"
+    generator = ctranslate2.Generator(folder, device="cpu", intra_threads=threads, inter_threads=1, compute_type=kind)
+    words, new = [[f"t{i}" for i in prompt] for prompt in prompts(task)], TASKS[task][2]
+
+    def generate() -> None:
+        found = generator.generate_batch(
+            words, max_length=new, min_length=new, sampling_topk=1, include_prompt_in_result=False, max_batch_size=64
+        )
+        assert all(len(one.sequences_ids[0]) == new for one in found)
+
+    return generate
+
+
+def measure(peer: str, shape: str, precision: str, task: str) -> Callable[[int], Iterator[float]]:
+    """A peer of the harness: tokens a second."""
+
+    def figures(threads: int) -> Iterator[float]:
+        if peer in ("fledge", "sampled"):
+            generate = fledge_engine(shape, precision, task, peer == "sampled")
+        elif peer == "transformers":
+            generate = transformers_generate(shape, precision, task)
+        elif peer == "ctranslate2":
+            generate = ctranslate2_generate(shape, precision, task, threads)
+        else:
+            raise SystemExit(f"{peer}: not written yet")
+        rows, prompt, new = TASKS[task]
+        tokens = prompt if new == 1 else rows * new
         generate()
-        yield NEW / (clock(threads) - began)
+        yield 0.0
+        while True:
+            began = clock(threads)
+            generate()
+            yield tokens / (clock(threads) - began)
+
+    return figures
+
+
+def cell(shape: str, precision: str, threads: str, task: str) -> dict[str, Any]:
+    left_out = {peer: missing(peer) for peer in PRECISIONS[precision] if missing(peer)}
+    here = [peer for peer in PRECISIONS[precision] if peer not in left_out]
+    names = [f"{peer}|{shape}|{precision}|{task}" for peer in here]
+    figures = compare(__file__, names, int(threads), ROUNDS)
+    table = summary({name.split("|")[0]: values for name, values in figures.items()}, "fledge")
+    return {"tokens_per_second": table, "not_installed": left_out}
+
+
+def main() -> None:
+    if "--peer" in sys.argv:
+        name, threads = sys.argv[sys.argv.index("--peer") + 1], int(sys.argv[sys.argv.index("--threads") + 1])
+        peer, shape, precision, task = name.split("|")
+        peer_process({name: measure(peer, shape, precision, task)}, name, threads)
+        return
+    words = set(sys.argv[1:])
+    path = RESULTS / "decode.json"
+    cells = json.loads(path.read_text())["cells"] if path.exists() and "cells" in path.read_text() else {}
+    for one in itertools.product(SHAPES, PRECISIONS, THREADS, TASKS):
+        if words - set(itertools.chain(SHAPES, PRECISIONS, THREADS, TASKS)):
+            raise SystemExit(f"expected words of {[*SHAPES, *PRECISIONS, *THREADS, *TASKS]}, got {words}")
+        if all(not words & set(group) or part in words for part, group in zip(one, (SHAPES, PRECISIONS, THREADS, TASKS), strict=True)):
+            cells[" ".join(one)] = cell(*one)
+            print(" ".join(one), json.dumps(cells[" ".join(one)]["tokens_per_second"]), flush=True)
+            keep("decode", {"clock": "CPU time at one thread, wall at two", "rounds": ROUNDS, "cells": cells}, quiet=True)
 
 
 if __name__ == "__main__":
-    peers = {"transformers": transformers_generate, "fledge": fledge_engine}
-    run(__file__, peers, "transformers", "decode", "tokens a second, prefill included")
+    main()

@@ -74,24 +74,32 @@ static inline void write_cache(const Cache& cache, const Heads& heads, int64_t a
   }
 }
 
-// Scores of Q queries [C] with `n` keys from position `first` on: scores[j][i].
+// Scores of Q queries [C] with `n` keys from position `first` on: scores[j][i], room for 16 more. Sixteen at a time.
 template <bool BYTES, int Q>
 static void score(const float* const (&q)[Q], const Cache& cache, int64_t base, const int32_t* table, int first, int n,
                   int C, float scale, float* const (&scores)[Q]) {
-  for (int i = 0; i < n; i++) {
-    const int64_t row = base + place(table, first + i);
-    Floats dot[Q] = {};
+  constexpr int KEYS = LANES / Q;
+  for (int i = 0; i < n; i += KEYS) {
+    Floats dots[LANES] = {};
+    int64_t rows[KEYS];
+    for (int k = 0; k < KEYS; k++) rows[k] = base + place(table, first + std::min(i + k, n - 1));
     int c = 0;
-    for (; c + LANES <= C; c += LANES) {
-      const Floats key = sixteen<BYTES>(cache.keys, row * C + c);
-      for (int j = 0; j < Q; j++) dot[j] = fma(load(q[j] + c), key, dot[j]);
+    for (; c + LANES <= C; c += LANES)
+      for (int k = 0; k < KEYS; k++) {
+        const Floats key = sixteen<BYTES>(cache.keys, rows[k] * C + c);
+        for (int j = 0; j < Q; j++) dots[j * KEYS + k] = fma(load(q[j] + c), key, dots[j * KEYS + k]);
+      }
+    if (c < C)
+      for (int k = 0; k < KEYS; k++) {
+        const Floats key = cached<BYTES>(cache.keys, rows[k], C, c);
+        for (int j = 0; j < Q; j++) dots[j * KEYS + k] = fma(load_part(q[j] + c, C - c), key, dots[j * KEYS + k]);
+      }
+    float dot[LANES];
+    store(dot, sums(dots));
+    for (int k = 0; k < KEYS; k++) {
+      const float factor = BYTES ? cache.key_scales[rows[k]] * scale : scale;
+      for (int j = 0; j < Q; j++) scores[j][i + k] = dot[j * KEYS + k] * factor;
     }
-    if (c < C) {
-      const Floats key = cached<BYTES>(cache.keys, row, C, c);
-      for (int j = 0; j < Q; j++) dot[j] = fma(load_part(q[j] + c, C - c), key, dot[j]);
-    }
-    const float factor = BYTES ? cache.key_scales[row] * scale : scale;
-    for (int j = 0; j < Q; j++) scores[j][i] = sum(dot[j]) * factor;
   }
 }
 

@@ -70,6 +70,29 @@ static inline float sum(Floats v) {
   return part[0];
 #endif
 }
+// The sums of sixteen vectors, each by the same tree as `sum`.
+static inline Floats sums(const Floats (&v)[LANES]) {
+#if defined(__AVX512F__)
+  __m512 eights[8], fours[4], twos[2];
+  for (int i = 0; i < 8; i++)
+    eights[i] = _mm512_add_ps(_mm512_shuffle_f32x4((__m512)v[i], (__m512)v[i + 8], 0x44),
+                              _mm512_shuffle_f32x4((__m512)v[i], (__m512)v[i + 8], 0xEE));
+  for (int i = 0; i < 4; i++)
+    fours[i] = _mm512_add_ps(_mm512_shuffle_f32x4(eights[i], eights[i + 4], 0x88),
+                             _mm512_shuffle_f32x4(eights[i], eights[i + 4], 0xDD));
+  for (int i = 0; i < 2; i++)
+    twos[i] = _mm512_add_ps(_mm512_shuffle_ps(fours[i], fours[i + 2], 0x44),
+                            _mm512_shuffle_ps(fours[i], fours[i + 2], 0xEE));
+  const __m512 ones = _mm512_add_ps(_mm512_shuffle_ps(twos[0], twos[1], 0x88),
+                                    _mm512_shuffle_ps(twos[0], twos[1], 0xDD));
+  const __m512i order = _mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15);
+  return (Floats)_mm512_permutexvar_ps(order, ones);
+#else
+  Floats all_of;
+  for (int i = 0; i < LANES; i++) all_of[i] = sum(v[i]);
+  return all_of;
+#endif
+}
 static inline float largest(Floats v) {
   float best = v[0];
   for (int i = 1; i < LANES; i++) best = v[i] > best ? v[i] : best;

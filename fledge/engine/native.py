@@ -153,5 +153,6 @@ class NativeDecoder:
         arrays = (ids, positions, addresses, wanted, logits)
         given = native.Step(len(ids), len(wanted), *(a.ctypes.data for a in arrays))
         run = threads(torch.get_num_threads())
-        run.kernels.fledge_step(run.pointer, c.byref(self.decoder), c.byref(given))
+        if run.kernels.fledge_step(run.pointer, c.byref(self.decoder), c.byref(given)):
+            raise MemoryError(f"a step of {len(ids)} tokens: expected memory for them, got none")
         return logits

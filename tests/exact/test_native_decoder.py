@@ -110,3 +110,13 @@ def test_a_cache_of_int8_stays_near_one_of_floats(tmp_path):
     near = run(model, ids, new_caches(model, 64 * len(ids), int8=True), seed=1)
     difference = (exact.log_softmax(-1) - near.log_softmax(-1)).abs()
     assert 0 < difference.max() < 0.05
+
+
+@torch.no_grad()
+def test_broken_weights_are_seen_in_the_logits(tmp_path):
+    for name in ("llama", "gpt2", "opt"):
+        model, ids = loaded(name, tmp_path / name), some_ids()
+        model.decoder.layers[0].attention.qkv.k.weight[3, 3] = float("nan")
+        pack_in_place(model)
+        got = run(model, ids, new_caches(model, 64 * len(ids)), seed=1)
+        assert not torch.isfinite(got).any()

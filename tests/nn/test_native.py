@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -133,10 +134,35 @@ def test_a_compiler_that_fails_is_named_and_leaves_nothing(monkeypatch, tmp_path
     try:
         with pytest.raises(FledgeError, match="exit status 3: cannot"):
             library.build()
-        assert list((tmp_path / "cache").iterdir()) == []
+        assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
     finally:
         library.built.cache_clear()
 
 
 def test_its_struct_is_the_kernels_struct():
     assert isinstance(made("float32", 32, 32)[0], NativeLinear)  # `opened` compares all sizes and raises
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8", "int4"])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_what_is_no_number_is_seen_in_its_row_alone(kind, poison):
+    linear, _ = made(kind, 64, 64)
+    x = torch.randn(3, 64)
+    whole = linear(x)
+    x[1, 40] = poison
+    seen = linear(x)
+    assert torch.equal(seen[[0, 2]], whole[[0, 2]])
+    assert not torch.isfinite(seen[1]).all()
+
+
+def test_two_callers_and_a_forked_process_get_their_own_results():
+    linear, _ = made("int8", 288, 288)
+    x = torch.randn(8, 288)
+    alone = linear(x)
+    with ThreadPoolExecutor(4) as callers:
+        results = list(callers.map(lambda _: linear(x), range(200)))
+    assert all(torch.equal(one, alone) for one in results)
+    child = os.fork()
+    if not child:
+        os._exit(0 if torch.equal(linear(x), alone) else 1)
+    assert os.waitpid(child, 0)[1] == 0

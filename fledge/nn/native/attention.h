@@ -174,7 +174,11 @@ static void attend(const float* const (&q)[Q], const Cache& cache, const Heads& 
     }
 }
 
-// `n` <= QUERIES neighbouring tokens: queries and outputs lie `q_stride` and `out_stride` apart. `room`: the thread's.
+// Floats that a query's scores take.
+static inline int64_t score_room(int n_keys) { return round_up(n_keys, LANES) + 2 * LANES; }
+
+// `n` <= QUERIES neighbouring tokens: queries and outputs lie `q_stride` and `out_stride` apart. `room`: the thread's,
+// for as many queries' scores.
 template <int Q>
 static void attend_neighbours(int n, const float* q, int64_t q_stride, const Cache& cache, const Heads& heads, int head,
                               const int32_t* table, int position, std::vector<float>& room, float* out,
@@ -182,8 +186,7 @@ static void attend_neighbours(int n, const float* q, int64_t q_stride, const Cac
   if constexpr (Q > 1)
     if (n < Q)
       return attend_neighbours<Q - 1>(n, q, q_stride, cache, heads, head, table, position, room, out, out_stride);
-  const int64_t each = round_up(position + Q, LANES) + 2 * LANES;
-  if ((int64_t)room.size() < Q * each) room.resize(2 * Q * each);
+  const int64_t each = score_room(position + Q);
   const float* queries[Q];
   float *scores[Q], *outputs[Q];
   for (int j = 0; j < Q; j++)

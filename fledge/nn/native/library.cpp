@@ -1,4 +1,7 @@
 // The functions that Python calls (fledge/nn/native/library.py), each with plain pointers.
+#include <mutex>
+#include <new>
+
 #include "noise.h"
 #include "step.h"
 
@@ -9,6 +12,7 @@ namespace {
 struct Context {
   Pool pool;
   Room room;
+  std::mutex one_caller;
   explicit Context(int n_threads) : pool(n_threads) {}
 };
 
@@ -19,15 +23,27 @@ extern "C" {
 void* fledge_new(int n_threads) { return new Context(n_threads); }
 void fledge_free(void* context) { delete (Context*)context; }
 
-// y [M, N] = x [M, K] by w
-void fledge_matmul(void* context, const float* x, const Matrix* w, int M, float* y) {
-  auto& [pool, room] = *(Context*)context;
-  pool.run([&](int rank) { matmul(pool, rank, x, w->n_inputs, *w, M, y, w->n_outputs, room.packed); });
+// y [M, N] = x [M, K] by w. 0, or -1: too little memory.
+int fledge_matmul(void* context, const float* x, const Matrix* w, int M, float* y) try {
+  auto& with = *(Context*)context;
+  const std::lock_guard lock(with.one_caller);
+  reserve(*w, M, with.room.packed);
+  with.pool.run(
+      [&](int rank) { matmul(with.pool, rank, x, w->n_inputs, *w, M, y, w->n_outputs, with.room.packed); });
+  return 0;
+} catch (const std::bad_alloc&) {
+  return -1;
 }
 
-void fledge_step(void* context, const Decoder* model, const Step* step) {
-  auto& [pool, room] = *(Context*)context;
-  pool.run([&](int rank) { run_step(pool, rank, *model, *step, room); });
+// One forward pass over a step's tokens. 0, or -1: too little memory.
+int fledge_step(void* context, const Decoder* model, const Step* step) try {
+  auto& with = *(Context*)context;
+  const std::lock_guard lock(with.one_caller);
+  prepare(*model, *step, with.room, with.pool.n_threads);
+  with.pool.run([&](int rank) { run_step(with.pool, rank, *model, *step, with.room); });
+  return 0;
+} catch (const std::bad_alloc&) {
+  return -1;
 }
 
 int64_t fledge_contenders(const float* scores, int64_t n, int64_t best_id, double temperature, uint64_t key, int64_t* ids) {

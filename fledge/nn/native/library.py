@@ -8,6 +8,7 @@ torch computes the same.
 from __future__ import annotations
 
 import ctypes as c
+import fcntl
 import hashlib
 import os
 import platform
@@ -105,9 +106,9 @@ def opened(path: Path | None) -> c.CDLL | None:
     kernels.fledge_new.argtypes, kernels.fledge_new.restype = [c.c_int32], c.c_void_p
     kernels.fledge_free.argtypes, kernels.fledge_free.restype = [c.c_void_p], None
     kernels.fledge_matmul.argtypes = [c.c_void_p, c.c_void_p, c.POINTER(Matrix), c.c_int32, c.c_void_p]
-    kernels.fledge_matmul.restype = None
+    kernels.fledge_matmul.restype = c.c_int32
     kernels.fledge_step.argtypes = [c.c_void_p, c.POINTER(Decoder), c.POINTER(Step)]
-    kernels.fledge_step.restype = None
+    kernels.fledge_step.restype = c.c_int32
     kernels.fledge_contenders.argtypes = [c.c_void_p, c.c_int64, c.c_int64, c.c_double, c.c_uint64, c.c_void_p]
     kernels.fledge_contenders.restype = c.c_int64
     sizes = (c.c_int32 * len(STRUCTS))()
@@ -157,12 +158,25 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fledge"
 
 
-def build() -> Path | None:
-    """Build the kernels if they aren't there; None without a compiler. Raises FledgeError if the compiler fails."""
+def build(wait: bool = True) -> Path | None:
+    """Build the kernels if they aren't there; None without a compiler. With `wait` False it leaves the work to another
+    process that is at it. Raises FledgeError if the compiler fails."""
     path, program = built(), compiler()
     if path is None or program is None or path.is_file():
         return path
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with open(path.with_suffix(".lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return path
+        if not path.is_file():
+            compile_to(path, program)
+    opened.cache_clear()
+    return path
+
+
+def compile_to(path: Path, program: str) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         command = [program, *FLAGS, str(SOURCES / "library.cpp"), "-o", str(made)]
@@ -170,8 +184,6 @@ def build() -> Path | None:
         if done.returncode:
             raise FledgeError(f"{program}: expected kernels, got exit status {done.returncode}: {done.stderr[-2000:]}")
         os.replace(made, path)
-    opened.cache_clear()
-    return path
 
 
 def build_in_background() -> None:
@@ -185,4 +197,4 @@ def build_in_background() -> None:
 
 
 if __name__ == "__main__":
-    print(build())
+    print(build(wait=False))

@@ -7,6 +7,7 @@ company.
 from __future__ import annotations
 
 import ctypes as c
+import os
 from collections.abc import Sequence
 from functools import cache
 
@@ -29,8 +30,13 @@ class Threads:
 
 
 @cache
-def threads(n: int) -> Threads:
+def threads_of(process: int, n: int) -> Threads:
     return Threads(n)
+
+
+def threads(n: int) -> Threads:
+    """`n` threads of this process: a forked one has none of its parent's."""
+    return threads_of(os.getpid(), n)
 
 
 class NativeLinear(nn.Module):
@@ -61,7 +67,9 @@ class NativeLinear(nn.Module):
         rows = x.reshape(-1, self.shape[1]).contiguous()
         y = torch.empty(rows.shape[0], self.shape[0])
         run = threads(torch.get_num_threads())
-        run.kernels.fledge_matmul(run.pointer, rows.data_ptr(), c.byref(self.matrix), rows.shape[0], y.data_ptr())
+        at = rows.data_ptr(), c.byref(self.matrix), rows.shape[0], y.data_ptr()
+        if run.kernels.fledge_matmul(run.pointer, *at):
+            raise MemoryError(f"a product of {rows.shape[0]} rows: expected memory for them, got none")
         return y.view(*x.shape[:-1], self.shape[0])
 
 

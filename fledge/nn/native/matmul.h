@@ -45,15 +45,15 @@ struct Packed {
 };
 
 static void pack_row_int(const float* x, const Matrix& w, int n_rows, uint32_t* words, float* scale, float* sums) {
-  const int K = w.n_inputs, whole = K / LANES * LANES;
-  Floats most{};
-  for (int k = 0; k < whole; k += LANES) {
-    const Floats v = load(x + k);
+  const int K = w.n_inputs;
+  Floats most{}, broken{};  // what is no finite number makes the whole row none
+  for (int k = 0; k < K; k += LANES) {
+    const Floats v = load_part(x + k, K - k);
     most = max(most, max(v, -v));
+    broken = broken + (v - v);
   }
-  float size = largest(most);
-  for (int k = whole; k < K; k++) size = std::max(size, std::fabs(x[k]));
-  *scale = size / 127.0f;
+  const float size = largest(most);
+  *scale = size / 127.0f + sum(broken);
   alignas(64) int8_t rounded[LANES];
   const int offset = w.kind == INT8 ? 128 : 0;
   const int group = w.kind == INT4 ? w.group : round_up(K, 4);
@@ -353,11 +353,10 @@ static void product(const Matrix& w, const Packed& x, int M, float* y, int64_t s
     }
 }
 
-// Called by all threads of a pool: x [M, K] with rows `x_stride` apart, y [M, N] with rows `y_stride` apart. Ends at a
-// barrier.
+// Called by all threads of a pool: x [M, K] with rows `x_stride` apart, y [M, N] with rows `y_stride` apart; `packed`
+// has room (`reserve`). Ends at a barrier.
 static void matmul(Pool& pool, int rank, const float* x, int64_t x_stride, const Matrix& w, int M, float* y,
                    int64_t y_stride, Packed& packed) {
-  if (rank == 0) reserve(w, M, packed);
   pool.barrier();
   pack_rows(x, x_stride, w, M, packed, Share(M, rank, pool.n_threads));
   pool.barrier();

@@ -100,8 +100,9 @@ static inline float largest(Floats v) {
 }
 
 // e^x: x = n ln 2 + r, a polynomial of degree 5 in r (Cephes' expf, two roundings of ln 2), n into the exponent.
-static inline Floats exp(Floats x) {
-  x = max(min(x, all(88.3762626647949f)), all(-87.3365447504019f));
+// What is no number stays none, so that broken weights are seen in the logits.
+static inline Floats exp(Floats given) {
+  const Floats x = max(min(given, all(88.3762626647949f)), all(-87.3365447504019f));
   const Floats shifted = fma(x, all(1.44269504088896341f), all(12582912.0f));  // 1.5 · 2^23 rounds to whole numbers
   const Floats n = shifted - all(12582912.0f);
   Floats r = fma(n, all(-0.693359375f), x);
@@ -116,7 +117,7 @@ static inline Floats exp(Floats x) {
   const Ints exponent = (to_ints(n) + 127) << 23;
   Floats power;
   std::memcpy(&power, &exponent, sizeof power);
-  return p * power;
+  return given == given ? p * power : given;
 }
 
 static inline Floats sigmoid(Floats x) { return all(1.0f) / (all(1.0f) + exp(-x)); }

@@ -92,8 +92,8 @@ static inline Floats activate(Floats x, int kind) {
       const Floats inner = all(0.7978845608028654f) * fma(x * x * x, all(0.044715f), x);
       return x * all(0.5f) * (all(1.0f) + tanh(inner));
     }
-    case RELU: return max(x, all(0.0f));
-    case RELU2: return max(x, all(0.0f)) * max(x, all(0.0f));
+    case RELU: return x < 0.0f ? all(0.0f) : x;
+    case RELU2: return x < 0.0f ? all(0.0f) : x * x;
     case QUICK_GELU: return x * sigmoid(x * all(1.702f));
     default: return tanh(x);
   }
@@ -178,7 +178,14 @@ static void prepare(const Decoder& model, const Step& step, Room& room, int n_th
   }
   grow(room.x, M * D), grow(room.inward, M * D), grow(room.out, M * D), grow(room.last, M * D);
   grow(room.heads, M * heads), grow(room.mixed, M * mixed), grow(room.hidden, M * hidden);
+  for (int l = 0; l < model.n_layers; l++)
+    for (const Matrix* w : {&model.layers[l].qkv, &model.layers[l].out, &model.layers[l].up, &model.layers[l].down})
+      reserve(*w, M, room.packed);
+  reserve(model.output, step.n_logits, room.packed);
+  int longest = 0;
+  for (int m = 0; m < M; m++) longest = std::max(longest, step.positions[m] + 1);
   room.scores.resize(n_threads);
+  for (auto& scores : room.scores) grow(scores, (int64_t)QUERIES * score_room(longest + QUERIES));
   room.neighbours.clear();
   for (int m = 0; m < M; m++) {
     const bool next = m && step.tables[m] == step.tables[m - 1] && step.positions[m] == step.positions[m - 1] + 1;
@@ -229,9 +236,8 @@ static void run_layer(Pool& pool, int rank, const Decoder& model, const Layer& l
   }
 }
 
+// `prepare` comes first.
 static void run_step(Pool& pool, int rank, const Decoder& model, const Step& step, Room& room) {
-  if (rank == 0) prepare(model, step, room, pool.n_threads);
-  pool.barrier();
   const int D = model.width;
   const Share rows(step.n_tokens, rank, pool.n_threads);
   for (int m = rows.first; m < rows.last; m++)

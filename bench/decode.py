@@ -1,12 +1,13 @@
 """Tokens per second of the whole engine (scheduling, sampling, text) beside transformers, CTranslate2 and llama.cpp.
 
 LLaMA shapes of 15M, 125M and 1.1B parameters with random weights; a cell is a shape, a precision, threads and a task:
-decoding after a prompt of 64 or 512 tokens, several answers at once, or a prompt of 512 alone. Everyone decodes greedily;
-`sampled` is fledge with sampling on. Peers that aren't installed are left out and named: `pip install ctranslate2
-llama-cpp-python gguf` (or a folder of them in BENCH_PEERS). One thread is measured by CPU time, two by wall time.
+decoding after a prompt of 64 or 512 tokens, several answers at once, or a prompt of 512 alone. Everyone decodes
+greedily; `sampled` is fledge with sampling on. Peers that aren't installed are left out and named: `pip install
+ctranslate2 llama-cpp-python gguf` (or a folder of them in BENCH_PEERS). One thread is measured by CPU time, two by wall
+time.
 
-The bar: fp32 at least 1.0 x transformers and 0.95 x the best; INT8 at least 0.85 x CTranslate2 on one thread and 1.0 x in
-half of the cells; INT4 at least 1.0 x the best 4-bit peer on one thread and 0.8 x on two.
+The bar: fp32 at least 1.0 x transformers and 0.95 x the best; INT8 at least 0.85 x CTranslate2 on one thread and 1.0 x
+in half of the cells; INT4 at least 1.0 x the best 4-bit peer on one thread and 0.8 x on two.
 Words choose cells: `python bench/decode.py 15m float32 1 decode64`. Cells are kept in bench/results/decode.json.
 """
 
@@ -191,10 +192,15 @@ def main() -> None:
     for one in itertools.product(SHAPES, PRECISIONS, THREADS, TASKS):
         if words - set(itertools.chain(SHAPES, PRECISIONS, THREADS, TASKS)):
             raise SystemExit(f"expected words of {[*SHAPES, *PRECISIONS, *THREADS, *TASKS]}, got {words}")
-        if all(not words & set(group) or part in words for part, group in zip(one, (SHAPES, PRECISIONS, THREADS, TASKS), strict=True)):
+        if all(
+            not words & set(group) or part in words
+            for part, group in zip(one, (SHAPES, PRECISIONS, THREADS, TASKS), strict=True)
+        ):
             cells[" ".join(one)] = cell(*one)
             print(" ".join(one), json.dumps(cells[" ".join(one)]["tokens_per_second"]), flush=True)
-            keep("decode", {"clock": "CPU time at one thread, wall at two", "rounds": ROUNDS, "cells": cells}, quiet=True)
+            keep(
+                "decode", {"clock": "CPU time at one thread, wall at two", "rounds": ROUNDS, "cells": cells}, quiet=True
+            )
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def fledge_engine(threads: int) -> Iterator[float]:
     tokenizer = characters(
         "".join(chr(0x4E00 + i) for i in range(20_000)) + "".join(map(chr, range(0xAC00, 0xAC00 + 11_000)))
     )
-    engine = Engine(Runner(load_model(folder()), n_slots=1), tokenizer, EngineConfig(n_slots=1))
+    engine = Engine(Runner(load_model(folder()), n_slots=1), tokenizer, EngineConfig(n_slots=1, prefix_cache=False))
     prompt = tuple(range(100, 100 + PROMPT))
     sampling = Sampling(max_tokens=NEW, temperature=0.0, ignore_eos=True)
 

@@ -1,4 +1,4 @@
-"""The runner: forward passes for the scheduler, over cache slots, on weights packed for inference.
+"""The runner: forward passes for the scheduler, over blocks of cache, on weights packed for inference.
 
 V vocabulary. A row is one document's next tokens; decoding rows (one token) go together, prefills one by one.
 """
@@ -6,27 +6,40 @@ V vocabulary. A row is one document's next tokens; decoding rows (one token) go 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from fledge.batch import Cached, Tokens
+from fledge.engine.config import CacheDtype, EngineConfig
 from fledge.engine.row import Row
-from fledge.errors import ConfigError
+from fledge.errors import CheckpointError, ConfigError
 from fledge.model.folder import find_model, load_model, stop_ids
-from fledge.model.transformer import Transformer, new_cache
+from fledge.model.transformer import Transformer, new_cache, window_of
+from fledge.nn.cache import BLOCK_TOKENS
+from fledge.nn.config import Kernelised
 from fledge.nn.linear import Joined, Linear, PackedLinear, pack
 from fledge.text.tokenizer import Tokenizer
 
 
 class Runner:
-    """A model with a cache of `n_slots` documents of up to `context_tokens` tokens.
+    """A model with a cache for `n_slots` documents side by side of up to `context_tokens` tokens each.
 
-    `model` is packed in place and belongs to the runner from then on; give `copied(model)` to keep yours.
+    `cache_tokens`: all tokens that the cache holds; 0: whole contexts for all slots, or what memory allows (see
+    `new_cache`). `cache_dtype` is the model's own or int8. `model` is packed in place and belongs to the runner from
+    then on; give `copied(model)` to keep yours.
     """
 
-    def __init__(self, model: Transformer, n_slots: int = 8, context_tokens: int = 0):
+    def __init__(
+        self,
+        model: Transformer,
+        n_slots: int = 8,
+        context_tokens: int = 0,
+        cache_tokens: int = 0,
+        cache_dtype: CacheDtype = "float32",
+    ):
         longest = model.config.context_tokens
         if not 0 <= context_tokens <= longest:
             raise ConfigError(f"context_tokens: expected at most the model's {longest}, got {context_tokens}")
@@ -34,7 +47,9 @@ class Runner:
         self.vocab_size = model.config.vocab_size
         self.model = pack_in_place(model.eval())
         self.device = model.embedding.weight.device
-        self.cache = new_cache(model, n_slots, self.context_tokens)
+        self.cache = new_cache(model, n_slots, self.context_tokens, cache_tokens, cache_dtype == "int8")
+        self.n_blocks, self.block_tokens, self.window = self.cache.n_blocks, BLOCK_TOKENS, window_of(model)
+        self.shares = not any(isinstance(layer.mixer, Kernelised) for layer in model.config.stack.layers)
 
     @torch.inference_mode()
     def forward(self, rows: list[Row]) -> list[Tensor]:
@@ -56,9 +71,39 @@ class Runner:
         length = ids.shape[1]
         starts = tuple(row.start for row in rows)
         pos = torch.tensor(starts, device=self.device)[:, None] + torch.arange(length, device=self.device)
-        layout = Cached(tuple(row.slot for row in rows), starts, (length,) * len(rows))
+        tables, sequences = tuple(row.blocks for row in rows), tuple(row.sequence for row in rows)
+        layout = Cached(tables, starts, (length,) * len(rows), sequences)
         hidden = self.model.hidden(Tokens(ids, pos, torch.zeros_like(ids)), layout, self.cache)
         return self.model.logits(hidden[:, -1:] if last_only else hidden).float()
+
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Other weights of the same shapes, by the names of the model's own `state_dict()`, into every packed copy, in
+        place. What the cache holds is of the old ones. Raises CheckpointError, and then nothing has changed."""
+        places = weight_places(self.model)
+        for name in [*places, *state]:
+            got = tuple(state[name].shape) if name in state else "none"
+            expected = tuple(places[name].shape) if name in places else "none"
+            if got != expected:
+                raise CheckpointError(
+                    f"weights: expected {expected} as {name}, got {got}; give the same model's weights"
+                )
+        with torch.no_grad():
+            for name, place in places.items():
+                place.copy_(state[name])
+        self.cache.clear()
+
+
+def weight_places(model: Transformer) -> dict[str, Tensor]:
+    """Where each weight of a packed model lies, by its name before packing: a view of its packed copy."""
+    places: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, PackedLinear):
+            places |= {f"{path}.{name}": place for name, place in module.places().items()}
+        else:
+            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            lasting = [(name, place) for name, place in own if name not in module._non_persistent_buffers_set]
+            places |= {f"{path}.{name}" if path else name: place.detach() for name, place in lasting}
+    return places
 
 
 def copied(model: Transformer) -> Transformer:
@@ -78,17 +123,17 @@ def pack_in_place(model: Transformer) -> Transformer:
 
 
 def tied_output(embedding: nn.Embedding) -> PackedLinear:
-    """The tied output product on the embedding itself: a transposed view, no copy."""
-    return PackedLinear(embedding.weight.detach().t(), None)
+    """The tied output product on the embedding itself: a transposed view, no copy, and no weight of its own."""
+    return PackedLinear(embedding.weight.detach().t(), None, {})
 
 
-def load_runner(
-    folder: str | Path, n_slots: int = 8, threads: int = 0, context_tokens: int = 0
-) -> tuple[Runner, Tokenizer, frozenset[int]]:
+def load_runner(folder: str | Path, config: EngineConfig | None = None) -> tuple[Runner, Tokenizer, frozenset[int]]:
     """Runner, tokenizer and stop ids of a model folder (or run folder)."""
-    if threads:
-        torch.set_num_threads(threads)
+    config = config or EngineConfig()
+    if config.threads:
+        torch.set_num_threads(config.threads)
     folder = find_model(folder)
     tokenizer = Tokenizer.load(folder)
     model = load_model(folder)
-    return Runner(model, n_slots, context_tokens), tokenizer, stop_ids(folder, tokenizer)
+    runner = Runner(model, config.n_slots, config.context_tokens, config.cache_tokens, config.cache_dtype)
+    return runner, tokenizer, stop_ids(folder, tokenizer)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -63,14 +64,31 @@ class Packed:
 
 @dataclass(frozen=True)
 class Cached:
-    """Decoding: row b's T tokens stand at positions `starts[b]…` of the document in cache slot `slots[b]`.
+    """Decoding: row b's T tokens stand at positions `starts[b]…` of the document whose blocks of the cache are
+    `tables[b]`, in order, up to the last of these tokens.
 
-    Only the first `counts[b]` tokens of the row are real; the rest is padding, written nowhere.
+    Only the first `counts[b]` tokens of the row are real; the rest is padding, written nowhere. `sequences[b]` names
+    the document where something is kept for it and not for its blocks (recurrent states).
     """
 
-    slots: tuple[int, ...]
+    tables: tuple[tuple[int, ...], ...]
     starts: tuple[int, ...]
     counts: tuple[int, ...]
+    sequences: tuple[int, ...]
+
+    @cached_property
+    def straight(self) -> tuple[int, ...]:
+        """For each table the entry from which on its blocks are consecutive."""
+        return tuple(straight_from(table) for table in self.tables)
+
+
+def straight_from(table: tuple[int, ...]) -> int:
+    if table == tuple(range(table[0], table[0] + len(table))):
+        return 0
+    entry = len(table) - 1
+    while table[entry - 1] == table[entry] - 1:
+        entry -= 1
+    return entry
 
 
 def document_lengths(layout: Packed) -> list[int]:
@@ -182,7 +200,8 @@ def slice_layout(layout: Layout, start: int, stop: int, row_tokens: int) -> Layo
         bounds = tuple(edge - low for edge in layout.cu_seqlens if low <= edge <= high)
         return Packed(bounds, max(b - a for a, b in zip(bounds, bounds[1:], strict=False)))
     if isinstance(layout, Cached):
-        return Cached(layout.slots[start:stop], layout.starts[start:stop], layout.counts[start:stop])
+        cut = slice(start, stop)
+        return Cached(layout.tables[cut], layout.starts[cut], layout.counts[cut], layout.sequences[cut])
     return layout
 
 

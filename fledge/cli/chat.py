@@ -158,7 +158,7 @@ class Talk:
         """Stream the answer to `text`. A message that doesn't fit is not kept, and nothing else is dropped."""
         asked = (*self.conversation(), self.message("user", text))
         prompt_ids = tuple(self.renderer.render(asked, generation_prompt=True).ids)
-        context_tokens = self.engine.runner.context_tokens
+        context_tokens = self.engine.context_tokens
         if len(prompt_ids) >= context_tokens:
             raise RequestError(
                 f"context: with this message the conversation has {len(prompt_ids)} tokens, the model's context holds "

@@ -34,7 +34,7 @@ def generate(config: GenerateConfig, json: bool = False) -> dict[str, Any]:
         config.model, EngineConfig(n_slots=config.n, prefill_chunk=config.prefill_chunk, threads=config.threads)
     )
     prompt_ids = encode_prompt(engine.tokenizer, prompt)
-    max_tokens = answer_room(len(prompt_ids), config.max_tokens, engine.runner.context_tokens)
+    max_tokens = answer_room(len(prompt_ids), config.max_tokens, engine.context_tokens)
     request = Request(REQUEST_ID, prompt_ids, config.sampling(max_tokens), prompt_logprobs=config.prompt_logprobs)
     began = time.perf_counter()
     if not json and config.n == 1 and sys.stdout.isatty():

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fledge.engine.prefix import Content, chain_key
 from fledge.engine.request import Event, FinishReason, Request, TokenLogprob
 from fledge.engine.row import Row
 from fledge.engine.sampling import Sampler, token_logprob
@@ -16,19 +17,31 @@ if TYPE_CHECKING:
 
 
 class Choice:
-    """One of a request's `n` answers. `slot` is its place in the cache while it runs; None while it waits.
+    """One of a request's `n` answers. `slot` is its number beside others while it runs; None while it waits. It holds
+    `blocks` of cache, in order, for its first `n_cached` tokens and some to come; -1 stands for one it needs no more.
 
-    `model_stops`: the model's own stop ids. `vocab_size` is the number of ids that may be chosen: a model's vocabulary
-    may be padded beyond its tokenizer's.
+    `arrival` counts requests as they came. `model_stops`: the model's own stop ids. `vocab_size` is the number of ids
+    that may be chosen: a model's vocabulary may be padded beyond its tokenizer's.
     """
 
     def __init__(
-        self, request: Request, index: int, tokenizer: Tokenizer, model_stops: frozenset[int], vocab_size: int
+        self,
+        request: Request,
+        index: int,
+        tokenizer: Tokenizer,
+        model_stops: frozenset[int],
+        vocab_size: int,
+        arrival: int = 0,
     ):
         sampling = request.sampling
         self.request = request
         self.index = index
+        self.arrival = arrival
         self.slot: int | None = None
+        self.blocks: list[int] = []
+        self.contents: list[Content] = []  # of its full blocks, as far as anyone asked
+        self.n_known = 0  # full blocks whose content others can find
+        self.n_dropped = 0  # blocks before every window
         self.n_cached = 0
         self.answer: list[int] = []
         self.vocab_size = vocab_size
@@ -39,31 +52,75 @@ class Choice:
         self.prompt_logprobs: list[TokenLogprob | None] | None = [None] if request.prompt_logprobs else None
 
     @property
-    def in_prompt(self) -> bool:
-        """Whether part of the prompt is still outside the cache."""
-        return self.n_cached < len(self.request.prompt_ids)
+    def n_tokens(self) -> int:
+        """Tokens of prompt and answer so far."""
+        return len(self.request.prompt_ids) + len(self.answer)
 
-    def next_row(self, chunk_tokens: int) -> Row:
-        """The tokens to compute next: a chunk of the prompt (its edges are multiples of `chunk_tokens`, whoever else
-        is in the step), or the last token of the answer."""
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of prompt and the longest answer."""
+        return len(self.request.prompt_ids) + self.request.sampling.max_tokens
+
+    @property
+    def decodes(self) -> bool:
+        """Whether all but the answer's last token is in the cache; else there is more to read first."""
+        return bool(self.answer) and self.n_cached == self.n_tokens - 1
+
+    @property
+    def begun(self) -> bool:
+        """Whether some of its tokens or figures are there."""
+        return bool(self.answer) or len(self.prompt_logprobs or ()) > 1
+
+    @property
+    def measures_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt are still to come: nothing of it may then be skipped."""
+        return self.prompt_logprobs is not None and len(self.prompt_logprobs) < len(self.request.prompt_ids)
+
+    def ids(self, start: int, end: int) -> tuple[int, ...]:
+        """Tokens start..end of prompt and answer."""
+        prompt = self.request.prompt_ids
+        if start >= len(prompt):
+            return tuple(self.answer[start - len(prompt) : end - len(prompt)])
+        return prompt[start:end] + tuple(self.answer[: max(0, end - len(prompt))])
+
+    def next_end(self, chunk_tokens: int, start: int) -> int:
+        """Where the tokens computed from `start` on end: at the last, or a multiple of `chunk_tokens`, whoever else is
+        in the step."""
+        return min(self.n_tokens, (start // chunk_tokens + 1) * chunk_tokens)
+
+    def next_row(self, chunk_tokens: int, block_tokens: int) -> Row:
+        """The tokens to compute next: a chunk of what is not in the cache, often one token."""
         assert self.slot is not None
-        if not self.in_prompt:
-            return Row(self.slot, self.n_cached, (self.answer[-1],))
-        ids = self.request.prompt_ids[self.n_cached : self.n_cached + chunk_tokens]
-        return Row(self.slot, self.n_cached, ids, all_logits=self.request.prompt_logprobs)
+        start, end = self.n_cached, self.next_end(chunk_tokens, self.n_cached)
+        blocks = tuple(self.blocks[: -(-end // block_tokens)])
+        return Row(blocks, start, self.ids(start, end), self.measures_prompt, self.slot)
+
+    def content(self, number: int, root: bytes, block_tokens: int) -> Content:
+        """What its block `number` holds when it is full, which its tokens must be enough for."""
+        while len(self.contents) <= number:
+            n = len(self.contents)
+            parent = self.contents[-1].key if self.contents else root
+            tokens = self.ids(n * block_tokens, (n + 1) * block_tokens)
+            self.contents.append(Content(chain_key(parent, tokens), parent, tokens))
+        return self.contents[number]
 
     def accept(self, row: Row, logits: np.ndarray) -> Event | None:
-        """Take the logits [k, V] of `row`; the event they lead to, or None inside the prompt."""
+        """Take the logits [k, V] of `row`; the event they lead to, or None while there is more to read."""
         start, self.n_cached = self.n_cached, self.n_cached + len(row.ids)
-        prompt = self.request.prompt_ids
-        if self.prompt_logprobs is not None and start < len(prompt):
-            n_top = self.request.sampling.logprobs or 0
-            following = prompt[start + 1 : start + 1 + len(row.ids)]
-            for token, token_logits in zip(following, logits, strict=False):
-                self.prompt_logprobs.append(token_logprob(token_logits, token, n_top, self.vocab_size))
-        if self.in_prompt:
+        if row.all_logits and self.prompt_logprobs is not None:
+            prompt, n_top = self.request.prompt_ids, self.request.sampling.logprobs or 0
+            for place in range(len(self.prompt_logprobs), min(self.n_cached + 1, len(prompt))):
+                # some may be known from before the answer gave its blocks back
+                told = token_logprob(logits[place - 1 - start], prompt[place], n_top, self.vocab_size)
+                self.prompt_logprobs.append(told)
+        if self.n_cached < self.n_tokens:
             return None
         return self.advance(logits[-1])
+
+    def give_back(self) -> None:
+        """It holds nothing of the cache any more."""
+        self.slot, self.blocks = None, []
+        self.n_cached = self.n_known = self.n_dropped = 0
 
     def advance(self, logits: np.ndarray) -> Event:
         """Choose the answer's next token from the model's raw logits [V]; the event with its text and figures."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -33,7 +34,7 @@ HEALTHY_SECONDS = 30.0  # a life this long begins the back-off anew
 MAX_EARLY_DEATHS = 3  # deaths without a word before the very first `ready`
 EXIT_GRACE_SECONDS = 2.0
 TICK_SECONDS = 1.0  # the unit in which silence is counted
-GAUGES = ("running", "waiting", "slots_in_use", "kv_tokens_in_use")
+GAUGES = ("running", "waiting", "slots_in_use", "blocks_used")
 
 
 class EngineClient:
@@ -95,6 +96,7 @@ class EngineClient:
         """
         if not self.ready:
             raise CapacityError(f"engine: expected it ready, got {self.state}; try again later")
+        request.check_urgency()
         sampling = request.sampling.validated(self.facts["vocab_size"])
         answer_room(len(request.prompt_ids), sampling.max_tokens, self.facts["context_tokens"])
         if request.id in self.pending:
@@ -205,8 +207,7 @@ class EngineClient:
         """The child: its output goes to our standard error; a process group of its own keeps the terminal's Ctrl-C
         away from it."""
         words = [sys.executable, "-m", "fledge.engine.process", self.model, "--fd", str(connection.fileno())]
-        for name, value in vars(self.config).items():
-            words += [f"--{name.replace('_', '-')}", str(value)]
+        words += ["--config", json.dumps(vars(self.config))]
         home = Path(fledge.__file__).resolve().parent.parent
         environment = dict(os.environ)
         if home.name not in ("site-packages", "dist-packages"):  # run from a checkout, whatever the working folder

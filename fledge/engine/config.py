@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from fledge.engine.request import Sampling
 from fledge.errors import ConfigError
+
+CacheDtype = Literal["float32", "int8"]
 
 
 @dataclass(frozen=True)
@@ -13,9 +16,15 @@ class EngineConfig:
     """How much the engine does at once."""
 
     n_slots: int = 8
-    """Answers that run side by side; each holds a cache of the whole context."""
+    """Answers that run side by side at most."""
     context_tokens: int = 0
     """Longest prompt and answer together, in tokens; 0: the model's whole context. Less takes less memory."""
+    cache_tokens: int = 0
+    """Tokens that the cache holds, of all answers together; 0: n_slots contexts, or half of the free memory if less."""
+    cache_dtype: CacheDtype = "float32"
+    """float32, or int8: a quarter of the memory (with a scale a token and head), not the same answers."""
+    prefix_cache: bool = True
+    """Keep what full blocks of the cache hold for prompts of the same tenant that begin alike."""
     prefill_chunk: int = 512
     """Most prompt tokens in one step, so that long prompts don't stall running answers."""
     max_waiting: int = 256
@@ -29,6 +38,7 @@ class EngineConfig:
         for name, least in (
             ("n_slots", 1),
             ("context_tokens", 0),
+            ("cache_tokens", 0),
             ("prefill_chunk", 1),
             ("max_waiting", 0),
             ("threads", 0),
@@ -36,6 +46,9 @@ class EngineConfig:
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        if self.cache_dtype not in get_args(CacheDtype):
+            known = " or ".join(get_args(CacheDtype))
+            raise ConfigError(f"cache_dtype: expected {known}, got {self.cache_dtype!r:.40}")
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,18 @@
 """The engine: a synchronous core without input or output. `submit` requests, `step` until `has_work` is false.
 
-Every step admits waiting answers to free cache slots, then runs the model twice at most: once over chunks of prompts,
-once over one token of every running answer (continuous batching; Yu et al. 2022, Orca). What an answer says depends on
-its request alone: noise is looked up by (seed, choice, position, token), chunk edges by the prompt. Not thread-safe.
+Every step admits waiting answers (fledge/engine/scheduler.py), then runs the model twice at most: once over one token
+of every running answer, once over chunks of prompts (continuous batching; Yu et al. 2022, Orca). What an answer says
+depends on its request alone: noise is looked up by (seed, choice, position, token), chunk edges by the prompt. Not
+thread-safe.
 """
 
 from __future__ import annotations
 
-import heapq
 import sys
+import time
 import traceback
 from collections import deque
-from collections.abc import Collection, Container, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,20 +22,25 @@ from fledge.engine.config import EngineConfig
 from fledge.engine.length import answer_room
 from fledge.engine.request import Completion, Event, FinishReason, Request
 from fledge.engine.row import Row, RunnerFace
-from fledge.engine.waiting import WaitingLine
+from fledge.engine.scheduler import Scheduler
 from fledge.errors import CapacityError, EngineError, FledgeError, RequestError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fledge.text.tokenizer import Tokenizer
 
-TOTALS = ("prompt_tokens", "generated_tokens", "requests", "cancelled", "failed", "steps")
+TOTALS = ("prompt_tokens", "generated_tokens", "requests", "cancelled", "expired", "failed", "steps")
+
+LATE = "engine: the deadline passed before the answer was finished"
+REPLACED = "engine: the weights were replaced before the answer was finished; send the request again"
 
 
 class Engine:
     """Generates for many requests at once on one runner. `stop_ids`: the model's stop tokens besides the tokenizer's.
 
     `submit` raises RequestError (the request can't be served as written) or CapacityError (the line is full). A forward
-    pass that raises fails only the requests that raise when they are retried alone.
+    pass that raises fails only the requests that raise when they are retried alone. `clock` gives seconds.
     """
 
     def __init__(
@@ -43,19 +49,27 @@ class Engine:
         tokenizer: Tokenizer,
         config: EngineConfig | None = None,
         stop_ids: Iterable[int] = (),
+        clock: Callable[[], float] = time.monotonic,
     ):
         self.runner = runner
         self.tokenizer = tokenizer
         self.config = config or EngineConfig()
         self.stop_ids = frozenset(tokenizer.stop_ids) | frozenset(stop_ids)
         self.vocab_size = min(runner.vocab_size, tokenizer.vocab_size)
-        self.free_slots = list(range(runner.n_slots))
-        self.waiting = WaitingLine()
-        self.prefilling: deque[Choice] = deque()
-        self.decoding: list[Choice] = []
+        self.clock = clock
+        self.scheduler = Scheduler(runner, self.config)
+        self.deadlines: dict[str, float] = {}  # request id -> a time of the clock
         self.live: dict[str, list[Choice]] = {}  # request id -> its unfinished choices
         self.unsent: list[Event] = []
         self.totals = dict.fromkeys(TOTALS, 0)
+
+    @property
+    def context_tokens(self) -> int:
+        """Longest prompt and answer together: the runner's context, or what the whole cache holds of one answer."""
+        scheduler, n_blocks = self.scheduler, self.runner.n_blocks
+        longest = self.runner.context_tokens
+        fits = scheduler.most_blocks(longest) <= n_blocks
+        return longest if fits else n_blocks * self.runner.block_tokens
 
     @property
     def has_work(self) -> bool:
@@ -64,6 +78,7 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Put a request in the line. Raises RequestError or CapacityError and then nothing has changed."""
+        request.check_urgency()
         sampling = request.sampling.validated(self.vocab_size)
         if request.id in self.live:
             raise RequestError(f"id: expected a new request id, got {request.id!r:.60}, which is running", "id")
@@ -71,19 +86,23 @@ class Engine:
             raise RequestError("prompt: expected at least one token, got none; begin with the BOS token", "prompt")
         if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= self.vocab_size:
             raise RequestError(f"prompt: expected token ids in 0..{self.vocab_size - 1}", "prompt")
-        answer_room(len(request.prompt_ids), sampling.max_tokens, self.runner.context_tokens)
-        room = self.config.max_waiting + len(self.free_slots) - len(self.waiting)
+        answer_room(len(request.prompt_ids), sampling.max_tokens, self.context_tokens)
+        scheduler = self.scheduler
+        room = self.config.max_waiting + len(scheduler.free_slots) - scheduler.n_waiting
         if sampling.n > room:
             raise CapacityError(
                 f"engine: expected room for {sampling.n} answers, got {max(0, room)}: "
-                f"{len(self.waiting)} wait for {self.runner.n_slots} slots; try again later"
+                f"{scheduler.n_waiting} wait for {self.runner.n_slots} slots; try again later"
             )
+        arrival = self.totals["requests"]
         choices = [
-            Choice(request, index, self.tokenizer, self.stop_ids, self.vocab_size) for index in range(sampling.n)
+            Choice(request, index, self.tokenizer, self.stop_ids, self.vocab_size, arrival)
+            for index in range(sampling.n)
         ]
-        self.live[request.id] = choices
-        for choice in choices:
-            self.waiting.push(choice)
+        self.live[request.id] = list(choices)
+        scheduler.queue(choices)
+        if request.deadline_seconds is not None:
+            self.deadlines[request.id] = self.clock() + request.deadline_seconds
         self.totals["requests"] += 1
         self.totals["prompt_tokens"] += len(request.prompt_ids)
 
@@ -97,17 +116,25 @@ class Engine:
     def step(self) -> list[Event]:
         """One round of the model; the events it led to, in no order between requests."""
         events, self.unsent = self.unsent, []
-        while self.waiting and self.free_slots:
-            choice = self.waiting.pop()
-            choice.slot = heapq.heappop(self.free_slots)
-            self.prefilling.append(choice)
-        decoding, prefilling = list(self.decoding), self.next_chunks()
+        events += self.expire()
+        scheduler = self.scheduler
+        scheduler.admit()
+        decoding, prefilling = list(scheduler.decoding), scheduler.next_chunks()
         for choices in (decoding, prefilling):
             if choices:
                 events += self.advance(choices)
         if decoding or prefilling:
             self.totals["steps"] += 1
         return events
+
+    def expire(self) -> list[Event]:
+        """End the requests whose deadline has passed."""
+        if not self.deadlines:
+            return []
+        now = self.clock()
+        late = [request_id for request_id, deadline in self.deadlines.items() if deadline <= now]
+        self.totals["expired"] += len(late)
+        return [event for request_id in late for event in self.end(request_id, "deadline", LATE)]
 
     def step_for(self, request_ids: Container[str]) -> list[Event]:
         """As `step`, but the events of these requests alone; those of others stay for whoever steps next."""
@@ -124,28 +151,15 @@ class Engine:
             self.end(request_id, "cancelled")
         self.unsent = [event for event in self.unsent if event.request_id not in request_ids]
 
-    def next_chunks(self) -> list[Choice]:
-        """The choices that prefill in this step: whole chunks, `prefill_chunk` tokens together or one chunk, from the
-        front of a line that goes round, so that a long prompt does not hold up short ones behind it."""
-        chosen: list[Choice] = []
-        tokens = 0
-        for choice in self.prefilling:
-            tokens += min(self.config.prefill_chunk, len(choice.request.prompt_ids) - choice.n_cached)
-            if chosen and tokens > self.config.prefill_chunk:
-                break
-            chosen.append(choice)
-        self.prefilling.rotate(-len(chosen))
-        return chosen
-
     def advance(self, choices: list[Choice]) -> list[Event]:
         """Run the model over these choices' next rows and let each take its logits."""
-        choices = [choice for choice in choices if choice.slot is not None]  # a sibling may have failed in this step
-        rows = [choice.next_row(self.config.prefill_chunk) for choice in choices]
+        # a sibling may have failed in this step, or one gave its blocks back
+        choices = self.scheduler.with_room([choice for choice in choices if choice.slot is not None])
+        rows = [choice.next_row(self.config.prefill_chunk, self.runner.block_tokens) for choice in choices]
         events: list[Event] = []
         for choice, row, result in zip(choices, rows, self.forward(rows), strict=True):
             if choice.slot is None:
                 continue  # a sibling failed in this very loop
-            was_prefilling = choice.in_prompt
             try:
                 if isinstance(result, Exception):
                     raise result
@@ -153,9 +167,7 @@ class Engine:
             except Exception as error:  # whatever one answer raises must not end the others
                 events += self.fail(choice.request.id, error)
                 continue
-            if was_prefilling and not choice.in_prompt:
-                self.prefilling.remove(choice)
-                self.decoding.append(choice)
+            self.scheduler.computed(choice)
             if event is not None:
                 self.totals["generated_tokens"] += len(event.token_ids)
                 events.append(event)
@@ -192,30 +204,37 @@ class Engine:
         return [choice.ended(finish_reason, error) for choice in choices]
 
     def release(self, choice: Choice) -> None:
-        """Forget a choice wherever it stands and free its slot."""
-        if choice.slot is None:
-            self.waiting.remove(choice)
-        else:
-            (self.prefilling if choice in self.prefilling else self.decoding).remove(choice)
-            heapq.heappush(self.free_slots, choice.slot)
-            choice.slot = None
+        """Forget a choice wherever it stands; its slot and blocks are free."""
+        self.scheduler.leave(choice)
         siblings = self.live[choice.request.id]
         siblings.remove(choice)
         if not siblings:
             del self.live[choice.request.id]
+            self.deadlines.pop(choice.request.id, None)
+
+    def load_weights(self, state: Mapping[str, Tensor], version: str) -> None:
+        """Go on with other weights, by the names of the model's `state_dict()`; `version` tells them from all others.
+
+        A request that has begun ends with an error, as half of one model and half of another answers it; one that only
+        waits is answered by the new weights. Nothing that was computed is used again. Raises CheckpointError for
+        weights of another model, and then nothing has changed.
+        """
+        self.runner.load_weights(state)
+        for request_id in {choice.request.id for choice in self.scheduler.running} | self.begun():
+            self.unsent += self.end(request_id, "error", REPLACED)
+        self.scheduler.forget_all(version)
+
+    def begun(self) -> set[str]:
+        """The requests of which something has been said or measured."""
+        return {
+            request_id
+            for request_id, choices in self.live.items()
+            if len(choices) < choices[0].request.sampling.n or any(choice.begun for choice in choices)
+        }
 
     def counters(self) -> dict[str, float]:
-        """Figures for a metrics page: answers running and waiting, slots, tokens in the cache, totals so far."""
-        running = [*self.prefilling, *self.decoding]
-        return {
-            "running": len(running),
-            "waiting": len(self.waiting),
-            "slots_in_use": self.runner.n_slots - len(self.free_slots),
-            "slots_total": self.runner.n_slots,
-            "kv_tokens_in_use": sum(choice.n_cached for choice in running),
-            "kv_tokens_capacity": self.runner.n_slots * self.runner.context_tokens,
-            **{f"{name}_total": value for name, value in self.totals.items()},
-        }
+        """Figures for a metrics page: answers running and waiting, slots, blocks of cache, totals so far."""
+        return {**self.scheduler.counters(), **{f"{name}_total": value for name, value in self.totals.items()}}
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """Run requests to their end: completions in the order of the requests, then of their choices.

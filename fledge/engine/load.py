@@ -18,11 +18,11 @@ def load_engine(model: str, config: EngineConfig | None = None) -> Engine:
     if is_stub(model):
         from fledge.engine.stub import load_stub
 
-        runner, tokenizer, stop_ids = load_stub(parse_stub(model), config.n_slots)
+        runner, tokenizer, stop_ids = load_stub(parse_stub(model), config)
         return Engine(runner, tokenizer, config, stop_ids)
     from fledge.engine.runner import load_runner
 
-    model_runner, tokenizer, stop_ids = load_runner(model, config.n_slots, config.threads, config.context_tokens)
+    model_runner, tokenizer, stop_ids = load_runner(model, config)
     return Engine(model_runner, tokenizer, config, stop_ids)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fledge.engine.row import Row
 from fledge.model.transformer import Transformer
 from fledge.nn.attention import Attention
 from fledge.nn.bias import AlibiBias
@@ -27,7 +28,6 @@ from fledge.nn.position import sines
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu", "tanh")
 PARALLEL = ("", "one_norm", "two_norms")
-BLOCK_TOKENS = 16  # as in attention.h
 
 
 def why_not(model: Transformer) -> str:
@@ -144,6 +144,19 @@ class NativeDecoder:
             panels, inputs.offset, scale, model.config.logit_scale, model.config.logit_softcap or 0.0, 0.0,
             self.norm(stack.inputs.norm), self.norm(stack.norm), output,
         )  # fmt: skip
+
+    def forward(self, rows: Sequence[Row]) -> list[np.ndarray]:
+        """Logits [k, V] of each row: of its last token, or with `all_logits` of every token."""
+        ids = np.array([token for row in rows for token in row.ids], np.int32)
+        places = [np.arange(row.start, row.start + len(row.ids), dtype=np.int32) for row in rows]
+        tables: list[np.ndarray] = []
+        wanted: list[int] = []
+        for row in rows:
+            tables += [np.array(row.blocks, np.int32)] * len(row.ids)
+            wanted += range(len(tables) - (len(row.ids) if row.all_logits else 1), len(tables))
+        logits = self.step(ids, np.concatenate(places), tables, np.array(wanted, np.int32))
+        ends = np.cumsum([len(row.ids) if row.all_logits else 1 for row in rows])
+        return np.split(logits, ends[:-1])
 
     def step(self, ids: np.ndarray, positions: np.ndarray, tables: list[np.ndarray], wanted: np.ndarray) -> np.ndarray:
         """Logits [wanted, V] of M new tokens: int32 ids and positions [M], each token's table of blocks (int32, long

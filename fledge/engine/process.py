@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import queue
 import signal
@@ -39,17 +40,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fledge.engine.process")
     parser.add_argument("model")
     parser.add_argument("--fd", type=int, required=True)
-    for name, default in vars(EngineConfig()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
-    options = vars(parser.parse_args(arguments))
-    model, connection = options.pop("model"), socket.socket(fileno=options.pop("fd"))
+    parser.add_argument("--config", type=json.loads, default={})
+    options = parser.parse_args(arguments)
+    connection = socket.socket(fileno=options.fd)
     commands: Commands[wire.Frame] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(connection, commands), daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_OK))  # nothing to finish yet
     try:
         from fledge.engine.load import load_unchanged  # torch: seconds, with the parent's end already watched
 
-        engine, files = load_unchanged(model, EngineConfig(**options))
+        engine, files = load_unchanged(options.model, EngineConfig(**options.config))
     except Exception as error:
         return tell_failure(connection, error)
     patience = itertools.chain([DRAIN_SECONDS], itertools.repeat(0.0))  # a second signal leaves at once
@@ -94,11 +94,10 @@ class Worker:
         self.counters_sent: dict[str, float] = {}
 
     def run(self) -> int:
-        runner = self.engine.runner
         facts = {
-            "context_tokens": runner.context_tokens,
+            "context_tokens": self.engine.context_tokens,
             "vocab_size": self.engine.vocab_size,
-            "n_slots": runner.n_slots,
+            "n_slots": self.engine.runner.n_slots,
             "pid": os.getpid(),
             "files": self.files,
         }

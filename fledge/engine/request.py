@@ -12,7 +12,7 @@ from typing import Literal
 
 from fledge.errors import RequestError
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 
 MAX_CHOICES = 16
 MAX_STOPS = 4
@@ -21,6 +21,7 @@ MAX_STOP_TOKEN_IDS = 256
 MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
 MAX_SEED = 2**63 - 1
+MAX_PRIORITY = 1000
 
 
 @dataclass(frozen=True)
@@ -115,13 +116,28 @@ def check(ok: bool, param: str, expected: str, got: object) -> None:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt and how to answer it. Tenants take turns at the free slots."""
+    """One prompt and how to answer it. Tenants of equal priority take turns, and share nothing of the cache.
+
+    A higher `priority` goes first. An answer that has not ended `deadline_seconds` after `submit` ends then, with the
+    finish reason "deadline"; one that still waited is never begun.
+    """
 
     id: str
     prompt_ids: tuple[int, ...]
     sampling: Sampling = field(default_factory=Sampling)
     tenant: str = ""
     prompt_logprobs: bool = False
+    priority: int = 0
+    deadline_seconds: float | None = None
+
+    def check_urgency(self) -> None:
+        """Raise RequestError unless priority and deadline are in their ranges."""
+        whole = isinstance(self.priority, int) and not isinstance(self.priority, bool)
+        ok = whole and abs(self.priority) <= MAX_PRIORITY
+        check(ok, "priority", f"an integer in {-MAX_PRIORITY}..{MAX_PRIORITY}", self.priority)
+        seconds = self.deadline_seconds
+        number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        check(seconds is None or (number and seconds > 0), "deadline_seconds", "a number above 0", seconds)
 
 
 @dataclass(frozen=True)

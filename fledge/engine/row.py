@@ -5,7 +5,7 @@ k tokens of a row, V entries of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,27 +17,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Tokens `ids` that stand at positions `start`… of the document in cache slot `slot`.
+    """Tokens `ids` that stand at positions `start`… of the document whose cache blocks are `blocks`, in order, up to
+    the last of these tokens. A block that no layer looks back to any more may stand as -1.
 
-    A row with start 0 begins a new document: whatever the slot held before is gone. `all_logits` asks for the logits
-    after every token, not after the last alone.
+    `sequence`, below the runner's `n_slots`, names the document for what is kept of it beside its blocks. A row with
+    start 0 begins a new document. `all_logits` asks for the logits after every token, not after the last alone.
     """
 
-    slot: int
+    blocks: tuple[int, ...]
     start: int
     ids: tuple[int, ...]
     all_logits: bool = False
+    sequence: int = 0
 
 
 class RunnerFace(Protocol):
-    """What the engine needs of a model: slots of cache and one function.
+    """What the engine needs of a model: blocks of cache and one function.
 
     `forward` gives, for each row, float32 logits [k, V] (tensors or arrays) with k = 1 (after the last token) or
     len(ids). Giving the same row again must be harmless: after an error the engine retries rows one by one.
+    `n_slots` documents at most go side by side. `window`: how many tokens, itself among them, a token reads of its
+    document at most; None: all. `shares`: whether a document may go on from the blocks of another that begins alike.
     """
 
     n_slots: int
     context_tokens: int
     vocab_size: int
+    n_blocks: int
+    block_tokens: int
+    window: int | None
+    shares: bool
 
     def forward(self, rows: list[Row]) -> Sequence[Tensor | np.ndarray]: ...
+
+    def load_weights(self, state: Mapping[str, Tensor]) -> None: ...

@@ -1,4 +1,4 @@
-"""The runner: forward passes for the scheduler, over cache slots, on weights packed for inference.
+"""The runner: forward passes for the scheduler, over blocks of cache, on weights packed for inference.
 
 V vocabulary. A row is one document's next tokens; decoding rows (one token) go together, prefills one by one.
 """
@@ -6,29 +6,44 @@ V vocabulary. A row is one document's next tokens; decoding rows (one token) go 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fledge.batch import Cached, Tokens
+from fledge.engine.config import CacheDtype, EngineConfig
+from fledge.engine.native import NativeDecoder, why_not
 from fledge.engine.row import Row
-from fledge.errors import ConfigError
+from fledge.errors import CheckpointError, ConfigError
 from fledge.model.folder import find_model, load_model, stop_ids
-from fledge.model.transformer import Transformer, new_cache
+from fledge.model.transformer import Transformer, new_cache, window_of
+from fledge.nn.cache import BLOCK_TOKENS
+from fledge.nn.config import Kernelised
 from fledge.nn.linear import Joined, Linear, PackedLinear, native, pack
 from fledge.nn.native.library import build_in_background
-from fledge.nn.native.linear import PanelEmbedding, float_linear
+from fledge.nn.native.linear import NativeLinear, PanelEmbedding, Place, float_linear
 from fledge.text.tokenizer import Tokenizer
 
 
 class Runner:
-    """A model with a cache of `n_slots` documents of up to `context_tokens` tokens.
+    """A model with a cache for `n_slots` documents side by side of up to `context_tokens` tokens each.
 
-    `model` is packed in place and belongs to the runner from then on; give `copied(model)` to keep yours.
+    `cache_tokens`: all tokens that the cache holds; 0: whole contexts for all slots, or what memory allows (see
+    `new_cache`). `cache_dtype` is the model's own or int8. `model` is packed in place and belongs to the runner from
+    then on; give `copied(model)` to keep yours.
     """
 
-    def __init__(self, model: Transformer, n_slots: int = 8, context_tokens: int = 0):
+    def __init__(
+        self,
+        model: Transformer,
+        n_slots: int = 8,
+        context_tokens: int = 0,
+        cache_tokens: int = 0,
+        cache_dtype: CacheDtype = "float32",
+    ):
         longest = model.config.context_tokens
         if not 0 <= context_tokens <= longest:
             raise ConfigError(f"context_tokens: expected at most the model's {longest}, got {context_tokens}")
@@ -36,11 +51,28 @@ class Runner:
         self.vocab_size = model.config.vocab_size
         self.model = pack_in_place(model.eval())
         self.device = model.embedding.weight.device
-        self.cache = new_cache(model, n_slots, self.context_tokens)
+        self.cache = new_cache(model, n_slots, self.context_tokens, cache_tokens, cache_dtype == "int8")
+        self.n_blocks, self.block_tokens, self.window = self.cache.n_blocks, BLOCK_TOKENS, window_of(model)
+        self.shares = not any(isinstance(layer.mixer, Kernelised) for layer in model.config.stack.layers)
+        self.compiled = self.compile()
+
+    def compile(self) -> NativeDecoder | None:
+        """The model on the compiled kernels, or None where they don't know it: torch then computes it."""
+        if why_not(self.model):
+            return None
+        cache = self.cache
+        each = zip(cache.keys, cache.values, cache.key_scales, cache.value_scales, strict=True)
+        caches = [tuple(t for t in tensors if t is not None) for tensors in each]
+        with torch.inference_mode():
+            return NativeDecoder(self.model, caches, self.context_tokens)
+
+    def forward(self, rows: list[Row]) -> Sequence[Tensor | np.ndarray]:
+        """float32 logits [k, V] a row: k is 1 (the last token) or, with `all_logits`, every token."""
+        return self.torch_forward(rows) if self.compiled is None else self.compiled.forward(rows)
 
     @torch.inference_mode()
-    def forward(self, rows: list[Row]) -> list[Tensor]:
-        """float32 logits [k, V] a row: k is 1 (the last token) or, with `all_logits`, every token."""
+    def torch_forward(self, rows: list[Row]) -> list[Tensor]:
+        """As `forward`, by the transformer itself."""
         results: list[Tensor | None] = [None] * len(rows)
         single = [i for i, row in enumerate(rows) if len(row.ids) == 1]
         if single:
@@ -58,9 +90,40 @@ class Runner:
         length = ids.shape[1]
         starts = tuple(row.start for row in rows)
         pos = torch.tensor(starts, device=self.device)[:, None] + torch.arange(length, device=self.device)
-        layout = Cached(tuple(row.slot for row in rows), starts, (length,) * len(rows))
+        tables, sequences = tuple(row.blocks for row in rows), tuple(row.sequence for row in rows)
+        layout = Cached(tables, starts, (length,) * len(rows), sequences)
         hidden = self.model.hidden(Tokens(ids, pos, torch.zeros_like(ids)), layout, self.cache)
         return self.model.logits(hidden[:, -1:] if last_only else hidden).float()
+
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Other weights of the same shapes, by the names of the model's own `state_dict()`, into every packed copy, in
+        place. What the cache holds is of the old ones. Raises CheckpointError, and then nothing has changed."""
+        places = weight_places(self.model)
+        for name in [*places, *state]:
+            got = tuple(state[name].shape) if name in state else "none"
+            expected = tuple(places[name].shape) if name in places else "none"
+            if got != expected:
+                raise CheckpointError(
+                    f"weights: expected {expected} as {name}, got {got}; give the same model's weights"
+                )
+        with torch.no_grad():
+            for name, place in places.items():
+                place.copy_(state[name])
+        self.cache.clear()
+        self.compiled = self.compile()  # which holds copies of some small ones
+
+
+def weight_places(model: Transformer) -> dict[str, Place]:
+    """Where each weight of a packed model lies, by its name before packing: a view of its packed copy."""
+    places: dict[str, Place] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, PackedLinear | NativeLinear | PanelEmbedding):
+            places |= {f"{path}.{name}": place for name, place in module.places().items()}
+        else:
+            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            lasting = [(name, place) for name, place in own if name not in module._non_persistent_buffers_set]
+            places |= {f"{path}.{name}" if path else name: place.detach() for name, place in lasting}
+    return places
 
 
 def copied(model: Transformer) -> Transformer:
@@ -87,17 +150,17 @@ def tie(model: Transformer) -> None:
         model.output = float_linear(weight, None)
         model.embedding = PanelEmbedding(model.output)  # type: ignore[assignment]  # answers as one
     else:
-        model.output = PackedLinear(weight.t(), None)
+        model.output = PackedLinear(weight.t(), None, {})
 
 
-def load_runner(
-    folder: str | Path, n_slots: int = 8, threads: int = 0, context_tokens: int = 0
-) -> tuple[Runner, Tokenizer, frozenset[int]]:
+def load_runner(folder: str | Path, config: EngineConfig | None = None) -> tuple[Runner, Tokenizer, frozenset[int]]:
     """Runner, tokenizer and stop ids of a model folder (or run folder)."""
-    if threads:
-        torch.set_num_threads(threads)
+    config = config or EngineConfig()
+    if config.threads:
+        torch.set_num_threads(config.threads)
     build_in_background()
     folder = find_model(folder)
     tokenizer = Tokenizer.load(folder)
     model = load_model(folder)
-    return Runner(model, n_slots, context_tokens), tokenizer, stop_ids(folder, tokenizer)
+    runner = Runner(model, config.n_slots, config.context_tokens, config.cache_tokens, config.cache_dtype)
+    return runner, tokenizer, stop_ids(folder, tokenizer)

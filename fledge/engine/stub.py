@@ -1,6 +1,6 @@
-"""`StubRunner`: the runner's face without a model. Its logits are a pure function of the context in the slot.
+"""`StubRunner`: the runner's face without a model. Its logits are a pure function of the context in the cache.
 
-It keeps the tokens of every slot as a cache would, so a wrong slot, start or chunk gives a wrong answer or an error.
+It keeps tokens in blocks as a cache keeps keys and values, so a wrong table, start or chunk gives a wrong answer.
 Imports no torch, so that a stub's process is there in half a second.
 """
 
@@ -9,16 +9,22 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fledge.engine.config import EngineConfig
 from fledge.engine.noise import GOLDEN, WORD, gumbel, mix
 from fledge.engine.row import Row
 from fledge.engine.stub_spec import StubSpec
 from fledge.errors import EngineError
 from fledge.text.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NOTHING = -1  # no token
 FORCED = 50.0  # logit of a scripted token above all others: its probability is 1 within float32
 READABLE = 6.0  # added to letters and spaces, so that a stub's text can be looked at
 
@@ -27,14 +33,19 @@ class StubRunner:
     """Logits from a hash of the context, or `script`: ids to answer with, whatever the prompt.
 
     A script goes on from its longest beginning that ends the context, and starts over after its end. Tokens in `poison`
-    raise, tokens in `crash` kill the process. `readable` ids get a bonus.
+    raise, tokens in `crash` kill the process. `readable` ids get a bonus. `n_blocks` 0: contexts for all slots.
     """
+
+    block_tokens = 16
+    window: int | None = None
+    shares = True
 
     def __init__(
         self,
         vocab_size: int,
         n_slots: int = 8,
         context_tokens: int = 512,
+        n_blocks: int = 0,
         script: Sequence[int] = (),
         delay_seconds: float = 0.0,
         poison: frozenset[int] = frozenset(),
@@ -50,7 +61,8 @@ class StubRunner:
         self.crash = crash
         self.bonus = np.zeros(vocab_size)
         self.bonus[list(readable)] = READABLE
-        self.slots: list[list[int]] = [[] for _ in range(n_slots)]
+        self.n_blocks = n_blocks or n_slots * -(-context_tokens // self.block_tokens)
+        self.tokens = np.full((self.n_blocks, self.block_tokens), NOTHING)
         self.n_calls = 0
 
     def forward(self, rows: list[Row]) -> list[np.ndarray]:
@@ -65,14 +77,20 @@ class StubRunner:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.poison.intersection(row.ids):
             raise RuntimeError("poison in the row")
-        context = self.slots[row.slot]
-        if row.start > len(context) or row.start + len(row.ids) > self.context_tokens or not row.ids:
-            raise EngineError(f"stub: expected a row that goes on from {len(context)} tokens, got start {row.start}")
-        del context[row.start :]
+        end = row.start + len(row.ids)
+        if end > self.context_tokens or not row.ids:
+            raise EngineError(f"stub: expected 1..{self.context_tokens} tokens, got {end}")
+        places = np.arange(row.start, end)
+        blocks = np.array(row.blocks)
+        self.tokens[blocks[places // self.block_tokens], places % self.block_tokens] = row.ids
+        context = self.tokens[blocks].flatten()[:end].tolist()
+        if NOTHING in context:
+            raise EngineError(f"stub: expected a row that goes on from written tokens, got start {row.start}")
         first = len(row.ids) if not row.all_logits else 1
-        context.extend(row.ids)
-        lengths = range(row.start + first, len(context) + 1)
-        return np.stack([self.logits_after(context[:n]) for n in lengths])
+        return np.stack([self.logits_after(context[:n]) for n in range(row.start + first, end + 1)])
+
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        raise EngineError("stub: expected a model to give weights to, got a stub")
 
     def logits_after(self, context: list[int]) -> np.ndarray:
         """float32 [V] for one context."""
@@ -91,7 +109,7 @@ class StubRunner:
         return self.script[0]
 
 
-def load_stub(spec: StubSpec, n_slots: int) -> tuple[StubRunner, Tokenizer, frozenset[int]]:
+def load_stub(spec: StubSpec, config: EngineConfig) -> tuple[StubRunner, Tokenizer, frozenset[int]]:
     """What `load_runner` gives for a folder: runner, tokenizer, the model's stop ids."""
     time.sleep(spec.load_ms / 1000)
     tokenizer = spec.tokenizer()
@@ -102,8 +120,9 @@ def load_stub(spec: StubSpec, n_slots: int) -> tuple[StubRunner, Tokenizer, froz
     pieces = {token: tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)}
     runner = StubRunner(
         tokenizer.vocab_size,
-        n_slots,
+        config.n_slots,
         spec.context_tokens,
+        config.cache_tokens // StubRunner.block_tokens,
         script,
         spec.delay_ms / 1000,
         poison=frozenset(tokenizer.encode(spec.poison or "")),

@@ -20,7 +20,7 @@ from fledge.model.config import ModelConfig
 from fledge.model.heads import OutputTransform, TaskHead
 from fledge.nn.attention import Angles, Context
 from fledge.nn.block import Stack, angles_for
-from fledge.nn.cache import KeyValueCache
+from fledge.nn.cache import BLOCK_TOKENS, KeyValueCache, blocks_of
 from fledge.nn.config import Kernelised, Rope, StackConfig
 from fledge.nn.linear import Linear, PackedLinear
 from fledge.nn.losses import cross_entropy_sum, fused_cross_entropy_sum
@@ -120,7 +120,7 @@ class Transformer(nn.Module):
             )
         # a cache's keys stay turned as they were written, so frequencies that depend on the document's length go by the
         # cache's, whatever the document has grown to and whatever its company is
-        tables = self.angle_tables(stack, tokens.ids.device, length, length if cache is None else cache.positions)
+        tables = self.angle_tables(stack, tokens.ids.device, length, length if cache is None else cache.context_tokens)
         return Context(
             tokens, layout, angles_for(tables, tokens, isinstance(layout, OneDocument | Padded)), cache=cache
         )
@@ -245,19 +245,52 @@ def build(config: ModelConfig, device: torch.device | str = "meta") -> Transform
         return Transformer(config)
 
 
-def new_cache(model: Transformer, n_slots: int, positions: int | None = None) -> KeyValueCache:
-    """An empty cache for `model`, in its dtype and on its device. Raises ConfigError if memory does not hold it."""
+CACHE_SHARE = 0.5
+"""Of the free memory: what a cache may take when nobody says how large it shall be."""
+
+
+def new_cache(
+    model: Transformer,
+    n_documents: int,
+    context_tokens: int | None = None,
+    cache_tokens: int = 0,
+    int8: bool = False,
+) -> KeyValueCache:
+    """An empty cache for `model`, in its dtype (or int8) and on its device, with room for `cache_tokens`.
+
+    With 0, for `n_documents` whole contexts, or for what half of the free memory holds if that is less; always for one
+    whole context. Raises ConfigError if memory does not hold it.
+    """
     stack, weight = model.config.stack, model.embedding.weight
     if not stack.causal:
         raise ConfigError("cache: expected a decoder, got an encoder; an encoder computes whole documents")
-    length = positions or model.config.context_tokens
+    length = context_tokens or model.config.context_tokens
     mixers = [layer.mixer for layer in stack.layers]
     heads = tuple(None if isinstance(m, Kernelised) else (m.n_kv_heads, m.head_channels) for m in mixers)
-    need = sum(2 * one[0] * one[1] for one in heads if one) * n_slots * length * weight.itemsize
+    token_bytes = sum(2 * one[0] * (one[1] + 4 if int8 else one[1] * weight.itemsize) for one in heads if one)
+    n_blocks = max(1, cache_tokens // BLOCK_TOKENS) if cache_tokens else n_documents * blocks_of(length)
     free = available_bytes(weight.device)
-    if free is not None and need > free:
-        raise ConfigError(
-            f"cache: expected at most the {free:,} bytes of free memory, got {need:,} for {n_slots} slots of "
-            f"{length} tokens; give fewer slots or a shorter context (engine.n_slots, engine.context_tokens)"
-        )
-    return KeyValueCache(heads, n_slots, length, weight.dtype, weight.device)
+    if free is not None and token_bytes:
+        if not cache_tokens:
+            affordable = int(free * CACHE_SHARE) // (token_bytes * BLOCK_TOKENS)
+            n_blocks = min(n_blocks, max(blocks_of(length), affordable))
+        need = n_blocks * BLOCK_TOKENS * token_bytes
+        if need > free:
+            raise ConfigError(
+                f"cache: expected at most the {free:,} bytes of free memory, got {need:,} for "
+                f"{n_blocks * BLOCK_TOKENS} tokens; give a shorter context or fewer tokens "
+                "(engine.context_tokens, engine.cache_tokens)"
+            )
+    return KeyValueCache(heads, n_blocks, length, weight.dtype, weight.device, int8)
+
+
+def window_of(model: Transformer) -> int | None:
+    """How many tokens, itself among them, a token reads of the cache at most; None: its whole document."""
+    reach = 1
+    for layer in model.config.stack.layers:
+        if isinstance(layer.mixer, Kernelised):
+            continue  # a state of fixed size
+        if layer.window is None or layer.pattern is not None:
+            return None
+        reach = max(reach, layer.window)
+    return reach

@@ -373,31 +373,37 @@ def attend_cached(
     sight: Sight,
     bias: Bias | None,
 ) -> Tensor:
-    """Decoding: write each row's new keys and values to its slot, then attend to all of the slot. [B, T, H, C].
+    """Decoding: write each row's new keys and values to its blocks, then attend to all it sees of its document.
+    [B, T, H, C].
 
     Rows are computed one by one, so that a row's bits don't depend on its company's lengths.
     """
     out = torch.zeros_like(q_BTHC)
-    for b, (slot, start, count) in enumerate(zip(layout.slots, layout.starts, layout.counts, strict=True)):
-        keys, values = cache.write(layer, slot, start, k_BTKC[b, :count], v_BTKC[b, :count])
-        if count == 1 and bias is None and sight.pattern is None:
-            out[b, 0] = one_query(q_BTHC[b, 0], keys, values, sight)
-        elif start == 0:
-            q, k, v = (t[b : b + 1, :count] for t in (q_BTHC, k_BTKC, v_BTKC))
+    places = zip(layout.tables, layout.straight, layout.starts, layout.counts, strict=True)
+    for b, (table, straight, start, count) in enumerate(places):
+        k, v = k_BTKC[b, :count], v_BTKC[b, :count]
+        cache.write(layer, table, start, k, v)
+        begin = 0 if sight.window is None or sight.pattern is not None else max(0, start + 1 - sight.window)
+        if start == 0 and (count > 1 or bias is not None or sight.pattern is not None):
+            if cache.int8:  # what later tokens will read
+                k, v = (t.transpose(0, 1) for t in cache.read(layer, table, straight, 0, count))
+            q, k, v = q_BTHC[b : b + 1, :count], k[None], v[None]
             if isinstance(sight.pattern, Prefix):  # the prefix must be whole in the first chunk
                 part = Tokens(*(None if t is None else t[b : b + 1, :count] for t in vars_in_order(tokens)))  # type: ignore[arg-type]
                 out[b : b + 1, :count] = dense(q, k, v, visible(part, part, sight), sight, bias)
             else:
                 out[b : b + 1, :count] = rows(q, k, v, sight, bias)
+            continue
+        keys, values = cache.read(layer, table, straight, begin, start + count)
+        if count == 1 and bias is None and sight.pattern is None:
+            out[b, 0] = one_query(q_BTHC[b, 0], keys, values, sight)
         else:
-            out[b, :count] = chunk(q_BTHC[b, :count], keys, values, start, sight, bias)
+            out[b, :count] = chunk(q_BTHC[b, :count], keys, values, start, begin, sight, bias)
     return out
 
 
 def one_query(q_HC: Tensor, keys_KSC: Tensor, values_KSC: Tensor, sight: Sight) -> Tensor:
-    """One token against all it sees of its past: [H, C]."""
-    if sight.window is not None:
-        keys_KSC, values_KSC = keys_KSC[:, -sight.window :], values_KSC[:, -sight.window :]
+    """One token against the S it sees of its document: [H, C]."""
     q_KGC = q_HC.view(keys_KSC.shape[0], -1, q_HC.shape[-1]) * sight.scale
     scores = torch.bmm(q_KGC, keys_KSC.transpose(1, 2))
     if sight.softcap is not None:
@@ -405,14 +411,17 @@ def one_query(q_HC: Tensor, keys_KSC: Tensor, values_KSC: Tensor, sight: Sight) 
     return torch.bmm(torch.softmax(scores, -1), values_KSC).view(q_HC.shape)
 
 
-def chunk(q_THC: Tensor, keys_KSC: Tensor, values_KSC: Tensor, start: int, sight: Sight, bias: Bias | None) -> Tensor:
-    """T tokens at positions start.. against S = start + T keys (torch's is_causal would align the mask top-left)."""
+def chunk(
+    q_THC: Tensor, keys_KSC: Tensor, values_KSC: Tensor, start: int, begin: int, sight: Sight, bias: Bias | None
+) -> Tensor:
+    """T tokens at positions start.. against the S keys of positions begin..start + T (torch's is_causal would align the
+    mask top-left)."""
     n_tokens, n_keys = q_THC.shape[0], keys_KSC.shape[1]
     q_pos = torch.arange(start, start + n_tokens, device=q_THC.device)
-    k_pos = torch.arange(n_keys, device=q_THC.device)
+    k_pos = torch.arange(begin, begin + n_keys, device=q_THC.device)
     seen = by_place(q_pos[:, None], k_pos[None, :], sight)[None]
     q, k, v = q_THC[None], keys_KSC.transpose(0, 1)[None], values_KSC.transpose(0, 1)[None]
-    added = None if bias is None else bias(q, k, start, 0)
+    added = None if bias is None else bias(q, k, start, begin)
     if sight.softcap is not None:
         weights = probabilities(q, k, seen, sight, added).to(v.dtype)
         return (weights @ heads_first(v, q.shape[2])).transpose(1, 2)[0]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fledge.nn.native.library import library
-from fledge.nn.native.linear import NativeLinear, float_linear
+from fledge.nn.native.linear import NativeLinear, Parts, float_linear
 
 
 class Linear(nn.Module):
@@ -160,15 +160,19 @@ def joined_bias(maps: list[Linear]) -> Tensor | None:
 
 
 class PackedLinear(nn.Module):
-    """An inference copy: weight [I, O] in one piece, `y = x W + b`. Holds no parameters: refresh it with `load`."""
+    """An inference copy: weight [I, O] in one piece, `y = x W + b`. Holds no parameters: write new ones to `places`.
+
+    `parts`: the linears that stand side by side in it (see `Parts`).
+    """
 
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, weight: Tensor, bias: Tensor | None):
+    def __init__(self, weight: Tensor, bias: Tensor | None, parts: Parts):
         super().__init__()
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
+        self.parts = parts
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
@@ -176,16 +180,30 @@ class PackedLinear(nn.Module):
         y = torch.mm(rows, weight) if bias is None else torch.addmm(bias, rows, weight)
         return y.view(*x.shape[:-1], y.shape[-1])
 
+    def places(self) -> dict[str, Tensor]:
+        """Views of the copy by the names of the parameters it was made of: weights [O, I], biases [O]."""
+        views, begin = {}, 0
+        for name, (size, has_bias) in self.parts.items():
+            prefix, part = f"{name}." if name else "", slice(begin, begin + size)
+            views[f"{prefix}weight"] = self.weight[:, part].t()
+            if has_bias:
+                assert self.bias is not None
+                views[f"{prefix}bias"] = self.bias[part]
+            begin += size
+        return views
+
 
 def pack(module: Linear | Joined) -> PackedLinear | NativeLinear:
     """The packed inference copy of a Linear or a Joined: panels of the compiled kernels where there are any for it."""
-    maps = module.maps() if isinstance(module, Joined) else [module]
+    named = dict(module.named_children()) if isinstance(module, Joined) else {"": module}
+    maps = [one for one in named.values() if isinstance(one, Linear)]
+    parts = {name: (m.weight.shape[0], m.bias is not None) for name, m in zip(named, maps, strict=True)}
     with torch.no_grad():
         weight, bias = torch.cat([m.weight for m in maps]), joined_bias(maps)
         bias = None if bias is None else bias.detach()
         if native(weight):
-            return float_linear(weight, bias)
-        return PackedLinear(weight.t().contiguous(), bias)
+            return float_linear(weight, bias, parts)
+        return PackedLinear(weight.t().contiguous(), bias, parts)
 
 
 def native(weight: Tensor) -> bool:

@@ -81,14 +81,14 @@ def scan(q: Tensor, k: Tensor, v: Tensor, outer: Tensor, total: Tensor) -> tuple
 
 def decoded(q: Tensor, k: Tensor, v: Tensor, layout: Cached, cache: KeyValueCache, layer: int) -> Tensor:
     out = torch.zeros_like(q)
-    for b, (slot, start, count) in enumerate(zip(layout.slots, layout.starts, layout.counts, strict=True)):
+    for b, (sequence, start, count) in enumerate(zip(layout.sequences, layout.starts, layout.counts, strict=True)):
         part = [t[b : b + 1, :, :count] for t in (q, k, v)]
-        known = cache.state(layer, slot, start)
+        known = cache.state(layer, sequence, start)
         if known is None and start:
             raise ConfigError("cache: a recurrent state can't go back to an earlier token; start the document again")
         outer, total = known or empty_state(part[0], part[2])
         mixed, outer, total = scan(part[0], part[1], part[2], outer, total)
-        cache.keep_state(layer, slot, start + count, (outer, total))
+        cache.keep_state(layer, sequence, start, start + count, (outer, total))
         out[b : b + 1, :, :count] = mixed
     return out
 

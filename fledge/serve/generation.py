@@ -61,7 +61,7 @@ class Generation:
                 raise item
             event = item[1]
             self.generated_tokens += len(event.token_ids)
-            if event.finish_reason == "error":
+            if event.finish_reason in ("error", "deadline"):
                 raise EngineError(event.error or "engine: the answer failed")
             self.n_open -= event.finish_reason is not None
             yield item

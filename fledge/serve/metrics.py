@@ -70,7 +70,14 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-RENAMED = {"running": "num_requests_running", "waiting": "num_requests_waiting"}
+RENAMED = {
+    "running": "num_requests_running",
+    "waiting": "num_requests_waiting",
+    "preemptions_total": "num_preemptions",
+    "prefix_query_tokens_total": "prefix_cache_queries",
+    "prefix_hit_tokens_total": "prefix_cache_hits",
+}
+BLOCKS = ("blocks_used", "blocks_cached", "blocks_free")
 CONSTANTS = frozenset({"slots_total"})
 
 
@@ -82,16 +89,15 @@ class EngineCollector:
 
     def collect(self) -> Iterable[Metric]:
         figures = dict(self.counters())
-        if figures.get("kv_tokens_capacity"):
-            figures["kv_cache_usage_perc"] = figures["kv_tokens_in_use"] / figures["kv_tokens_capacity"]
+        if n_blocks := sum(figures.get(name, 0) for name in BLOCKS):
+            figures["kv_cache_usage_perc"] = figures["blocks_used"] / n_blocks
         for name in RENAMED:
             figures.setdefault(name, 0)
         for name, value in sorted(figures.items()):
             text = f"The engine's {name.replace('_', ' ')}."
-            if name.endswith("_total") and name not in CONSTANTS:
-                short = "fledge_engine_" + name.removeprefix("engine_").removesuffix("_total")
-                yield CounterMetricFamily(short, text, value=value)
-            elif name in RENAMED or name == "kv_cache_usage_perc":
-                yield GaugeMetricFamily(f"fledge_{RENAMED.get(name, name)}", text, value=value)
+            total = name.endswith("_total") and name not in CONSTANTS
+            if name in RENAMED or name == "kv_cache_usage_perc":
+                full = f"fledge_{RENAMED.get(name, name)}"
             else:
-                yield GaugeMetricFamily(f"fledge_engine_{name.removesuffix('_total')}", text, value=value)
+                full = f"fledge_engine_{name.removeprefix('engine_').removesuffix('_total')}"
+            yield (CounterMetricFamily if total else GaugeMetricFamily)(full, text, value=value)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,18 +25,29 @@ def stub_engine(
     runner: StubRunner | None = None,
     tokenizer: Tokenizer = TOKENIZER,
     stop_ids: Iterable[int] = (),
+    prefix_cache: bool = True,
+    clock: Callable[[], float] = time.monotonic,
     **runner_settings: Any,
 ) -> Engine:
     runner = runner or StubRunner(tokenizer.vocab_size, n_slots, **runner_settings)
-    config = EngineConfig(n_slots=n_slots, prefill_chunk=prefill_chunk, max_waiting=max_waiting)
-    return Engine(runner, tokenizer, config, stop_ids)
+    config = EngineConfig(
+        n_slots=n_slots, prefill_chunk=prefill_chunk, max_waiting=max_waiting, prefix_cache=prefix_cache
+    )
+    return Engine(runner, tokenizer, config, stop_ids, clock)
 
 
 def request(
-    name: str, prompt: str = "hello", tenant: str = "", prompt_logprobs: bool = False, **settings: Any
+    name: str,
+    prompt: str = "hello",
+    tenant: str = "",
+    prompt_logprobs: bool = False,
+    priority: int = 0,
+    deadline_seconds: float | None = None,
+    **settings: Any,
 ) -> Request:
     ids = (TOKENIZER.bos_id, *TOKENIZER.encode(prompt))
-    return Request(name, ids, Sampling(**{"max_tokens": 12, **settings}), tenant, prompt_logprobs)
+    sampling = Sampling(**{"max_tokens": 12, **settings})
+    return Request(name, ids, sampling, tenant, prompt_logprobs, priority, deadline_seconds)
 
 
 def drain(engine: Engine) -> list[Event]:

@@ -208,10 +208,10 @@ def test_the_figures_count_what_happened():
     engine.step()
     counters = engine.counters()
     assert (counters["running"], counters["waiting"], counters["slots_in_use"]) == (2, 1, 2)
-    assert counters["kv_tokens_in_use"] == 10 and counters["slots_total"] == 2
+    assert (counters["blocks_used"], counters["blocks_free"], counters["slots_total"]) == (2, 62, 2)
     drain(engine)
     counters = engine.counters()
-    assert (counters["running"], counters["kv_tokens_in_use"], counters["slots_in_use"]) == (0, 0, 0)
+    assert (counters["running"], counters["blocks_used"], counters["slots_in_use"]) == (0, 0, 0)
     assert (counters["requests_total"], counters["prompt_tokens_total"]) == (2, 10)
     assert counters["generated_tokens_total"] == 9
     assert counters["steps_total"] == 6
@@ -286,4 +286,5 @@ def test_any_mix_of_arrivals_and_cancellations_ends_with_every_slot_free(plans, 
             engine.cancel(data.draw(st.sampled_from(names)))
         assert engine.counters()["slots_in_use"] == engine.counters()["running"] <= 3
     drain(engine)
-    assert sorted(engine.free_slots) == [0, 1, 2] and not engine.live and not len(engine.waiting)
+    assert sorted(engine.scheduler.free_slots) == [0, 1, 2] and not engine.live and not len(engine.scheduler.waiting)
+    assert engine.counters()["blocks_used"] == 0

@@ -11,7 +11,10 @@ from fledge.engine.waiting import WaitingLine
 
 def line_of(*tenants: str) -> tuple[WaitingLine, list]:
     line = WaitingLine()
-    choices = [SimpleNamespace(request=SimpleNamespace(tenant=tenant), number=i) for i, tenant in enumerate(tenants)]
+    choices = [
+        SimpleNamespace(request=SimpleNamespace(tenant=tenant, priority=0), number=i)
+        for i, tenant in enumerate(tenants)
+    ]
     for choice in choices:
         line.push(choice)
     return line, choices

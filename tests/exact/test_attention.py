@@ -193,7 +193,7 @@ def test_decoding_and_packing_give_the_logits_of_one_pass(name, more):
         for n in chunks:
             pos = torch.arange(start, start + n)[None]
             tokens = Tokens(ids[:, start : start + n], pos, torch.zeros_like(pos))
-            got.append(model(tokens, Cached((1,), (start,), (n,)), cache))
+            got.append(model(tokens, Cached((cache.whole_table(1),), (start,), (n,), (1,)), cache))
             start += n
         assert (torch.cat(got, 1) - whole).abs().max() < 3e-5
     tokens, layout = pack([[10, 30]])

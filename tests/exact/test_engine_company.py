@@ -69,12 +69,12 @@ class Leaky(StubRunner):
 
 
 class Deaf(StubRunner):
-    """The control: the cache forgets which slot is meant."""
+    """The control: the cache forgets which blocks are meant."""
 
     def row_logits(self, row):
         from dataclasses import replace
 
-        return super().row_logits(replace(row, slot=0))
+        return super().row_logits(replace(row, blocks=tuple(range(len(row.blocks)))))
 
 
 @pytest.mark.parametrize("runner", [Leaky, Deaf])

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from fledge.batch import OneDocument, one_document
-from fledge.engine.native import BLOCK_TOKENS, NativeDecoder, why_not
+from fledge.engine.native import NativeDecoder, why_not
 from fledge.engine.runner import pack_in_place
 from fledge.model.folder import load_model
+from fledge.nn.cache import BLOCK_TOKENS
 from fledge.nn.native import library
 from tests.parity.decoder_cases import ALWAYS, CASES, sampled
 from tests.parity.reference import limit, some_ids

@@ -70,7 +70,7 @@ def decoding_is_one_pass(mine, ids):
     """Two rows at different places of their documents; a chunk, then token by token, beyond the windows."""
     whole = mine(one_document(ids), OneDocument())
     cache, length = new_cache(mine, 2, ids.shape[1]), ids.shape[1]
-    got = torch.zeros_like(whole[:2])
+    tables, got = (cache.whole_table(0), cache.whole_table(1)), torch.zeros_like(whole[:2])
     place = [0, 0]
     while min(place) < length:
         counts = [min(9 if p < 9 * (row + 1) else 1, length - p) for row, p in enumerate(place)]
@@ -83,7 +83,7 @@ def decoding_is_one_pass(mine, ids):
                 torch.arange(p, p + n),
                 0,
             )
-        logits = mine(tokens, Cached((0, 1), tuple(place), tuple(counts)), cache)
+        logits = mine(tokens, Cached(tables, tuple(place), tuple(counts), (0, 1)), cache)
         for row, (p, n) in enumerate(zip(place, counts, strict=True)):
             got[row, p : p + n] = logits[row, :n]
             place[row] += n

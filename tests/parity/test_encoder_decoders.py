@@ -131,7 +131,7 @@ def test_cached_decoding_gives_the_logits_of_one_pass_and_of_transformers(pair, 
     for n in chunks:
         pos = torch.arange(start, start + n).expand(2, -1)
         tokens = Tokens(target[:, start : start + n], pos, torch.zeros_like(pos))
-        layout = Cached((2, 0), (start, start), (n, n))
+        layout = Cached((cache.whole_table(2), cache.whole_table(0)), (start, start), (n, n), (2, 0))
         got.append(mine(tokens, layout, cache, source=rows, encoded=encoded))
         start += n
     assert (torch.cat(got, 1) - expected).abs().max() <= limit(expected)
@@ -242,7 +242,8 @@ def test_keys_and_values_of_the_source_are_computed_once_while_decoding(tmp_path
         for p, one in enumerate(encoded):
             pos = torch.full((2, 1), p)
             tokens = Tokens(target[:, p : p + 1], pos, torch.zeros_like(pos))
-            steps.append(mine(tokens, Cached((0, 1), (p, p), (1, 1)), cache, source=rows, encoded=one))
+            layout = Cached((cache.whole_table(0), cache.whole_table(1)), (p, p), (1, 1), (0, 1))
+            steps.append(mine(tokens, layout, cache, source=rows, encoded=one))
         return torch.cat(steps, 1)
 
     encoded = mine.encode(*rows)

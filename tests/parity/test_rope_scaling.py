@@ -104,10 +104,11 @@ def test_a_cached_document_keeps_its_frequencies_whatever_it_and_its_company_gro
 
     def decoded(rows: tuple[int, ...]) -> torch.Tensor:
         cache, steps = new_cache(mine, 2, capacity), []
+        tables = tuple(cache.whole_table(row) for row in rows)
         for p in range(capacity):
             pos = torch.full((len(rows), 1), p)
             tokens = Tokens(ids[list(rows), p : p + 1], pos, torch.zeros_like(pos))
-            steps.append(mine(tokens, Cached(rows, (p,) * len(rows), (1,) * len(rows)), cache))
+            steps.append(mine(tokens, Cached(tables, (p,) * len(rows), (1,) * len(rows), rows), cache))
         return torch.cat(steps, 1)
 
     both = decoded((0, 1))
@@ -145,7 +146,7 @@ def test_longrope_across_its_original_length_is_what_transformers_generates_with
         for p in range(until):
             pos = torch.full((1, 1), p)
             tokens = Tokens(ids[:, p : p + 1], pos, torch.zeros_like(pos))
-            logits[p + 1] = mine(tokens, Cached((0,), (p,), (1,)), cache)[0, 0]
+            logits[p + 1] = mine(tokens, Cached((cache.whole_table(0),), (p,), (1,), (0,)), cache)[0, 0]
         return logits
 
     short, long = decoded(original, original), decoded(40, ids.shape[1])

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -73,6 +74,7 @@ def test_the_figures_add_up(server: RunningServer) -> None:
     assert list(after.values()) == [usage["prompt_tokens"] + 3, usage["completion_tokens"] + 3, 3, 2, 2]
     families = {family.name: family for family in text_string_to_metric_families(server.client.get("/metrics").text)}
     for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "http_requests", "ready",
+                 "num_preemptions", "prefix_cache_hits", "prefix_cache_queries", "engine_blocks_free",
                  "process_cpu_seconds", "process_resident_memory_bytes", "engine_process_cpu_seconds",
                  "engine_process_resident_memory_bytes", "inter_token_latency_seconds", "engine_restarts"):  # fmt: skip
         assert families[f"fledge_{name}"].samples, name
@@ -204,3 +206,19 @@ def test_an_address_that_cannot_be_had_is_named_whole(host):
         ConfigError, match=rf"{host}:8000: can't be listened on \(.*\); choose another host=… or port=…"
     ):
         listen(host, 8000)
+
+
+def test_trial_80_a_prefix_is_found_by_its_caller_and_by_nobody_who_sends_their_salt(server: RunningServer) -> None:
+    def hit_tokens(client: httpx.Client, salt: str) -> float:
+        before, asked = (server.metric(f"fledge_prefix_cache_{name}_total") for name in ("hits", "queries"))
+        body = {"prompt": "a secret of more than sixteen bytes", "max_tokens": 1, "cache_salt": salt, "user": salt}
+        assert client.post("/v1/completions", json=body).status_code == 200
+        wait_until(lambda: server.metric("fledge_prefix_cache_queries_total") > asked, 10)
+        return server.metric("fledge_prefix_cache_hits_total") - before
+
+    elsewhere = httpx.HTTPTransport(local_address="127.0.0.2")
+    with httpx.Client(base_url=server.url, transport=elsewhere, timeout=30) as other:
+        assert hit_tokens(server.client, "victim") == 0
+        assert hit_tokens(other, "victim") == 0
+        assert hit_tokens(server.client, "another") == 32
+        assert hit_tokens(other, "another") == 32

@@ -31,7 +31,7 @@ def server() -> Iterator[RunningServer]:
 
 def idle(server: RunningServer) -> bool:
     names = ("fledge_num_requests_running", "fledge_num_requests_waiting", "fledge_engine_slots_in_use",
-             "fledge_engine_kv_tokens_in_use")  # fmt: skip
+             "fledge_engine_blocks_used")  # fmt: skip
     return all(server.metric(name) == 0 for name in names)
 
 

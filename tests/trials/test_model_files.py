@@ -16,6 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from fledge.engine.config import EngineConfig
 from fledge.engine.runner import load_runner
 from fledge.errors import CheckpointError, ConfigError
 from fledge.model.config import ShapeConfig
@@ -333,10 +334,12 @@ def test_trial_27_stop_ids_that_are_none_are_a_typed_error(tmp_path, name, text)
 def test_trial_27_a_context_that_memory_cannot_hold_is_refused_before_the_cache_is_allocated(tmp_path):
     folder = tiny_folder(tmp_path / "m", tokenizer=characters("abc"))
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 60_000_000}))
-    with pytest.raises(ConfigError, match=r"cache: expected .* 1000 slots of 60000000 tokens; .*context_tokens"):
-        load_runner(folder, n_slots=1000)
-    runner, _, _ = load_runner(folder, n_slots=1000, context_tokens=8)  # the control: the same model, a short context
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 60_000_000_000}))
+    with pytest.raises(ConfigError, match=r"cache: expected .* 60000000000 tokens; .*context_tokens"):
+        load_runner(folder)
+    with pytest.raises(ConfigError, match=r"cache: expected .* tokens; .*cache_tokens"):
+        load_runner(folder, EngineConfig(context_tokens=8, cache_tokens=10**12))
+    runner, _, _ = load_runner(folder, EngineConfig(context_tokens=8))  # the control: the same model, a short context
     assert runner.context_tokens == 8
 
 

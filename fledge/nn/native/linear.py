@@ -10,6 +10,7 @@ import ctypes as c
 import os
 from collections.abc import Sequence
 from functools import cache
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from fledge.nn.native.library import Matrix, library
 
 PANEL = 32
 FLOAT32, INT8, INT4 = 1, 2, 3
+Parts: TypeAlias = dict[str, tuple[int, bool]]
+"""Linears that stand side by side in a packed copy, by name: how many outputs each has and whether a bias. A copy of a
+lone linear has one part without a name, one of a tied output none."""
 
 
 class Threads:
@@ -39,15 +43,33 @@ def threads(n: int) -> Threads:
     return threads_of(os.getpid(), n)
 
 
+class PanelRows:
+    """Rows of a float32 weight that lies in panels, as a place to write to: `copy_` takes the weight [O, I]."""
+
+    def __init__(self, panels: Tensor, begin: int, size: int):
+        self.panels, self.rows, self.shape = panels, torch.arange(begin, begin + size), (size, panels.shape[1])
+
+    def copy_(self, weight: Tensor) -> None:
+        self.panels[self.rows // PANEL, :, self.rows % PANEL] = weight.to(self.panels.dtype)
+
+
+Place: TypeAlias = Tensor | PanelRows
+
+
 class NativeLinear(nn.Module):
-    """y = x Wᵀ + b. The weight is kept as panels alone; `matrix` is what the kernels read of it."""
+    """y = x Wᵀ + b. The weight is kept as panels alone; `matrix` is what the kernels read of it.
+
+    `parts`: the linears that stand side by side in it (see `Parts`).
+    """
 
     panels: Tensor
     bias: Tensor | None
 
-    def __init__(self, kind: int, shape: Sequence[int], group: int = 0, **tensors: Tensor | None):
+    def __init__(
+        self, kind: int, shape: Sequence[int], parts: Parts | None = None, group: int = 0, **tensors: Tensor | None
+    ):
         super().__init__()
-        self.kind, self.shape, self.group = kind, tuple(shape), group
+        self.kind, self.shape, self.group, self.parts = kind, tuple(shape), group, parts or {}
         for name in ("panels", "scales", "zeros", "sums", "bias"):
             self.register_buffer(name, tensors.get(name), persistent=False)
 
@@ -56,6 +78,19 @@ class NativeLinear(nn.Module):
         """Pointers into this module's tensors: they must outlive it."""
         given = (getattr(self, name) for name in ("panels", "scales", "zeros", "sums", "bias"))
         return Matrix(self.kind, *self.shape, self.group, *(None if t is None else t.data_ptr() for t in given))
+
+    def places(self) -> dict[str, Place]:
+        """Where the parameters lie that it was made of, by their names: weights [O, I], biases [O]."""
+        places: dict[str, Place] = {}
+        begin = 0
+        for name, (size, has_bias) in self.parts.items():
+            prefix = f"{name}." if name else ""
+            places[f"{prefix}weight"] = PanelRows(self.panels, begin, size)
+            if has_bias:
+                assert self.bias is not None
+                places[f"{prefix}bias"] = self.bias[begin : begin + size]
+            begin += size
+        return places
 
     @property
     def weight(self) -> Tensor:
@@ -73,10 +108,10 @@ class NativeLinear(nn.Module):
         return y.view(*x.shape[:-1], self.shape[0])
 
 
-def float_linear(weight: Tensor, bias: Tensor | None) -> NativeLinear:
+def float_linear(weight: Tensor, bias: Tensor | None, parts: Parts | None = None) -> NativeLinear:
     """Of a float32 weight [O, I]."""
     blocks = filled(weight, 0, PANEL).view(-1, PANEL, weight.shape[1])
-    return NativeLinear(FLOAT32, weight.shape, panels=blocks.transpose(1, 2).contiguous(), bias=bias)
+    return NativeLinear(FLOAT32, weight.shape, parts, panels=blocks.transpose(1, 2).contiguous(), bias=bias)
 
 
 def int8_linear(weight: Tensor, scale: Tensor, bias: Tensor | None) -> NativeLinear:
@@ -94,7 +129,7 @@ def int4_linear(weight: Tensor, scale: Tensor, zero: Tensor, bias: Tensor | None
     panels = (eights[:, :, 0] | (eights[:, :, 1] << 4)).contiguous()
     both = [filled(t, 0, PANEL).view(-1, 16, n_groups).transpose(1, 2).contiguous() for t in (scale, scale * zero)]
     group = weight.shape[1] // n_groups
-    return NativeLinear(INT4, weight.shape, group, panels=panels, scales=both[0], zeros=both[1], bias=bias)
+    return NativeLinear(INT4, weight.shape, group=group, panels=panels, scales=both[0], zeros=both[1], bias=bias)
 
 
 def filled(t: Tensor, dim: int, multiple: int) -> Tensor:
@@ -118,6 +153,10 @@ class PanelEmbedding(nn.Module):
     def weight(self) -> Tensor:
         """The panels: for those who ask for its type and device."""
         return self.output.panels
+
+    def places(self) -> dict[str, Place]:
+        """Where the matrix lies, by its name."""
+        return {"weight": PanelRows(self.output.panels, 0, self.output.shape[0])}
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.output.panels[ids // PANEL, :, ids % PANEL]

@@ -1,0 +1,225 @@
+"""`Scheduler`: who runs, who waits, and who holds which blocks of the cache. Imports no torch.
+
+An answer is let in when its blocks are there, not when a whole context is. When blocks run out, the least important and
+among equals the youngest answer gives its blocks back and waits; its tokens so far are computed again later, and it
+goes on with the same ones (Kwon et al. 2023, arXiv 2309.06180, recompute).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterable
+
+from fledge.engine.blocks import BlockPool
+from fledge.engine.choice import Choice
+from fledge.engine.config import EngineConfig
+from fledge.engine.prefix import root_key
+from fledge.engine.row import RunnerFace
+from fledge.engine.waiting import WaitingLine
+
+TOTALS = ("preemptions", "prefix_hits", "prefix_hit_tokens", "prefix_query_tokens")
+
+
+class Scheduler:
+    """Places of one runner: `n_slots` numbers, and the blocks of its cache.
+
+    `version` is of the weights: what was computed with others is not shared.
+    """
+
+    def __init__(self, runner: RunnerFace, config: EngineConfig):
+        self.n_slots, self.window = runner.n_slots, runner.window
+        self.block_tokens, self.chunk_tokens = runner.block_tokens, config.prefill_chunk
+        self.shares = config.prefix_cache and runner.shares
+        self.pool = BlockPool(runner.n_blocks)
+        self.version = ""
+        self.free_slots = list(range(runner.n_slots))
+        self.waiting = WaitingLine()
+        self.followers: dict[str, list[Choice]] = {}  # request id -> answers that wait for the first one's prompt
+        self.prefilling: deque[Choice] = deque()
+        self.decoding: list[Choice] = []
+        self.totals = dict.fromkeys(TOTALS, 0)
+
+    @property
+    def running(self) -> list[Choice]:
+        return [*self.prefilling, *self.decoding]
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self.waiting) + sum(map(len, self.followers.values()))
+
+    def most_blocks(self, n_tokens: int) -> int:
+        """Blocks that an answer of so many tokens holds at once at most."""
+        if self.window is not None:
+            n_tokens = min(n_tokens, self.window + self.chunk_tokens + self.block_tokens)
+        return self.blocks_of(n_tokens)
+
+    def blocks_of(self, n_tokens: int) -> int:
+        return -(-n_tokens // self.block_tokens)
+
+    def queue(self, choices: list[Choice]) -> None:
+        """Put a new request's answers in the line; if they can share their prompt's blocks, the first goes ahead."""
+        first, *others = choices
+        self.waiting.push(first)
+        if others and self.shares and not first.measures_prompt and len(first.request.prompt_ids) > self.block_tokens:
+            self.followers[first.request.id] = others
+            return
+        for choice in others:
+            self.waiting.push(choice)
+
+    def admit(self) -> None:
+        """Let in who can be, in the order of the line: a small answer never passes a large one that lacks blocks.
+        Less important ones that run give way."""
+        while self.waiting:
+            choice = self.waiting.first()
+            if self.seat(choice):
+                self.waiting.pop()
+                continue
+            below = [one for one in self.running if one.request.priority < choice.request.priority]
+            if not below:
+                return
+            self.preempt(max(below, key=rank))
+
+    def seat(self, choice: Choice) -> bool:
+        """Give a waiting choice a slot and the blocks for what it has to read, if they are there and every running one
+        can grow by a block too."""
+        if not self.free_slots:
+            return False
+        known = self.known_blocks(choice)
+        n_known = len(known) * self.block_tokens
+        end = choice.n_tokens if self.window is None else choice.next_end(self.chunk_tokens, n_known)
+        n_idle = sum(not self.pool.holders[block] for block in known)
+        if self.blocks_of(end) - len(known) + len(self.running) > self.pool.n_available - n_idle:
+            return False
+        for block in known:
+            self.pool.hold(block)
+        choice.slot, choice.blocks, choice.n_cached = heapq.heappop(self.free_slots), known, n_known
+        choice.n_known = len(known)
+        self.drop_unseen(choice)
+        self.grow(choice, end)
+        if self.shares and not choice.measures_prompt:
+            self.totals["prefix_query_tokens"] += choice.n_tokens
+            self.totals["prefix_hits"] += n_known > 0
+            self.totals["prefix_hit_tokens"] += n_known
+        (self.decoding if choice.decodes else self.prefilling).append(choice)
+        return True
+
+    def known_blocks(self, choice: Choice) -> list[int]:
+        """The blocks that hold the beginning of its tokens already; the last token is always computed."""
+        known: list[int] = []
+        if not self.shares or choice.measures_prompt:
+            return known
+        root = root_key(choice.request.tenant, self.version)
+        for number in range((choice.n_tokens - 1) // self.block_tokens):
+            block = self.pool.index.find(choice.content(number, root, self.block_tokens))
+            if block is None:
+                break
+            known.append(block)
+        return known
+
+    def grow(self, choice: Choice, n_tokens: int) -> None:
+        """Take blocks until the first `n_tokens` tokens have theirs; they must be available."""
+        most = self.blocks_of(choice.most_tokens)
+        while len(choice.blocks) < self.blocks_of(n_tokens):
+            after = choice.blocks[-1] if choice.blocks and choice.blocks[-1] >= 0 else None
+            choice.blocks.append(self.pool.take(after, most - len(choice.blocks)))
+
+    def with_room(self, choices: Iterable[Choice]) -> list[Choice]:
+        """Those of `choices` that have blocks for their next tokens, in their order. For these others may have had to
+        give theirs back, among `choices` too."""
+        for choice in sorted(choices, key=rank):
+            if choice.slot is None:
+                continue
+            end = choice.next_end(self.chunk_tokens, choice.n_cached)
+            while choice.slot is not None and self.blocks_of(end) - len(choice.blocks) > self.pool.n_available:
+                self.preempt(max(self.running, key=rank))
+            if choice.slot is not None:
+                self.grow(choice, end)
+        return [choice for choice in choices if choice.slot is not None]
+
+    def preempt(self, choice: Choice) -> None:
+        """Take a running choice's blocks and slot; it waits at the front of its tenant's line."""
+        self.leave(choice)
+        self.waiting.push_front(choice)
+        self.totals["preemptions"] += 1
+
+    def computed(self, choice: Choice) -> None:
+        """The choice has taken its tokens: note what its full blocks hold, free those it needs no more, and put it
+        where it belongs."""
+        full = choice.n_cached // self.block_tokens
+        if self.shares and full > choice.n_known:
+            root = root_key(choice.request.tenant, self.version)
+            for number in range(choice.n_known, full):
+                self.pool.index.add(choice.blocks[number], choice.content(number, root, self.block_tokens))
+            choice.n_known = full
+        self.drop_unseen(choice)
+        if choice in self.prefilling and choice.decodes:
+            self.prefilling.remove(choice)
+            self.decoding.append(choice)
+            for follower in reversed(self.followers.pop(choice.request.id, [])):
+                self.waiting.push_front(follower)
+
+    def drop_unseen(self, choice: Choice) -> None:
+        """Free the blocks that lie before every layer's window."""
+        if self.window is None:
+            return
+        for number in range(choice.n_dropped, (choice.n_cached + 1 - self.window) // self.block_tokens):
+            self.pool.release(choice.blocks[number])
+            choice.blocks[number] = -1
+            choice.n_dropped = number + 1
+
+    def leave(self, choice: Choice) -> None:
+        """Take a choice from wherever it stands; what it held is given back, its last blocks to be the first reused."""
+        if choice.slot is None:
+            waits = self.followers.get(choice.request.id, [])
+            (waits if choice in waits else self.waiting).remove(choice)
+            if not waits:
+                self.followers.pop(choice.request.id, None)
+            return
+        (self.prefilling if choice in self.prefilling else self.decoding).remove(choice)
+        heapq.heappush(self.free_slots, choice.slot)
+        for block in reversed(choice.blocks):
+            if block >= 0:
+                self.pool.release(block)
+        choice.give_back()
+
+    def forget_all(self, version: str) -> None:
+        """The weights are others from now on: nothing that was computed is of use. Nobody may be running."""
+        assert not self.running
+        self.version = version
+        self.pool.forget_all()
+        for choice in [*self.waiting, *(one for waits in self.followers.values() for one in waits)]:
+            choice.contents.clear()
+
+    def next_chunks(self) -> list[Choice]:
+        """The choices that read in this step: whole chunks, `chunk_tokens` tokens together or one chunk, from the front
+        of a line that goes round, so that a long prompt does not hold up short ones behind it."""
+        chosen: list[Choice] = []
+        tokens = 0
+        for choice in self.prefilling:
+            tokens += choice.next_end(self.chunk_tokens, choice.n_cached) - choice.n_cached
+            if chosen and tokens > self.chunk_tokens:
+                break
+            chosen.append(choice)
+        self.prefilling.rotate(-len(chosen))
+        return chosen
+
+    def counters(self) -> dict[str, float]:
+        """Figures of the places, and totals so far."""
+        pool = self.pool
+        return {
+            "running": len(self.prefilling) + len(self.decoding),
+            "waiting": self.n_waiting,
+            "slots_in_use": self.n_slots - len(self.free_slots),
+            "slots_total": self.n_slots,
+            "blocks_used": pool.n_held,
+            "blocks_cached": len(pool.idle),
+            "blocks_free": pool.n_free,
+            "evictions_total": pool.n_evicted,
+            **{f"{name}_total": value for name, value in self.totals.items()},
+        }
+
+
+def rank(choice: Choice) -> tuple[int, int, int]:
+    """The lower, the longer it keeps its blocks: by importance, then by age."""
+    return -choice.request.priority, choice.arrival, choice.index

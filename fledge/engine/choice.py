@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,6 +45,7 @@ class Choice:
         self.n_dropped = 0  # blocks before every window
         self.n_cached = 0
         self.answer: list[int] = []
+        self.draft: list[int] = []  # guesses at the next tokens, to be checked by the next row
         self.vocab_size = vocab_size
         own_stops = frozenset() if sampling.ignore_eos else model_stops
         self.stop_ids = own_stops | frozenset(sampling.stop_token_ids)
@@ -77,23 +79,23 @@ class Choice:
         return self.prompt_logprobs is not None and len(self.prompt_logprobs) < len(self.request.prompt_ids)
 
     def ids(self, start: int, end: int) -> tuple[int, ...]:
-        """Tokens start..end of prompt and answer."""
-        prompt = self.request.prompt_ids
+        """Tokens start..end of prompt, answer and draft."""
+        prompt, said = self.request.prompt_ids, self.answer + self.draft
         if start >= len(prompt):
-            return tuple(self.answer[start - len(prompt) : end - len(prompt)])
-        return prompt[start:end] + tuple(self.answer[: max(0, end - len(prompt))])
+            return tuple(said[start - len(prompt) : end - len(prompt)])
+        return prompt[start:end] + tuple(said[: max(0, end - len(prompt))])
 
     def next_end(self, chunk_tokens: int, start: int) -> int:
-        """Where the tokens computed from `start` on end: at the last, or a multiple of `chunk_tokens`, whoever else is
-        in the step."""
-        return min(self.n_tokens, (start // chunk_tokens + 1) * chunk_tokens)
+        """Where the tokens computed from `start` on end: at the last, guesses included, or a multiple of
+        `chunk_tokens`, whoever else is in the step."""
+        return min(self.n_tokens + len(self.draft), (start // chunk_tokens + 1) * chunk_tokens)
 
     def next_row(self, chunk_tokens: int, block_tokens: int) -> Row:
         """The tokens to compute next: a chunk of what is not in the cache, often one token."""
         assert self.slot is not None
         start, end = self.n_cached, self.next_end(chunk_tokens, self.n_cached)
         blocks = tuple(self.blocks[: -(-end // block_tokens)])
-        return Row(blocks, start, self.ids(start, end), self.measures_prompt, self.slot)
+        return Row(blocks, start, self.ids(start, end), self.measures_prompt or end > self.n_tokens, self.slot)
 
     def content(self, number: int, root: bytes, block_tokens: int) -> Content:
         """What its block `number` holds when it is full, which its tokens must be enough for."""
@@ -113,13 +115,25 @@ class Choice:
                 # some may be known from before the answer gave its blocks back
                 told = token_logprob(logits[place - 1 - start], prompt[place], n_top, self.vocab_size)
                 self.prompt_logprobs.append(told)
+        draft, self.draft = self.draft, []
         if self.n_cached < self.n_tokens:
             return None
-        return self.advance(logits[-1])
+        return self.checked(draft[: self.n_cached - self.n_tokens], logits)
+
+    def checked(self, draft: list[int], logits: np.ndarray) -> Event:
+        """Choose tokens from the last logits as long as they are those of `draft`, and one more: their events as one.
+        The cache keeps what was computed of the right ones."""
+        begin, events = self.n_tokens, []
+        for number, row in enumerate(logits[len(logits) - 1 - len(draft) :]):
+            self.n_cached = begin + number
+            events.append(self.advance(row))
+            if events[-1].finish_reason or draft[number : number + 1] != [self.answer[-1]]:
+                break
+        return events[0] if len(events) == 1 else joined(events)
 
     def give_back(self) -> None:
         """It holds nothing of the cache any more."""
-        self.slot, self.blocks = None, []
+        self.slot, self.blocks, self.draft = None, [], []
         self.n_cached = self.n_known = self.n_dropped = 0
 
     def advance(self, logits: np.ndarray) -> Event:
@@ -152,3 +166,14 @@ class Choice:
         """The last event of an answer that was cut off from outside. Text held back is given up: it may be half a
         character or half a stop string."""
         return Event(self.request.id, self.index, finish_reason=finish_reason, error=error)
+
+
+def joined(events: list[Event]) -> Event:
+    """Events of one choice that follow each other as one."""
+    return replace(
+        events[0],
+        token_ids=tuple(token for event in events for token in event.token_ids),
+        text="".join(event.text for event in events),
+        logprobs=tuple(logprob for event in events for logprob in event.logprobs),
+        finish_reason=events[-1].finish_reason,
+    )

@@ -27,6 +27,11 @@ class EngineConfig:
     """Keep what full blocks of the cache hold for prompts of the same tenant that begin alike."""
     prefill_chunk: int = 512
     """Most prompt tokens in one step, so that long prompts don't stall running answers."""
+    draft: str = ""
+    """What guesses next tokens, to be checked several at once: lookup (what followed the same tokens before), layers:N
+    (the model's own first N layers), or the folder of a smaller model of the same vocabulary. Answers stay the same."""
+    draft_tokens: int = 4
+    """Tokens that are guessed for an answer; fewer where many are answered at once."""
     max_waiting: int = 256
     """Answers that may wait for a slot; more are refused."""
     threads: int = 0
@@ -40,6 +45,7 @@ class EngineConfig:
             ("context_tokens", 0),
             ("cache_tokens", 0),
             ("prefill_chunk", 1),
+            ("draft_tokens", 0),
             ("max_waiting", 0),
             ("threads", 0),
             ("stall_seconds", 0),

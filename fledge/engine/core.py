@@ -23,6 +23,7 @@ from fledge.engine.length import answer_room
 from fledge.engine.request import Completion, Event, FinishReason, Request
 from fledge.engine.row import Row, RunnerFace
 from fledge.engine.scheduler import Scheduler
+from fledge.engine.speculate import Drafter
 from fledge.errors import CapacityError, EngineError, FledgeError, RequestError
 
 if TYPE_CHECKING:
@@ -30,7 +31,11 @@ if TYPE_CHECKING:
 
     from fledge.text.tokenizer import Tokenizer
 
-TOTALS = ("prompt_tokens", "generated_tokens", "requests", "cancelled", "expired", "failed", "steps")
+TOTALS = (
+    "prompt_tokens", "generated_tokens", "draft_tokens", "accepted_tokens",
+    "requests", "cancelled", "expired", "failed", "steps",
+)  # fmt: skip
+DRAFT_ROWS = 16  # rows of a step that is no slower for guesses
 
 LATE = "engine: the deadline passed before the answer was finished"
 REPLACED = "engine: the weights were replaced before the answer was finished; send the request again"
@@ -40,7 +45,8 @@ class Engine:
     """Generates for many requests at once on one runner. `stop_ids`: the model's stop tokens besides the tokenizer's.
 
     `submit` raises RequestError (the request can't be served as written) or CapacityError (the line is full). A forward
-    pass that raises fails only the requests that raise when they are retried alone. `clock` gives seconds.
+    pass that raises fails only the requests that raise when they are retried alone. `clock` gives seconds. `drafter`
+    guesses next tokens (fledge/engine/speculate.py).
     """
 
     def __init__(
@@ -50,8 +56,10 @@ class Engine:
         config: EngineConfig | None = None,
         stop_ids: Iterable[int] = (),
         clock: Callable[[], float] = time.monotonic,
+        drafter: Drafter | None = None,
     ):
         self.runner = runner
+        self.drafter = drafter if runner.shares else None  # a recurrent state can't be taken back
         self.tokenizer = tokenizer
         self.config = config or EngineConfig()
         self.stop_ids = frozenset(tokenizer.stop_ids) | frozenset(stop_ids)
@@ -120,12 +128,25 @@ class Engine:
         scheduler = self.scheduler
         scheduler.admit()
         decoding, prefilling = list(scheduler.decoding), scheduler.next_chunks()
+        self.draft(decoding)
         for choices in (decoding, prefilling):
             if choices:
                 events += self.advance(choices)
         if decoding or prefilling:
             self.totals["steps"] += 1
         return events
+
+    def draft(self, choices: list[Choice]) -> None:
+        """Have the next tokens of these answers guessed, as many as a step computes in the time of one."""
+        n = min(self.config.draft_tokens, DRAFT_ROWS // max(1, len(choices)) - 1)
+        if self.drafter is None or n < 1 or not choices:
+            return
+        try:
+            for choice, draft in zip(choices, self.drafter.guess(choices, n), strict=True):
+                choice.draft = draft[: choice.request.sampling.max_tokens - len(choice.answer) - 1]
+        except Exception as error:  # they are guesses: nobody's answer needs them
+            traceback.print_exception(error, file=sys.stderr)
+            self.drafter = None
 
     def expire(self) -> list[Event]:
         """End the requests whose deadline has passed."""
@@ -160,6 +181,7 @@ class Engine:
         for choice, row, result in zip(choices, rows, self.forward(rows), strict=True):
             if choice.slot is None:
                 continue  # a sibling failed in this very loop
+            n_drafted = max(0, row.start + len(row.ids) - choice.n_tokens)
             try:
                 if isinstance(result, Exception):
                     raise result
@@ -170,6 +192,8 @@ class Engine:
             self.scheduler.computed(choice)
             if event is not None:
                 self.totals["generated_tokens"] += len(event.token_ids)
+                self.totals["draft_tokens"] += n_drafted
+                self.totals["accepted_tokens"] += len(event.token_ids) - 1
                 events.append(event)
                 if event.finish_reason is not None:
                     self.release(choice)

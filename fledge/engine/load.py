@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fledge.engine.config import EngineConfig
 from fledge.engine.core import Engine
+from fledge.engine.speculate import Drafter, DraftModel, LookupDrafter
 from fledge.engine.stub_spec import is_stub, parse_stub
-from fledge.errors import CheckpointError
+from fledge.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from fledge.engine.runner import Runner
+    from fledge.text.tokenizer import Tokenizer
 
 READ = (".json", ".safetensors", ".jinja", ".model", ".txt")
 
@@ -23,7 +30,28 @@ def load_engine(model: str, config: EngineConfig | None = None) -> Engine:
     from fledge.engine.runner import load_runner
 
     model_runner, tokenizer, stop_ids = load_runner(model, config)
-    return Engine(model_runner, tokenizer, config, stop_ids)
+    return Engine(model_runner, tokenizer, config, stop_ids, drafter=load_drafter(config, model_runner, tokenizer))
+
+
+def load_drafter(config: EngineConfig, runner: Runner, tokenizer: Tokenizer) -> Drafter | None:
+    """What `config.draft` names, for a runner's engine. Raises ConfigError, or CheckpointError for its folder."""
+    if not config.draft:
+        return None
+    if config.draft == "lookup":
+        return LookupDrafter()
+    from fledge.engine.runner import Runner, first_layers, load_runner
+
+    if config.draft.startswith("layers:"):
+        n = config.draft.removeprefix("layers:")
+        if not n.isdecimal():
+            raise ConfigError(f"draft: expected a number of layers, as layers:4, got {config.draft!r:.60}")
+        return DraftModel(Runner(first_layers(runner.model, int(n)), runner.n_slots, runner.context_tokens))
+    theirs, words, _ = load_runner(config.draft, replace(config, cache_tokens=0, cache_dtype="float32"))
+    if words.digest != tokenizer.digest:
+        raise ConfigError(f"draft: expected a model of the same tokenizer, got {config.draft}; train one on it")
+    if theirs.n_blocks < theirs.n_slots * -(-theirs.context_tokens // theirs.block_tokens):
+        raise ConfigError(f"draft: expected memory for {theirs.n_slots} contexts, got too little; give fewer n_slots")
+    return DraftModel(theirs)
 
 
 def load_unchanged(model: str, config: EngineConfig | None = None) -> tuple[Engine, list[list[str | int]]]:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fledge.batch import Cached, Tokens
 from fledge.engine.config import CacheDtype, EngineConfig
@@ -129,6 +130,21 @@ def weight_places(model: Transformer) -> dict[str, Place]:
 def copied(model: Transformer) -> Transformer:
     """A copy to hand to a Runner while `model` goes on training."""
     return copy.deepcopy(model).requires_grad_(False)
+
+
+def first_layers(model: Transformer, n: int) -> Transformer:
+    """The model of its first `n` layers, its last norm and output behind them; all weights are shared. Raises
+    ConfigError."""
+    stack, config = model.decoder, model.config.decoder
+    if stack is None or config is None or model.encoder is not None or not 0 < n < len(config.layers):
+        most = 0 if config is None else len(config.layers) - 1
+        raise ConfigError(f"layers: expected 1..{most} layers of a decoder, got {n}")
+    fewer = replace(config, layers=config.layers[:n], shared=config.shared[:n])
+    part, short = copy.copy(model), copy.copy(stack)
+    part._modules, short._modules = dict(model._modules), dict(stack._modules)
+    short.layers, short.config = nn.ModuleList(list(stack.layers)[: fewer.n_blocks]), fewer
+    part.decoder, part.config = short, replace(model.config, decoder=fewer)
+    return part
 
 
 def pack_in_place(model: Transformer) -> Transformer:

@@ -131,6 +131,9 @@ class Scheduler:
             if choice.slot is None:
                 continue
             end = choice.next_end(self.chunk_tokens, choice.n_cached)
+            if choice.draft and self.blocks_of(end) - len(choice.blocks) > self.pool.n_available:
+                choice.draft = []  # nobody gives way for guesses
+                end = choice.next_end(self.chunk_tokens, choice.n_cached)
             while choice.slot is not None and self.blocks_of(end) - len(choice.blocks) > self.pool.n_available:
                 self.preempt(max(self.running, key=rank))
             if choice.slot is not None:

@@ -7,6 +7,17 @@ greedy or sampled; a wrong guess costs the computation of its row.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from fledge.engine.row import Row, RunnerFace
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fledge.engine.choice import Choice
 
 LONGEST, SHORTEST = 4, 2
 
@@ -38,3 +49,70 @@ class PromptLookup:
             if end is not None:
                 return self.ids[end : end + n]
         return []
+
+
+class Drafter(Protocol):
+    """What guesses: up to `n` next tokens for each of some answers that decode."""
+
+    def guess(self, choices: Sequence[Choice], n: int) -> list[list[int]]: ...
+
+
+class LookupDrafter:
+    """Guesses from each answer's own prompt and tokens."""
+
+    def __init__(self) -> None:
+        self.lookups: WeakKeyDictionary[Choice, PromptLookup] = WeakKeyDictionary()
+
+    def guess(self, choices: Sequence[Choice], n: int) -> list[list[int]]:
+        return [self.up_to_date(choice).guess(n) for choice in choices]
+
+    def up_to_date(self, choice: Choice) -> PromptLookup:
+        lookup = self.lookups.get(choice) or self.lookups.setdefault(choice, PromptLookup(()))
+        for token in choice.ids(len(lookup.ids), choice.n_tokens):
+            lookup.add(token)
+        return lookup
+
+
+class DraftModel:
+    """Guesses by a smaller model of the same vocabulary, each as the answer's own sampler would choose it: with the
+    same noise the two agree more often than two samples (Leviathan et al. 2022, arXiv 2211.17192, is the idea).
+
+    `runner` is the smaller model's, with room for a whole context of each of the engine's slots.
+    """
+
+    def __init__(self, runner: RunnerFace):
+        self.runner = runner
+        self.each = runner.n_blocks // runner.n_slots
+        self.seated: dict[int, tuple[Choice, int]] = {}  # slot -> whose tokens its blocks hold, and how many are right
+
+    def guess(self, choices: Sequence[Choice], n: int) -> list[list[int]]:
+        longest = min(self.each * self.runner.block_tokens, self.runner.context_tokens) - n
+        guesses: dict[Choice, list[int]] = {choice: [] for choice in choices if choice.n_tokens <= longest}
+        rows = [self.row(choice, self.known(choice), []) for choice in guesses]
+        for number in range(n if rows else 0):
+            for (choice, guessed), logits in zip(guesses.items(), self.runner.forward(rows), strict=True):
+                choosable = as_array(logits)[-1][: choice.vocab_size]
+                guessed.append(choice.sampler.choose(choosable, choice.n_tokens + number))
+            rows = [self.row(choice, choice.n_tokens + number, guessed) for choice, guessed in guesses.items()]
+        for choice in guesses:
+            assert choice.slot is not None
+            self.seated[choice.slot] = choice, choice.n_tokens
+        return [guesses.get(choice, []) for choice in choices]
+
+    def known(self, choice: Choice) -> int:
+        """How many tokens of an answer its slot's blocks hold; the last is always computed."""
+        assert choice.slot is not None
+        owner, n_known = self.seated.get(choice.slot, (None, 0))
+        return min(n_known, choice.n_tokens - 1) if owner is choice else 0
+
+    def row(self, choice: Choice, start: int, guessed: list[int]) -> Row:
+        """The answer's tokens from `start` on, guesses included."""
+        assert choice.slot is not None
+        ids = choice.ids(start, choice.n_tokens) + tuple(guessed[max(0, start - choice.n_tokens) :])
+        first, n_blocks = choice.slot * self.each, -(-(start + len(ids)) // self.runner.block_tokens)
+        return Row(tuple(range(first, first + n_blocks)), start, ids, sequence=choice.slot)
+
+
+def as_array(logits: Tensor | np.ndarray) -> np.ndarray:
+    """[k, V] as numpy."""
+    return logits if isinstance(logits, np.ndarray) else logits.numpy(force=True)

@@ -74,6 +74,8 @@ RENAMED = {
     "running": "num_requests_running",
     "waiting": "num_requests_waiting",
     "preemptions_total": "num_preemptions",
+    "draft_tokens_total": "spec_decode_num_draft_tokens",
+    "accepted_tokens_total": "spec_decode_num_accepted_tokens",
     "prefix_query_tokens_total": "prefix_cache_queries",
     "prefix_hit_tokens_total": "prefix_cache_hits",
 }

@@ -116,26 +116,30 @@ class Loop:
         if state.step == 0:
             self.call_hooks(progress)
         try:
-            while state.step < config.steps:
-                self.leave_if_asked()
-                figures = self.one_step()
-                if figures is None:
-                    continue
-                self.record(figures, progress)
-                self.saver.settle(state)
-                self.after_step(progress)
-        except DataError:  # the data went away or was damaged: what was learned until then is kept
-            if state.step:
-                self.save()
-            raise
+            self.take_steps(progress)
+            self.save()
+            self.leave_if_asked()
         except BaseException as error:
             self.saver.wait_after_failure(one_is_gone=lost_another(error))
             raise
         finally:
             progress.close()
-        self.save()
-        self.leave_if_asked()
         return self.finish()
+
+    def take_steps(self, progress: Progress) -> None:
+        try:
+            while self.state.step < self.config.steps:
+                self.leave_if_asked()
+                figures = self.one_step()
+                if figures is None:
+                    continue
+                self.record(figures, progress)
+                self.saver.settle(self.state)
+                self.after_step(progress)
+        except DataError:  # the data went away or was damaged: what was learned until then is kept
+            if self.state.step:
+                self.save()
+            raise
 
     def leave_if_asked(self) -> None:
         """Save and raise Interrupted when a signal asks for it, or stop_after_steps short of the end."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -19,11 +20,13 @@ from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families import family
 from fledge.model.folder import load_model, save_description, save_model
 from fledge.model.init import initialise
+from fledge.model.safetensors_file import SafetensorsFile
 from fledge.model.transformer import Transformer, build
+from fledge.optim.part import ALL, Part
 from fledge.train import sharded
 from fledge.train.checkpointing import State, newest_valid, prune, read_state, save_checkpoint
 from fledge.train.ranks import Alone, GlooRanks
-from fledge.train.restore import weight_parts
+from fledge.train.restore import SavedState, weight_parts
 from fledge.train.sharded import save_sharded
 from fledge.train.slices import Slice, SlicedTensors, cut, cut_box, index_of, tiles, write_slices
 from tests.train.ranks_at_work import at_work, errors
@@ -212,6 +215,33 @@ def test_any_other_number_of_ranks_reads_just_its_parts(four, name, n_ranks):
         boxes = {key: cut_box(tuple(p.shape), number, n_ranks) for key, p in weights.items()}
         parts = dict(weight_parts(folder, {key: box for key, box in boxes.items() if box is not None}))
         assert same_tensors(parts, {one.name: one.tensor for one in cut(weights, number, n_ranks)})
+
+
+def test_a_reader_of_a_part_reads_that_part_alone(four, monkeypatch):
+    taken: list[int] = []
+    real = SafetensorsFile._read_at
+
+    def counted(self, position: int, into: Tensor, name: str) -> None:
+        taken.append(into.numel() * into.dtype.itemsize)
+        real(self, position, into, name)
+
+    class Fourth(Part):
+        def box(self, key: str, shape: tuple[int, ...]):
+            return cut_box(shape, 2, 4) or ((0,) * len(shape), (0,) * len(shape))
+
+    monkeypatch.setattr(SafetensorsFile, "_read_at", counted)
+    folder = four / "llama-4" / "step-00000003"
+    shapes = {name: tuple(p.shape) for name, p in whole_model("llama").named_parameters()}
+    n_bytes = {}
+    for part in (Fourth(), ALL):
+        taken.clear()
+        with SavedState(folder, part) as saved:
+            assert all(saved[key].shape == part.box(key, entry.shape)[1] for key, entry in saved.sliced.entries.items())
+        dict(weight_parts(folder, {name: part.box(name, shape) for name, shape in shapes.items()}))
+        n_bytes[part] = sum(taken)
+    fourth, whole = n_bytes.values()
+    assert whole == 2 * sum(4 * math.prod(shape) for shape in shapes.values()) + 4 * len(shapes)  # the control
+    assert fourth < 0.27 * whole
 
 
 def test_a_padded_vocabulary_is_cut_in_shards_as_in_one_file(tmp_path):

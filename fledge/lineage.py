@@ -115,13 +115,14 @@ def artefact_digest(folder: str | Path) -> str:
         return folder_digest({path.name: sha256_file(path) for path in folder.iterdir() if path.is_file()})
 
 
-def verify(folder: str | Path) -> dict[str, Any]:
-    """The card, after every file it names was found with its digest.
+def verify(folder: str | Path, share: tuple[int, int] = (0, 1)) -> dict[str, Any]:
+    """The card, after every file it names was found with its digest; where several processes read it together, those
+    files that are the `share[0]`-th's of `share[1]`.
 
     Raises CheckpointError naming the first that differs."""
-    folder = Path(folder)
+    folder, (index, n_readers) = Path(folder), share
     card = read_card(folder)
-    for name, digest in card["files"].items():
+    for name, digest in list(card["files"].items())[index::n_readers]:
         path = folder / name
         if os.path.isabs(name) or ".." in Path(name).parts:
             raise CheckpointError(f"{folder / CARD}: file name {name!r} points outside the folder")

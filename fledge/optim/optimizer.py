@@ -66,10 +66,11 @@ def gradients(parameters: list[Tensor]) -> list[Tensor]:
 
 def put_back(into: Tensor, tensors: Mapping[str, Tensor], key: str) -> None:
     """Copy the saved tensor `key` into `into`. Raises CheckpointError if it is missing or of another shape."""
-    if key not in tensors or tensors[key].numel() != into.numel():
-        got = f"{list(tensors[key].shape)}" if key in tensors else "none"
+    saved = tensors.get(key)
+    if saved is None or saved.numel() != into.numel():
+        got = "none" if saved is None else f"{list(saved.shape)}"
         raise CheckpointError(
             f"optimizer state: expected {key} of {list(into.shape)}, got {got}; "
             "the checkpoint is another optimizer's, go on with its settings or start in another run.dir"
         )
-    into.copy_(tensors[key].reshape(into.shape))
+    into.copy_(saved.reshape(into.shape))

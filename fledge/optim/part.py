@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+Box = tuple[tuple[int, ...], tuple[int, ...]]
+"""Offsets and sizes, one number a dimension."""
+
 
 class Part:
     """What one process of a run moves; this one is of a process alone: every parameter, wholly."""
@@ -20,6 +23,11 @@ class Part:
     def own(self, name: str, whole: Tensor) -> Tensor:
         """What this process holds of it."""
         return whole
+
+    def box(self, key: str, shape: tuple[int, ...]) -> Box:
+        """Where what this process holds of a tensor of `shape` lies in it: of a parameter by its name, or of what is
+        remembered of one (`exp_avg/NAME`)."""
+        return (0,) * len(shape), shape
 
 
 ALL = Part()

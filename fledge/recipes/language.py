@@ -14,7 +14,7 @@ from torch import Tensor
 from fledge.batch import PADDING, Batch, Loss, Term, Tokens
 from fledge.data.mixture import SourcePlan
 from fledge.errors import ConfigError
-from fledge.model.folder import save_model
+from fledge.model.folder import save_description, save_model
 from fledge.model.transformer import Transformer
 from fledge.nn.feedforward import Experts, load_balance
 from fledge.recipes.held_out import HeldOut, overall
@@ -79,6 +79,9 @@ class LanguageRecipe:
 
     def save(self, folder: Path) -> None:
         save_model(self.model, folder, self.tokenizer, card=False)
+
+    def describe(self, folder: Path) -> None:
+        save_description(self.model.config, self.model.embedding.weight.dtype, folder, self.tokenizer)
 
 
 def balanced_layers(model: Transformer) -> list[Experts]:

@@ -14,8 +14,8 @@ from fledge.config import to_dict
 from fledge.errors import CheckpointError
 from fledge.log import RunLog, json_safe, say
 from fledge.model.config import InitConfig, ModelConfig
-from fledge.model.folder import load_model
-from fledge.model.transformer import Transformer
+from fledge.model.folder import load_model, read_config
+from fledge.model.transformer import Transformer, build
 from fledge.recipes.publish import MODEL, mend, publish
 from fledge.train.autotune import MEMORY_SHARE, choose_micro_rows, memory_limit
 from fledge.train.checkpointing import State
@@ -48,7 +48,7 @@ def run_recipe(
         say(f"{folder}: already trained, nothing to do")
         return finished
     device = devices.pick(settings.device, "float32", settings.threads, group.place)
-    point = resume_point(folder, config, settings, data_digest, group.world_size)
+    point = resume_point(folder, config, settings, data_digest, group.ranks())
     if point is None:
         group.once(lambda: (folder / "log.jsonl").unlink(missing_ok=True))
         loaded, state, load = None, State(), None
@@ -58,10 +58,13 @@ def run_recipe(
         checkpoint = loaded
 
         def load() -> Transformer:
-            return same_model(load_model(checkpoint, device.device), model_config, folder)
+            # several processes read their parts once the model is shared out
+            model = load_model(checkpoint, device.device) if group.alone else build(read_config(checkpoint)[1])
+            return same_model(model, model_config, folder)
 
     recipe = make_recipe(load)
-    recipe.model.to(device.device)
+    if not recipe.model.embedding.weight.is_meta:
+        recipe.model.to(device.device)
     if settings.micro_rows == "auto":
         begun_with = state.config.get("train", {}).get("micro_rows", 0)
         settings = replace(settings, micro_rows=begun_with or rows_that_fit(recipe, settings, device))

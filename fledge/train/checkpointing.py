@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from fledge import lineage
 from fledge.errors import CheckpointError, NonFiniteError
 from fledge.log import json_safe, warn
 from fledge.model.safetensors_file import SafetensorsFile, together, write_safetensors
-from fledge.train.slices import SlicedTensors
+from fledge.train.ranks import Alone, Ranks, Team
 
 FORMAT = 1
 STATE = "state.json"
 OPTIMIZER = "optimizer.safetensors"
 BEST = "best.json"
+ALONE = Alone()
 SPARE_BYTES = 16 << 20
 
 
@@ -166,17 +168,18 @@ def fsync_tree(folder: Path) -> None:
     lineage.fsync_folder(folder)
 
 
-def newest_valid(root: Path) -> tuple[Path, State] | None:
-    """The newest checkpoint that verifies, or None if there is none at all.
+def newest_valid(root: Path, ranks: Ranks = ALONE) -> tuple[Path, State] | None:
+    """The newest checkpoint that verifies, or None if there is none at all. Each of `ranks` reads a share of the files,
+    and all get the same.
 
     Damaged ones are named in a warning and passed over. Raises CheckpointError when all are: nothing is
     deleted.
     """
-    folders = list_checkpoints(root)
+    folders = [root / name for name in ranks.exchange([path.name for path in list_checkpoints(root)])[0]]
     damaged = 0
     for folder in reversed(folders):
         try:
-            state = read_state(folder)
+            state = State(**Team(ranks).all(partial(read_fields, folder, ranks))[0])
         except CheckpointError as error:
             damaged += 1
             warn(f"checkpoint {folder.name} is damaged and passed over ({damaged} so far): {error}")
@@ -190,9 +193,13 @@ def newest_valid(root: Path) -> tuple[Path, State] | None:
     return None
 
 
-def read_state(folder: Path) -> State:
-    """Verify every digest, then read the state. Raises CheckpointError."""
-    refuse_unlisted(folder, lineage.verify(folder))
+def read_fields(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    return asdict(read_state(folder, ranks))
+
+
+def read_state(folder: Path, ranks: Ranks = ALONE) -> State:
+    """Verify every digest (this rank's share of them), then read the state. Raises CheckpointError."""
+    refuse_unlisted(folder, lineage.verify(folder, (ranks.rank, ranks.size)))
     try:
         raw = json.loads((folder / STATE).read_text(encoding="utf-8"))
         found = raw.pop("format")
@@ -211,12 +218,6 @@ def refuse_unlisted(folder: Path, card: dict[str, Any]) -> None:
     for path in sorted(folder.glob("*.safetensors")):
         if path.name not in card["files"]:
             raise CheckpointError(f"{path}: a file that {lineage.CARD} knows nothing of; remove it")
-
-
-def read_optimizer(folder: Path) -> dict[str, Tensor]:
-    """The whole of the optimizer's state, in how many files ever it lies."""
-    with SlicedTensors(folder, Path(OPTIMIZER).stem) as file:
-        return {name: file.read(name) for name in file.entries}
 
 
 def mark_best(root: Path, step: int, val_loss: float) -> None:
@@ -257,21 +258,22 @@ def read_best(root: Path) -> tuple[int | None, float | None]:
         return None, None
 
 
-def prune(root: Path, keep_last: int, keep_every_steps: int = 0) -> None:
+def prune(root: Path, keep_last: int, keep_every_steps: int = 0, ranks: Ranks = ALONE) -> None:
     """Delete all but the newest `keep_last`, the best and those of every `keep_every_steps`-th step. The newest is read
-    again first: if it does not verify, nothing is deleted. A delete that fails is a warning, never the end of the
-    training."""
+    again first, by each of `ranks` a share: if it does not verify, nothing is deleted. A delete that fails is a
+    warning, never the end of the training."""
     folders = list_checkpoints(root)
     kept = {best_name(root), *(path.name for path in folders if is_milestone(path, keep_every_steps))}
     doomed = [path for path in folders[:-keep_last] if path.name not in kept]
-    if not doomed:
+    newest = ranks.exchange(folders[-1].name if doomed else "")[0]
+    if not newest:
         return
     try:
-        lineage.verify(folders[-1])
+        Team(ranks).all(lambda: lineage.verify(root / newest, (ranks.rank, ranks.size))["digest"])
     except CheckpointError as error:
         warn(f"the newest checkpoint does not verify, so none is deleted: {error}")
         return
-    for path in doomed:
+    for path in doomed if ranks.rank == 0 else ():
         try:
             shutil.rmtree(set_aside(path))
         except OSError as error:

@@ -31,10 +31,11 @@ from fledge.train.compiled import FirstStep, compile_training
 from fledge.train.config import TrainConfig
 from fledge.train.faults import Faults
 from fledge.train.optimizer import new_average, new_optimizer
-from fledge.train.parallel.group import ALONE, Group
+from fledge.train.parallel.group import ALONE, Group, lost_another
 from fledge.train.parallel.many import parallelise
 from fledge.train.precision import Precision
 from fledge.train.recipe import Hook, Recipe
+from fledge.train.restore import SavedState
 from fledge.train.saver import Job, Saver
 from fledge.train.signals import StopRequest
 from fledge.train.spikes import Spikes
@@ -78,16 +79,18 @@ class Loop:
     def __init__(self, run: Run, state: State, stop: StopRequest):
         self.run, self.state, self.stop, self.config = run, state, stop, run.train
         c = self.config
-        self.parallel = parallelise(run.recipe, c, run.group)
+        self.parallel = parallelise(run.recipe, c, run.group, run.device.device)
         self.model = run.recipe.model.train().checkpoint_blocks(c.checkpoint_blocks)
         self.parallel.shard()
+        if run.loaded is not None:
+            self.parallel.restore(run.loaded)
         self.optimizer = new_optimizer(self.model, c, self.parallel.groups(c.groups), self.parallel.part)
         self.average = new_average(self.model, c)
         if run.loaded is not None:
-            saved = self.parallel.own_state(checkpointing.read_optimizer(run.loaded))
-            self.optimizer.load(saved)
-            if self.average is not None:
-                self.average.load(saved)
+            with SavedState(run.loaded, self.parallel.part) as saved:
+                self.optimizer.load(saved)
+                if self.average is not None:
+                    self.average.load(saved)
         schedule = c.rate_schedule()
         self.rate_at: Callable[[int], float] = lambda step: c.learning_rate * rate_share(step, schedule)
         self.precision = Precision(c.precision, run.device.device, state, c.loss_scale, c.loss_scale_steps)
@@ -102,7 +105,7 @@ class Loop:
         self.peak = 0.0
         self.flops = 0.0
         saved_step = state.step if run.loaded is not None else -1
-        self.saver = Saver(run.checkpoints, c, run.log, self.faults, self.clock, saved_step)
+        self.saver = Saver(run.checkpoints, c, run.log, self.faults, self.clock, saved_step, self.parallel.ranks)
 
     def to_the_end(self) -> dict[str, float]:
         state, config = self.state, self.config
@@ -113,26 +116,30 @@ class Loop:
         if state.step == 0:
             self.call_hooks(progress)
         try:
-            while state.step < config.steps:
+            self.take_steps(progress)
+            self.save()
+            self.leave_if_asked()
+        except BaseException as error:
+            self.saver.wait_after_failure(one_is_gone=lost_another(error))
+            raise
+        finally:
+            progress.close()
+        return self.finish()
+
+    def take_steps(self, progress: Progress) -> None:
+        try:
+            while self.state.step < self.config.steps:
                 self.leave_if_asked()
                 figures = self.one_step()
                 if figures is None:
                     continue
                 self.record(figures, progress)
-                self.saver.settle(state)
+                self.saver.settle(self.state)
                 self.after_step(progress)
         except DataError:  # the data went away or was damaged: what was learned until then is kept
-            if state.step:
+            if self.state.step:
                 self.save()
             raise
-        except BaseException:
-            self.saver.wait_after_failure()
-            raise
-        finally:
-            progress.close()
-        self.save()
-        self.leave_if_asked()
-        return self.finish()
 
     def leave_if_asked(self) -> None:
         """Save and raise Interrupted when a signal asks for it, or stop_after_steps short of the end."""
@@ -160,7 +167,7 @@ class Loop:
             f"{run.device.device} × {run.device.threads} threads · matmul peak {self.peak / 1e9:.0f} GFLOP/s"
         )
         if self.config.checkpoint_async:
-            self.saver.announce(Job(state, run.recipe, self.moments()))
+            self.saver.announce(self.parallel.contents(run.recipe, self.moments()).n_bytes)
         run.log.write("resume" if state.step else "start", step=state.step, steps=self.config.steps,
                       config=to_dict(run.config), facts=facts, parameters=n_parameters,
                       matmul_peak_flops=self.peak, flops_per_token=self.flops)  # fmt: skip
@@ -387,24 +394,13 @@ class Loop:
         """Write the state of now, if it isn't written, and return when it is on the disk."""
         self.hand_over(self.saver.save)
 
-    def share_saved_step(self) -> None:
-        """Tell all processes what rank 0 has saved last: less than it was told to, where a failure was borne."""
-        here = self.run.group.rank == 0
-        self.saver.saved_step = self.run.group.most(self.saver.saved_step if here else -1)
-
     def hand_over(self, write: Callable[[Job], None], best: float | None = None) -> None:
-        """Have rank 0 `write` the state of now, which all processes put together."""
+        """`write` the state of now, every process its share."""
         state = self.state
-        if not self.run.group.alone and self.saver.saved_step == state.step:
-            return
         state.seconds = self.seconds()
         state.cpu_seconds = self.cpu_before + time.process_time() - self.cpu_began
         state.data_digest, state.config = self.run.recipe.data_digest, to_dict(self.run.config)
-        moments = self.parallel.whole_state(self.moments())
-        with self.parallel.whole_model(self.run.recipe) as here:
-            if here:
-                write(Job(state, self.run.recipe, moments, best))
-        self.share_saved_step()
+        write(Job(state, self.parallel.contents(self.run.recipe, self.moments()), best))
 
     def moments(self) -> dict[str, Tensor]:
         return self.optimizer.state() | (self.average.state() if self.average is not None else {})

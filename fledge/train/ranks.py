@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any, Protocol
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from fledge.errors import CheckpointError
-from fledge.train.slices import Slice
+from fledge.errors import CheckpointError, FledgeError, NonFiniteError
+
+HURRY_SECONDS = 5.0
+"""How long the others are waited for once one of them is known to be gone."""
+Result = TypeVar("Result")
 
 
 class Ranks(Protocol):
@@ -20,8 +24,13 @@ class Ranks(Protocol):
     size: int
 
     def exchange(self, value: Any) -> list[Any]:
-        """The plain value that each rank gave, in order; nobody goes on before all have. Raises CheckpointError when
-        one of them is gone."""
+        """The plain value that each rank gave, in order; nobody goes on before all have."""
+
+    def behind(self, name: str) -> Ranks:
+        """The same ranks, for a thread beside this one. `name`: one that was not used before."""
+
+    def hurry(self) -> None:
+        """One of them is gone: don't wait long for the others any more."""
 
 
 class Alone:
@@ -32,66 +41,123 @@ class Alone:
     def exchange(self, value: Any) -> list[Any]:
         return [value]
 
+    def behind(self, name: str) -> Ranks:
+        return self
 
-class Group:
-    """The ranks of a torch.distributed process group on the CPU (gloo); None: the default one. They talk JSON. A rank
-    that hangs counts as gone after the group's own timeout."""
+    def hurry(self) -> None:
+        pass
 
-    def __init__(self, group: Any = None):
+
+class GlooRanks:
+    """The ranks of torch.distributed's default group, which talk JSON through its collectives: for one thread alone,
+    and one that is gone is noticed at once, as the RuntimeError of a connection. `store`: what other threads use."""
+
+    def __init__(self, store: Any, timeout_seconds: float):
         import torch.distributed as distributed
 
-        self.distributed, self.group = distributed, group
-        self.rank, self.size = distributed.get_rank(group), distributed.get_world_size(group)
+        self.distributed, self.store, self.timeout_seconds = distributed, store, timeout_seconds
+        self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
 
     def exchange(self, value: Any) -> list[Any]:
         mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        try:
-            lengths = self.gathered(torch.tensor([mine.numel()]))
-            padded = torch.zeros(int(max(lengths)), dtype=torch.uint8)
-            padded[: mine.numel()] = mine
-            texts = self.gathered(padded)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(
-                f"rank {self.rank}: lost the other ranks ({reason:.120}); start the run again"
-            ) from None
+        lengths = self.gathered(torch.tensor([mine.numel()]))
+        padded = torch.zeros(int(max(lengths)), dtype=torch.uint8)
+        padded[: mine.numel()] = mine
+        texts = self.gathered(padded)
         return [json.loads(bytes(text[: int(n)].tolist())) for text, n in zip(texts, lengths, strict=True)]
 
     def gathered(self, tensor: Tensor) -> list[Tensor]:
         every = [torch.empty_like(tensor) for _ in range(self.size)]
-        self.distributed.all_gather(every, tensor, group=self.group)
+        self.distributed.all_gather(every, tensor)
         return every
 
+    def behind(self, name: str) -> Ranks:
+        return StoreRanks(self.distributed.PrefixStore(name, self.store), self.rank, self.size, self.timeout_seconds)
 
-def local_slices(tensors: Mapping[str, Tensor], rank: int) -> list[Slice]:
-    """What this rank writes of tensors by name (parameters, or an optimizer's state): its part of each DTensor (the
-    first rank's alone where several hold the same), and at rank 0 whatever is no DTensor. Raises CheckpointError for
-    pending sums."""
-    from torch.distributed.tensor import DTensor
-
-    slices: list[Slice] = []
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, DTensor):
-            if rank == 0:
-                slices.append(Slice(name, tuple(tensor.shape), (0,) * tensor.dim(), tensor.detach()))
-            continue
-        offsets = own_part(name, tensor)
-        if offsets is not None:
-            slices.append(Slice(name, tuple(tensor.shape), offsets, tensor.to_local().detach()))
-    return slices
+    def hurry(self) -> None:
+        pass
 
 
-def own_part(name: str, tensor: Any) -> tuple[int, ...] | None:
-    """Where this rank's part of a DTensor begins; None if it has none, or another rank writes the same."""
-    from torch.distributed.tensor._utils import (
-        compute_local_shape_and_global_offset,
-    )  # what torch's own checkpoints use
+class StoreRanks:
+    """Ranks that leave each other notes in a store, and so never meet the collectives of another thread. They look
+    again and again rather than wait inside the store, whose connection other threads use too."""
 
-    placements, place = tensor.placements, tensor.device_mesh.get_coordinate()
-    if any(placement.is_partial() for placement in placements):
-        raise CheckpointError(f"{name}: expected a sharded or replicated tensor, got sums that are pending")
-    if place is None or any(at and placement.is_replicate() for at, placement in zip(place, placements, strict=True)):
+    def __init__(self, store: Any, rank: int, size: int, patience_seconds: float):
+        self.store, self.rank, self.size, self.patience_seconds = store, rank, size, patience_seconds
+        self.turn = 0
+
+    def exchange(self, value: Any) -> list[Any]:
+        """Raises CheckpointError for a rank whose note doesn't come in time."""
+        turn, self.turn = self.turn, self.turn + 1
+        try:
+            self.store.set(f"{turn}/{self.rank}", json.dumps(value))
+            told = [self.note_of(turn, rank) for rank in range(self.size)]
+            if turn:  # all have read those of the turn before
+                self.store.delete_key(f"{turn - 1}/{self.rank}")
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(
+                f"rank {self.rank}: lost the other ranks ({reason:.120}); the same command continues from the last "
+                "checkpoint"
+            ) from None
+        return told
+
+    def note_of(self, turn: int, rank: int) -> Any:
+        began, pause = time.monotonic(), 0.002
+        while not self.store.check([f"{turn}/{rank}"]):
+            if time.monotonic() - began > self.patience_seconds:
+                raise CheckpointError(
+                    f"rank {rank}: expected its part of the checkpoint within {self.patience_seconds:g} s, got none; "
+                    "the same command continues from the last checkpoint"
+                )
+            time.sleep(pause)
+            pause = min(0.1, 2 * pause)
+        return json.loads(self.store.get(f"{turn}/{rank}"))
+
+    def behind(self, name: str) -> Ranks:
+        return self
+
+    def hurry(self) -> None:
+        self.patience_seconds = min(self.patience_seconds, HURRY_SECONDS)
+
+
+def unread(error: OSError) -> CheckpointError:
+    """What the system's refusal means for what was to be read."""
+    return CheckpointError(f"{error.filename}: can't be read ({error.strerror}); mend it and run again")
+
+
+class Team:
+    """Steps that all ranks take together: what stops one stops all, with the same error. `explain` makes one of the
+    system's refusals."""
+
+    def __init__(self, ranks: Ranks, explain: Callable[[OSError], CheckpointError] = unread):
+        self.ranks, self.explain = ranks, explain
+
+    def all(self, work: Callable[[], Result]) -> list[Result]:
+        """What `work`, a plain value, gave on each rank."""
+        value: Result | None = None
+        failure: Exception | None = None
+        try:
+            value = work()
+        except OSError as refusal:
+            failure = self.explain(refusal)
+        except Exception as error:  # of any kind: the others wait for this rank's word
+            failure = error
+        told = self.ranks.exchange([value, said(failure)])
+        if failure is not None and (self.ranks.size == 1 or not isinstance(failure, FledgeError)):
+            raise failure
+        for rank, (_, word) in enumerate(told):
+            if word is not None:
+                raise (NonFiniteError if word[0] else CheckpointError)(f"rank {rank}: {word[1]}")
+        return [value for value, _ in told]
+
+    def first(self, work: Callable[[], None]) -> None:
+        """`work` on rank 0, the others waiting."""
+        self.all(work if self.ranks.rank == 0 else lambda: None)
+
+
+def said(failure: Exception | None) -> tuple[bool, str] | None:
+    if failure is None:
         return None
-    sizes, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, placements)
-    assert tuple(sizes) == tuple(tensor.to_local().shape), f"{name}: {sizes}"
-    return tuple(offsets) if all(sizes) else None
+    text = str(failure) if isinstance(failure, FledgeError) else f"{type(failure).__name__}: {failure}"
+    return isinstance(failure, NonFiniteError), text

@@ -48,6 +48,9 @@ class Recipe(Protocol):
     def save(self, folder: Path) -> None:
         """Write the model, tokenizer and template into `folder` (no card)."""
 
+    def describe(self, folder: Path) -> None:
+        """Of what `save` writes, all but the weights: several processes write those themselves."""
+
 
 @dataclass(frozen=True)
 class Hook:

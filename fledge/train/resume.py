@@ -12,21 +12,23 @@ from fledge.lineage import write_text_durably
 from fledge.train import checkpointing
 from fledge.train.checkpointing import State
 from fledge.train.config import FREE_TO_CHANGE, TrainConfig
+from fledge.train.ranks import Ranks
 
 
 def resume_point(
-    folder: Path, config: Any, train_config: TrainConfig, data_digest: str, n_processes: int = 1
+    folder: Path, config: Any, train_config: TrainConfig, data_digest: str, ranks: Ranks
 ) -> tuple[Path, State] | None:
-    """The newest valid checkpoint of a run folder and its state, after comparing config and data with today's.
+    """The newest valid checkpoint of a run folder and its state, which all `ranks` verify together, after comparing
+    config and data with today's.
 
     Raises CheckpointError if the config or the data has changed in a way that would train another model.
     """
-    found = checkpointing.newest_valid(folder / "checkpoints")
+    found = checkpointing.newest_valid(folder / "checkpoints", ranks)
     if found is None:
         return None
     path, state = found
     if not train_config.allow_changes:
-        processes = (int(state.facts.get("world_size", 1)), n_processes)
+        processes = (int(state.facts.get("world_size", 1)), ranks.size)
         changed = changes(with_defaults(state.config, config), to_dict(config), processes)
         if changed:
             raise CheckpointError(

@@ -1,7 +1,8 @@
 """Who writes a run's checkpoints: here and now, or in a thread while training goes on.
 
 A thread and no process: the long parts (copying, hashing, writing, fsync) let go of the interpreter, a signal to the
-process group has nobody else to hit, and a kill takes writer and training together.
+process group has nobody else to hit, and a kill takes writer and training together. Where several processes share a
+run each has a Saver, they do the same together, and what fails in one fails in all.
 """
 
 from __future__ import annotations
@@ -9,13 +10,12 @@ from __future__ import annotations
 import copy
 import errno
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from torch import Tensor
 
 from fledge.errors import CheckpointError
 from fledge.log import RunLog, say, warn
@@ -23,9 +23,12 @@ from fledge.train import checkpointing
 from fledge.train.checkpointing import State
 from fledge.train.clock import Clock
 from fledge.train.config import TrainConfig
+from fledge.train.contents import Contents
 from fledge.train.faults import Faults
-from fledge.train.recipe import Recipe
-from fledge.train.snapshot import copied, fits, frozen_recipe, snapshot_bytes
+from fledge.train.ranks import Alone, Ranks, Team
+from fledge.train.snapshot import fits
+
+POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -33,23 +36,21 @@ class Job:
     """One checkpoint to write. `best`: its validation loss, if it is to be marked as the best so far."""
 
     state: State
-    recipe: Recipe
-    moments: dict[str, Tensor]
+    contents: Contents
     best: float | None = None
 
     def frozen(self) -> Job:
-        """The same over copies of every tensor, which training doesn't move."""
-        moments = {name: copied(tensor) for name, tensor in self.moments.items()}
-        return replace(self, state=copy.deepcopy(self.state), recipe=frozen_recipe(self.recipe), moments=moments)
+        """The same over copies, which training doesn't move."""
+        return replace(self, state=copy.deepcopy(self.state), contents=self.contents.frozen())
 
 
 class Flight(threading.Thread):
-    """The writing of one checkpoint beside the training: `error` is set once it has ended badly. Python waits for it at
-    exit."""
+    """The writing of one checkpoint beside the training, by all `ranks`: `error` is set once it has ended badly. Python
+    waits for it at exit."""
 
-    def __init__(self, step: int, land: Callable[[], float]):
+    def __init__(self, step: int, ranks: Ranks, land: Callable[[], float]):
         super().__init__(name=f"checkpoint of step {step}")
-        self.step, self.land = step, land
+        self.step, self.ranks, self.land = step, ranks, land
         self.held_seconds = self.seconds = 0.0
         self.error: BaseException | None = None
 
@@ -64,18 +65,27 @@ class Saver:
     """Writes, marks and prunes the checkpoints under `root`; at most one is in flight."""
 
     def __init__(
-        self, root: Path, config: TrainConfig, log: RunLog, faults: Faults, clock: Clock, saved_step: int = -1
+        self,
+        root: Path,
+        config: TrainConfig,
+        log: RunLog,
+        faults: Faults,
+        clock: Clock,
+        saved_step: int = -1,
+        ranks: Ranks | None = None,
     ):
         self.root, self.config, self.log, self.faults, self.clock = root, config, log, faults, clock
         self.saved_step = saved_step
         # the step of the last checkpoint that was begun
+        self.ranks = ranks or Alone()
         self.flight: Flight | None = None
+        self.flights = 0
         self.told: set[str] = set()
 
-    def announce(self, job: Job) -> None:
+    def announce(self, n_bytes: int) -> None:
         """Say what memory a copy will take."""
-        megabytes = snapshot_bytes(job.recipe.model, job.moments) / 1e6
-        say(f"checkpoints are written behind the training, from a copy of {megabytes:,.1f} MB")
+        each = " in each process" if self.ranks.size > 1 else ""
+        say(f"checkpoints are written behind the training, from a copy of {n_bytes / 1e6:,.1f} MB{each}")
 
     def save(self, job: Job) -> None:
         """Return when the checkpoint is on the disk, and the one before it. Raises CheckpointError, NonFiniteError."""
@@ -106,7 +116,7 @@ class Saver:
         if self.saved_step == job.state.step:
             return
         with self.clock("checkpoint"):
-            seconds = self.land(job)
+            seconds = self.land(job, self.ranks)
         self.saved_step = job.state.step
         self.log_landed(job.state.step, seconds, seconds)
 
@@ -115,30 +125,39 @@ class Saver:
         began = time.monotonic()
         with self.clock("checkpoint"):
             kept = job.frozen()
-        self.flight = Flight(job.state.step, lambda: self.land(kept))
+        self.flights += 1
+        behind = self.ranks.behind(f"checkpoint/{self.flights}")
+        self.flight = Flight(job.state.step, behind, lambda: self.land(kept, behind))
         self.flight.held_seconds = time.monotonic() - began
         self.saved_step = job.state.step
         self.flight.start()
 
-    def land(self, job: Job) -> float:
+    def land(self, job: Job, ranks: Ranks) -> float:
         """Write, mark if it is the best, prune; gives the seconds it took."""
-        began = time.monotonic()
-        if self.faults.due("slow_disk", job.state.step):
-            time.sleep(5)
-        if self.faults.due("full_disk", job.state.step):
-            raise checkpointing.unwritten(self.root, OSError(errno.ENOSPC, "planted"))
-        checkpointing.save_checkpoint(self.root, job.state, job.recipe.save, job.moments)
-        if self.faults.due("kill_after_checkpoint", job.state.step):
+        began, step, best = time.monotonic(), job.state.step, job.best
+        job.contents.write(self.root, job.state, ranks, lambda: self.meddle(step))
+        if self.faults.due("kill_after_checkpoint", step):
             os._exit(137)
-        if job.best is not None:
-            checkpointing.mark_best(self.root, job.state.step, job.best)
-        checkpointing.prune(self.root, self.config.keep_last, self.config.keep_every_steps)
+        if best is not None:
+            Team(ranks).first(lambda: checkpointing.mark_best(self.root, step, best))
+        checkpointing.prune(self.root, self.config.keep_last, self.config.keep_every_steps, ranks)
         return time.monotonic() - began
+
+    def meddle(self, step: int) -> None:
+        """The faults that were planted in the writing of this step."""
+        if self.faults.due("slow_disk", step):
+            time.sleep(5)
+        if self.faults.due("full_disk", step):
+            raise checkpointing.unwritten(self.root, OSError(errno.ENOSPC, "planted"))
+
+    def anywhere(self, here: bool) -> bool:
+        """Whether it is so on any rank: all go on alike."""
+        return any(self.ranks.exchange(here))
 
     def settle(self, state: State) -> None:
         """Between steps: log the one in flight if it has landed, or raise (or bear) what stopped it."""
         flight = self.flight
-        if flight is not None and not flight.is_alive():
+        if flight is not None and not self.anywhere(flight.is_alive()):
             try:
                 self.wait()
             except CheckpointError as error:
@@ -149,20 +168,25 @@ class Saver:
         flight = self.flight
         if flight is None:
             return
-        with self.clock("checkpoint"):
-            flight.join()
+        self.join(flight)
         self.flight = None
-        if flight.error is not None:
+        errors = self.ranks.exchange(None if flight.error is None else str(flight.error))
+        if any(error is not None for error in errors):
             self.saved_step = -1
-            raise flight.error
+            raise flight.error or CheckpointError(next(error for error in errors if error is not None))
         self.log_landed(flight.step, flight.seconds, flight.held_seconds)
+
+    def join(self, flight: Flight) -> None:
+        """Until it has ended on all ranks; one that is gone meanwhile is noticed by asking."""
+        with self.clock("checkpoint"):
+            while self.anywhere(flight.is_alive()):
+                flight.join(POLL_SECONDS)
 
     def wait_aloud(self, state: State) -> None:
         """Until none is in flight, told in the log: checkpoints are asked for faster than they can be written."""
         flight, began = self.flight, time.monotonic()
-        if flight is not None and flight.is_alive():
-            with self.clock("checkpoint"):
-                flight.join()
+        if flight is not None and self.anywhere(flight.is_alive()):
+            self.join(flight)
             seconds = round(time.monotonic() - began, 3)
             self.log.write("checkpoint_wait", step=state.step, waited_for=flight.step, seconds=seconds)
             self.tell_once(
@@ -171,16 +195,24 @@ class Saver:
             )  # fmt: skip
         self.settle(state)
 
-    def wait_after_failure(self) -> None:
+    def wait_after_failure(self, one_is_gone: bool) -> None:
         """Before another error ends the training: what is in flight lands; if it can't, that is a warning."""
-        try:
-            self.wait()
-        except Exception as error:
-            warn(f"the checkpoint in flight was lost too: {error}")
+        flight, self.flight = self.flight, None
+        if flight is None:
+            return
+        if one_is_gone:
+            flight.ranks.hurry()
+        flight.join()
+        if flight.error is not None:
+            warn(f"the checkpoint in flight was lost too: {flight.error}")
+        else:
+            self.log_landed(flight.step, flight.seconds, flight.held_seconds)
 
     def fits(self, job: Job) -> bool:
-        needed = snapshot_bytes(job.recipe.model, job.moments)
-        if fits(needed):
+        """Whether there is memory for a copy, of every process on its machine."""
+        here = socket.gethostname()
+        needed = sum(n for host, n in self.ranks.exchange([here, job.contents.n_bytes]) if host == here)
+        if not self.anywhere(not fits(needed)):
             return True
         self.tell_once(
             "memory", f"a copy of {needed / 1e6:,.0f} MB does not fit into memory, so training stands still while a "
@@ -195,7 +227,7 @@ class Saver:
         self.log.write("checkpoint_failed", step=step, error=str(error))
         warn(f"{error}; training goes on without it (train.failed_save=continue)")
         if state.best_step == step:
-            state.best_step, state.best_val_loss = checkpointing.read_best(self.root)
+            state.best_step, state.best_val_loss = self.ranks.exchange(checkpointing.read_best(self.root))[0]
 
     def log_landed(self, step: int, seconds: float, held_seconds: float) -> None:
         path = checkpointing.folder_name(step)

@@ -1,5 +1,4 @@
-"""Checkpoints that all ranks of a distributed run write at once, and that any number of them, or one process without
-torch.distributed, reads again.
+"""Checkpoints that all ranks of a distributed run write at once. fledge/train/restore.py reads them, in any number.
 
 The folder is a checkpoint like any other: the model in Hugging Face's sharded layout, which `load_model` reads, beside
 the optimizer's state in slices (see fledge/train/slices.py). The weights go through slices too: each rank writes what
@@ -10,25 +9,24 @@ beside its own part no rank holds more than its share of the model, but all must
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fledge import lineage
-from fledge.errors import CheckpointError, FledgeError, NonFiniteError
 from fledge.model.config import ModelConfig
 from fledge.model.families.family import Weight
-from fledge.model.folder import read_config, weights_in_files, write_json
-from fledge.model.names import to_ours, to_theirs
+from fledge.model.folder import weights_in_files, write_json
+from fledge.model.names import to_theirs
 from fledge.model.resize import unpadded
 from fledge.model.safetensors_file import write_safetensors
-from fledge.model.transformer import build
-from fledge.model.weight_files import INDEX, opened
+from fledge.model.weight_files import INDEX
 from fledge.train.checkpointing import (
+    SPARE_BYTES,
     State,
     check_space,
     clear_scratch,
@@ -39,11 +37,10 @@ from fledge.train.checkpointing import (
     unwritten,
     write_state,
 )
-from fledge.train.ranks import Ranks
-from fledge.train.slices import Box, Slice, SlicedTensors, index_name, index_of, shard_name, write_slices
+from fledge.train.ranks import Ranks, Team
+from fledge.train.slices import Slice, SlicedTensors, index_name, index_of, n_bytes_of, shard_name, write_slices
 
 OPTIMIZER, MODEL, WEIGHTS = "optimizer", "model", "weights"
-Result = TypeVar("Result")
 
 
 def save_sharded(
@@ -54,24 +51,24 @@ def save_sharded(
     moments: Sequence[Slice],
     describe: Callable[[Path], None],
     ranks: Ranks,
+    meddle: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write the checkpoint of `state.step` under `root` with all `ranks` and give its folder. Every rank calls it, with
     its own slices of the parameters (by our names) and of the optimizer's state; `describe` writes the rest of a model
-    folder (`save_description`) and is called on rank 0 alone.
+    folder (`save_description`) and is called on rank 0 alone. `meddle`: a fault of a test, before this rank's files.
 
     Raises CheckpointError on every rank, naming the one that failed, and NonFiniteError; no folder that looks valid is
     left then, and earlier ones are untouched.
     """
     target = root / folder_name(state.step)
-    scratch = root / f".new-{target.name}-ranks"
-    team = Team(ranks, target)
+    team = Team(ranks, lambda refusal: unwritten(target, refusal))
+    need = sum(ranks.exchange(2 * n_bytes_of(weights) + n_bytes_of(moments))) + SPARE_BYTES
+    scratch = root / team.all(lambda: begin(target, need) if ranks.rank == 0 else "")[0]
     try:
-        n_bytes = sum(one.tensor.numel() * one.tensor.dtype.itemsize for one in (*weights, *moments))
-        need = sum(ranks.exchange(n_bytes)) * 3 // 2
-        team.first(lambda: begin(target, scratch, need))
-        told = team.all(lambda: write_own(scratch, weights, moments, ranks))
+        told = team.all(lambda: write_own(scratch, weights, moments, ranks, meddle))
         rows = {kind: index_of([row for one in told for row in one[kind]], ranks.size) for kind in (WEIGHTS, OPTIMIZER)}
         digests = {name: digest for one in told for name, digest in one["digests"].items()}
+        team.first(lambda: write_json(scratch / index_name(WEIGHTS), rows[WEIGHTS]))  # before it is read
         written = team.all(lambda: assemble(scratch, config, rows[WEIGHTS], ranks))
         digests |= {name: digest for one in written for name, digest in one["digests"].items()}
         team.first(lambda: seal(scratch, target, state, describe, rows[OPTIMIZER], written, digests, ranks.size))
@@ -82,42 +79,21 @@ def save_sharded(
     return target
 
 
-class Team:
-    """Steps that all ranks take together: what stops one stops all, with the same error."""
-
-    def __init__(self, ranks: Ranks, target: Path):
-        self.ranks, self.target = ranks, target
-
-    def all(self, work: Callable[[], Result]) -> list[Result]:
-        """What `work` gave on each rank."""
-        value: Result | None = None
-        error, non_finite = "", False
-        try:
-            value = work()
-        except OSError as refusal:
-            error = str(unwritten(self.target, refusal))
-        except FledgeError as failure:
-            error, non_finite = str(failure), isinstance(failure, NonFiniteError)
-        told = self.ranks.exchange([value, error, non_finite])
-        for rank, (_, error, non_finite) in enumerate(told):
-            if error:
-                raise (NonFiniteError if non_finite else CheckpointError)(f"rank {rank}: {error}")
-        return [value for value, _, _ in told]
-
-    def first(self, work: Callable[[], None]) -> None:
-        """`work` on rank 0, the others waiting."""
-        self.all(work if self.ranks.rank == 0 else lambda: None)
-
-
-def begin(target: Path, scratch: Path, need: int) -> None:
+def begin(target: Path, need: int) -> str:
+    """Make the folder to write in; gives its name, which no writer of an earlier run can know."""
     target.parent.mkdir(parents=True, exist_ok=True)
     clear_scratch(target.parent)
     check_space(target, need)
-    scratch.mkdir()
+    name = f".new-{target.name}-{uuid.uuid4().hex[:12]}"
+    (target.parent / name).mkdir()
+    return name
 
 
-def write_own(folder: Path, weights: Sequence[Slice], moments: Sequence[Slice], ranks: Ranks) -> dict[str, Any]:
+def write_own(
+    folder: Path, weights: Sequence[Slice], moments: Sequence[Slice], ranks: Ranks, meddle: Callable[[], None]
+) -> dict[str, Any]:
     """Write this rank's slices; gives their rows of the indexes, and digests of the files that stay."""
+    meddle()
     refuse_non_finite({one.name: one.tensor for one in weights})
     number, n_files = ranks.rank + 1, ranks.size
     told: dict[str, Any] = {WEIGHTS: write_slices(folder, WEIGHTS, number, n_files, weights)}
@@ -128,9 +104,6 @@ def write_own(folder: Path, weights: Sequence[Slice], moments: Sequence[Slice], 
 
 def assemble(folder: Path, config: ModelConfig, index: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """Write this rank's share of whole tensors in Hugging Face's names and layout; gives names, bytes and digests."""
-    if ranks.rank == 0:
-        write_json(folder / index_name(WEIGHTS), index)
-    ranks.exchange(None)  # the index must be there before it is read
     rows = weights_in_files(unpadded(config, {})[0])
     shares = share_out(rows, index, ranks.size)
     if ranks.rank >= len(shares):
@@ -190,25 +163,3 @@ def seal(
         scratch, "checkpoint", {"data": state.data_digest}, state.config, {"ranks": n_ranks}, known=digests
     )
     swap_in(scratch, target)
-
-
-def read_weight_parts(folder: Path, wanted: Mapping[str, Box]) -> dict[str, Tensor]:
-    """The boxes `wanted` of parameters, by our names, of a checkpoint or model folder of any number of files. At most
-    one tensor beside the parts is in memory at a time."""
-    _, config = read_config(folder)
-    shapes = {name: tuple(p.shape) for name, p in build(config).named_parameters()}
-    parts: dict[str, Tensor] = {}
-    with ExitStack() as files:
-        where = opened(folder, files)
-        for name, weight in weights_in_files(config).items():
-            ours = [own for own in weight.ours if own in wanted]
-            if not ours:
-                continue
-            if weight.how == "same" and len(weight.ours) == 1:
-                parts[ours[0]] = where[name].read_part(name, *wanted[ours[0]])
-                continue
-            found = to_ours(weight, where[name].read(name), shapes)
-            for own in ours:
-                offsets, sizes = wanted[own]
-                parts[own] = found[own][tuple(slice(a, a + n) for a, n in zip(offsets, sizes, strict=True))].clone()
-    return parts

@@ -22,12 +22,11 @@ from fledge.config import read_json
 from fledge.errors import CheckpointError, ConfigError
 from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
 from fledge.model.safetensors_header import DTYPES
+from fledge.optim.part import Box
 
 INDEX_FORMAT = 1
 MAX_INDEX_BYTES = 1 << 30
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-Box = tuple[tuple[int, ...], tuple[int, ...]]
-"""Offsets and sizes, one number a dimension."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +223,10 @@ def read_index(path: Path) -> Any:
         return read_json(path, MAX_INDEX_BYTES, unique=True)
     except ConfigError:
         raise CheckpointError(f"{path}: damaged index; restore it or use an earlier checkpoint") from None
+
+
+def n_bytes_of(slices: Iterable[Slice]) -> int:
+    return sum(one.tensor.numel() * one.tensor.dtype.itemsize for one in slices)
 
 
 def whole_box(shape: tuple[int, ...]) -> Box:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fledge.cli.main import main
-from fledge.train.checkpointing import mark_best, read_optimizer, read_state
+from fledge.train.checkpointing import mark_best, read_state
+from tests.train.saved import read_optimizer
 from tests.train.test_loop import go, settings, toy
 
 

@@ -19,6 +19,7 @@ from fledge.train import checkpointing
 from fledge.train.config import TrainConfig
 from fledge.train.optimizer import new_optimizer
 from fledge.train.resume import changes, with_defaults
+from tests.train.saved import read_optimizer
 from tests.train.test_loop import go, settings, toy
 
 KINDS = {
@@ -59,7 +60,7 @@ def test_each_kind_ends_in_other_weights(tmp_path):
 
 def test_the_running_mean_is_in_the_checkpoint_validated_and_published_on_request(tmp_path):
     def ema_of(folder: Path) -> torch.Tensor:
-        saved = checkpointing.read_optimizer(folder / "checkpoints" / "step-00000004")
+        saved = read_optimizer(folder / "checkpoints" / "step-00000004")
         return saved["ema/embedding.weight"]
 
     plain, published = toy(), toy()

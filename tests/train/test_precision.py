@@ -21,6 +21,7 @@ from fledge.nn.losses import fused_cross_entropy_sum
 from fledge.train import checkpointing
 from fledge.train.checkpointing import State
 from fledge.train.precision import Precision
+from tests.train.saved import read_optimizer
 from tests.train.test_loop import Toy, go, settings, toy
 
 CPU = torch.device("cpu")
@@ -293,7 +294,7 @@ def test_blocks_that_are_computed_again_give_the_same_bits(precision):
 def test_a_checkpoint_holds_float32_weights_and_moments(tmp_path):
     go(tmp_path, toy(), settings(precision="float16"))
     folder = tmp_path / "checkpoints" / "step-00000004"
-    assert {t.dtype for t in checkpointing.read_optimizer(folder).values()} == {torch.float32}
+    assert {t.dtype for t in read_optimizer(folder).values()} == {torch.float32}
     from fledge.model.folder import load_model
 
     assert {p.dtype for p in load_model(folder).parameters()} == {torch.float32}

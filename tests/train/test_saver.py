@@ -14,11 +14,13 @@ import torch
 from fledge.errors import CheckpointError, DataError, Interrupted
 from fledge.log import RunLog, read_log
 from fledge.model.folder import load_model
-from fledge.train import checkpointing, saver, snapshot
+from fledge.train import checkpointing, contents, snapshot
 from fledge.train.checkpointing import State, newest_valid
 from fledge.train.clock import Clock
+from fledge.train.contents import Whole
 from fledge.train.faults import Faults
 from fledge.train.saver import Job, Saver
+from tests.train.saved import read_optimizer
 from tests.train.test_loop import Toy, go, settings, toy
 
 
@@ -53,7 +55,8 @@ def new_saver(root: Path, **more: object) -> Iterator[Saver]:
 
 
 def job(recipe: Toy, step: int = 1) -> Job:
-    return Job(State(step=step), recipe, {"exp_avg/x": torch.ones(3), "step/x": torch.zeros(()).reshape(1)})
+    moments = {"exp_avg/x": torch.ones(3), "step/x": torch.zeros(()).reshape(1)}
+    return Job(State(step=step), Whole(recipe, moments))
 
 
 def saved_while_weights_change(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict, Job, Path]:
@@ -64,7 +67,7 @@ def saved_while_weights_change(root: Path, monkeypatch: pytest.MonkeyPatch) -> t
     with new_saver(root) as writer:
         writer.save_on_the_way(made)
         with torch.no_grad():
-            for tensor in [*recipe.model.parameters(), *made.moments.values()]:
+            for tensor in [*recipe.model.parameters(), *made.contents.moments.values()]:
                 tensor.add_(1)
         made.state.tokens = 99
         gate.opened.set()
@@ -75,19 +78,19 @@ def saved_while_weights_change(root: Path, monkeypatch: pytest.MonkeyPatch) -> t
 def test_the_file_holds_the_values_of_the_call(tmp_path, monkeypatch):
     before, made, folder = saved_while_weights_change(tmp_path / "checkpoints", monkeypatch)
     assert all(torch.equal(p, before[name]) for name, p in load_model(folder).named_parameters())
-    kept = checkpointing.read_optimizer(folder)
+    kept = read_optimizer(folder)
     assert torch.equal(kept["exp_avg/x"], torch.ones(3)) and torch.equal(kept["step/x"], torch.zeros(1))
-    assert torch.equal(made.moments["exp_avg/x"], 2 * torch.ones(3))
+    assert torch.equal(made.contents.moments["exp_avg/x"], 2 * torch.ones(3))
     assert checkpointing.read_state(folder).tokens == 0
 
 
 def test_a_shallow_copy_would_leak_later_values(tmp_path, monkeypatch):
     """The control."""
-    for module in (snapshot, saver):
+    for module in (snapshot, contents):
         monkeypatch.setattr(module, "copied", lambda tensor: tensor.detach())
     before, _, folder = saved_while_weights_change(tmp_path / "checkpoints", monkeypatch)
     assert not any(torch.equal(p, before[name]) for name, p in load_model(folder).named_parameters())
-    assert torch.equal(checkpointing.read_optimizer(folder)["exp_avg/x"], 2 * torch.ones(3))
+    assert torch.equal(read_optimizer(folder)["exp_avg/x"], 2 * torch.ones(3))
 
 
 def test_a_frozen_module_keeps_what_is_shared_and_shares_no_tensor():
@@ -233,7 +236,7 @@ def test_the_best_is_marked_and_old_ones_pruned_only_when_it_has_landed(tmp_path
     with new_saver(root, keep_last=1) as writer:
         writer.save(job(toy(), 1))
         gate = Gate(monkeypatch)
-        writer.save_on_the_way(Job(State(step=2), toy(), {"m": torch.ones(1)}, best=0.5))
+        writer.save_on_the_way(Job(State(step=2), Whole(toy(), {"m": torch.ones(1)}), best=0.5))
         assert checkpointing.best_name(root) is None and (root / "step-00000001").is_dir()
         gate.opened.set()
         writer.wait()

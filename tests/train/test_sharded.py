@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -14,18 +15,22 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from fledge import lineage
-from fledge.errors import CheckpointError, NonFiniteError
+from fledge.errors import CheckpointError
 from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families import family
 from fledge.model.folder import load_model, save_description, save_model
 from fledge.model.init import initialise
+from fledge.model.safetensors_file import SafetensorsFile
 from fledge.model.transformer import Transformer, build
+from fledge.optim.part import ALL, Part
 from fledge.train import sharded
-from fledge.train.checkpointing import State, newest_valid, prune, read_optimizer, read_state, save_checkpoint
-from fledge.train.ranks import Alone, Group, local_slices
-from fledge.train.sharded import read_weight_parts, save_sharded
+from fledge.train.checkpointing import State, newest_valid, prune, read_state, save_checkpoint
+from fledge.train.ranks import Alone, GlooRanks
+from fledge.train.restore import SavedState, weight_parts
+from fledge.train.sharded import save_sharded
 from fledge.train.slices import Slice, SlicedTensors, cut, cut_box, index_of, tiles, write_slices
 from tests.train.ranks_at_work import at_work, errors
+from tests.train.saved import local_slices, read_optimizer
 
 # GPT-2 has maps that a file holds fused and transposed, LLaMA's are the same there and here
 SHAPES = {
@@ -59,6 +64,10 @@ def save_whole(root: Path, name: str) -> Path:
     )
 
 
+def new_ranks() -> GlooRanks:
+    return GlooRanks(None, 60)
+
+
 def work_sharded(folder: Path, meshes: tuple[tuple[int, ...], ...]) -> None:
     """On each rank: both models by each mesh, sharded over its last dimension, replicated or sharded over the first."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -86,7 +95,7 @@ def work_sharded(folder: Path, meshes: tuple[tuple[int, ...], ...]) -> None:
                 else distribute_tensor(t, mesh, weights[key.partition("/")[2]].placements)
                 for key, t in moments.items()
             }
-            ranks = Group()
+            ranks = new_ranks()
             root = folder / f"{name}-{'x'.join(map(str, mesh_shape))}"
             config = model.config
             w, m = (local_slices(tensors, ranks.rank) for tensors in (weights, parts))
@@ -96,7 +105,7 @@ def work_sharded(folder: Path, meshes: tuple[tuple[int, ...], ...]) -> None:
 
 def save_trained(folder: Path, fully_shard) -> None:
     """A module trained for two steps under fully sharded data parallelism: torch's own AdamW state, in slices."""
-    ranks = Group()
+    ranks = new_ranks()
     model, optimizer = trained(lambda model: [fully_shard(model[0]), fully_shard(model[2]), fully_shard(model)])
     state = optimizer_tensors(model, optimizer)
     folder.mkdir(exist_ok=True)
@@ -204,8 +213,35 @@ def test_any_other_number_of_ranks_reads_just_its_parts(four, name, n_ranks):
             for one in cut(moments, number, n_ranks):
                 assert torch.equal(sliced.read_part(one.name, *one.box), one.tensor)
         boxes = {key: cut_box(tuple(p.shape), number, n_ranks) for key, p in weights.items()}
-        parts = read_weight_parts(folder, {key: box for key, box in boxes.items() if box is not None})
+        parts = dict(weight_parts(folder, {key: box for key, box in boxes.items() if box is not None}))
         assert same_tensors(parts, {one.name: one.tensor for one in cut(weights, number, n_ranks)})
+
+
+def test_a_reader_of_a_part_reads_that_part_alone(four, monkeypatch):
+    taken: list[int] = []
+    real = SafetensorsFile._read_at
+
+    def counted(self, position: int, into: Tensor, name: str) -> None:
+        taken.append(into.numel() * into.dtype.itemsize)
+        real(self, position, into, name)
+
+    class Fourth(Part):
+        def box(self, key: str, shape: tuple[int, ...]):
+            return cut_box(shape, 2, 4) or ((0,) * len(shape), (0,) * len(shape))
+
+    monkeypatch.setattr(SafetensorsFile, "_read_at", counted)
+    folder = four / "llama-4" / "step-00000003"
+    shapes = {name: tuple(p.shape) for name, p in whole_model("llama").named_parameters()}
+    n_bytes = {}
+    for part in (Fourth(), ALL):
+        taken.clear()
+        with SavedState(folder, part) as saved:
+            assert all(saved[key].shape == part.box(key, entry.shape)[1] for key, entry in saved.sliced.entries.items())
+        dict(weight_parts(folder, {name: part.box(name, shape) for name, shape in shapes.items()}))
+        n_bytes[part] = sum(taken)
+    fourth, whole = n_bytes.values()
+    assert whole == 2 * sum(4 * math.prod(shape) for shape in shapes.values()) + 4 * len(shapes)  # the control
+    assert fourth < 0.27 * whole
 
 
 def test_a_padded_vocabulary_is_cut_in_shards_as_in_one_file(tmp_path):
@@ -316,7 +352,7 @@ def work_failing(folder: Path, how: str) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    model, ranks = whole_model("llama"), Group()
+    model, ranks = whole_model("llama"), new_ranks()
     fully_shard(model, mesh=init_device_mesh("cpu", (ranks.size,)))
     weights = local_slices(dict(model.named_parameters()), ranks.rank)
     arguments = (model.config, weights, [], describe(model.config), ranks)
@@ -337,7 +373,7 @@ def full_disk(*_: object) -> None:
 @pytest.mark.parametrize(
     "how, codes, words",
     [
-        ("dies", [1, 9, 1], "lost the other ranks"),
+        ("dies", [1, 9, 1], "closed by peer|reset by peer"),
         ("disk", [1, 1], r"rank 1: .*step-00000002: the disk is full"),
         pytest.param("nan", [1, 1], "rank 1: .*: not finite", marks=pytest.mark.slow),
     ],
@@ -346,7 +382,7 @@ def test_a_rank_that_fails_stops_all_and_leaves_no_folder(tmp_path, how, codes, 
     assert at_work(work_failing, len(codes), tmp_path, how, silence_seconds=30) == codes, errors(tmp_path)
     for path in tmp_path.glob("rank-*.error"):
         message, kind, *_ = path.read_text().splitlines()
-        assert kind == (NonFiniteError if how == "nan" else CheckpointError).__name__
+        assert kind == {"nan": "NonFiniteError", "disk": "CheckpointError", "dies": "RuntimeError"}[how]
         assert re.search(words, message), message
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000001"]
     _, state = newest_valid(tmp_path / "checkpoints") or pytest.fail("none")

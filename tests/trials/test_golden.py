@@ -14,8 +14,9 @@ import fledge
 from fledge.errors import CheckpointError
 from fledge.lineage import read_card, verify, write_card
 from fledge.model.safetensors_file import write_safetensors
-from fledge.train.checkpointing import newest_valid, read_optimizer
+from fledge.train.checkpointing import newest_valid
 from tests.golden import make
+from tests.train.saved import read_optimizer
 
 RELEASES = sorted(path.name for path in make.HERE.iterdir() if (path / "expected.json").is_file())
 

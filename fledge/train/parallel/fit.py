@@ -34,8 +34,6 @@ def reasons(config: ModelConfig, train: TrainConfig, sizes: dict[str, int]) -> I
 def of_steps(train: TrainConfig, sizes: dict[str, int]) -> Iterator[str]:
     """What of a run's settings asks for a whole model, or a whole row, in each process."""
     fully, split = sizes["shard"] > 1 and train.parallel.shard_stage > 1, sizes["tensor"] > 1 or sizes["pipe"] > 1
-    if train.checkpoint_async:
-        yield "data: expected train.checkpoint_async=false beside it, as the processes put each checkpoint together"
     if train.watch_every_steps and (split or sizes["shard"] > 1):
         yield "data: expected nothing else beside train.watch_every_steps, which measures whole layers"
     if train.compile != "off" and (split or fully):

@@ -19,6 +19,7 @@ import torch
 from fledge.device import Place, place_of_process
 from fledge.errors import EXIT_FAILED, ConfigError, FledgeError, Interrupted, PeerError, RankError
 from fledge.train.parallel.config import ParallelConfig
+from fledge.train.ranks import Alone, GlooRanks, Ranks
 
 SETTLE_SECONDS = 5.0
 """How long a process that lost another waits for somebody to say why."""
@@ -37,6 +38,10 @@ class Group:
     @property
     def alone(self) -> bool:
         return self.world_size == 1
+
+    def ranks(self) -> Ranks:
+        """The same processes as checkpoints know them."""
+        return Alone() if self.alone else GlooRanks(self.store, self.timeout_seconds)
 
     def most(self, number: int) -> int:
         """The largest `number` of all processes."""

@@ -10,11 +10,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fledge.batch import Batch
+from fledge.errors import CheckpointError
 from fledge.log import say
 from fledge.model.folder import put_parameter
 from fledge.model.transformer import Transformer, build
@@ -24,38 +26,43 @@ from fledge.optim.optimizer import gradients
 from fledge.optim.part import local
 from fledge.train.clock import Clock
 from fledge.train.config import TrainConfig
+from fledge.train.contents import Share
 from fledge.train.parallel.data import check_rows, own_rows, sum_over
 from fledge.train.parallel.estimate import counted, memory, traffic
 from fledge.train.parallel.fit import check_model
 from fledge.train.parallel.group import Group
 from fledge.train.parallel.mesh import Mesh, make_mesh
-from fledge.train.parallel.pieces import Pieces, own_state, whole_state
+from fledge.train.parallel.pieces import EVERYWHERE, Pieces, split_key, whole_parameters
 from fledge.train.parallel.pipe import Pipe, split_pipe
 from fledge.train.parallel.shard import hand_out, reshard, shard_fully, share_out
 from fledge.train.parallel.single import Single
 from fledge.train.parallel.tensor import split_tensor
 from fledge.train.recipe import Recipe
+from fledge.train.restore import weight_parts
+from fledge.train.slices import Slice
 
 
-def parallelise(recipe: Recipe, train: TrainConfig, group: Group) -> Single:
-    """Split `recipe.model`, built and loaded, in place. Raises ConfigError for a model or rows that can't be."""
+def parallelise(recipe: Recipe, train: TrainConfig, group: Group, device: torch.device) -> Single:
+    """Split `recipe.model`, built and loaded (or without memory, to be restored), in place. Raises ConfigError for a
+    model or rows that can't be."""
     if group.alone:
         return Single(recipe.model)
     check_rows(train, group.world_size)
     sizes = train.parallel.sizes(group.world_size)
     check_model(recipe.model.config, train, sizes)
-    return Many(recipe, train, group, make_mesh(group.rank, sizes))
+    return Many(recipe, train, group, make_mesh(group.rank, sizes), device)
 
 
 class Many(Single):
     """One process's share of the run."""
 
-    def __init__(self, recipe: Recipe, train: TrainConfig, group: Group, mesh: Mesh):
+    def __init__(self, recipe: Recipe, train: TrainConfig, group: Group, mesh: Mesh, device: torch.device):
         super().__init__(recipe.model)
         self.group, self.mesh, self.config, self.turns = group, mesh, train.parallel, 0
+        self.ranks, self.device = group.ranks(), device
         members(self.model, train.optimizer, train.weight_decay, train.groups)  # a wrong group is told of the whole
         self.trained = {name: p.requires_grad for name, p in self.model.named_parameters()}
-        self.part: Pieces = Pieces(mesh)
+        self.part: Pieces = Pieces(mesh, {name: tuple(p.shape) for name, p in self.model.named_parameters()})
         self.partial: set[str] = set()
         self.pipe: Pipe | None = None
         if mesh["tensor"].size > 1:
@@ -87,11 +94,22 @@ class Many(Single):
     def shard(self) -> None:
         shard = self.mesh["shard"]
         if self.fully:
-            device = self.model.embedding.weight.device.type
-            self.part.lengths = shard_fully(self.model, self.mesh, device, self.config.shard_stage)
+            self.part.lengths = shard_fully(self.model, self.mesh, self.device.type, self.config.shard_stage)
         elif shard.size > 1:
             self.part.owners = share_out(self.named, shard.size)
         self.named = self.names()
+
+    @torch.no_grad()
+    def restore(self, folder: Path) -> None:
+        """Raises CheckpointError for a folder that lacks a weight."""
+        self.model.to_empty(device=self.device)
+        self.named = self.names()
+        here = {name: local(p) for name, p in self.model.named_parameters()}
+        wanted = {name: self.part.box(name, self.part.shapes[name]) for name in here}
+        for name, part in weight_parts(folder, wanted):
+            here.pop(name).copy_(part)
+        if here:
+            raise CheckpointError(f"{folder}: expected values for {min(here)!r}, found none; use an earlier checkpoint")
 
     def rows(self, n_rows: int) -> range:
         return own_rows(n_rows, self.mesh["batch"])
@@ -145,11 +163,14 @@ class Many(Single):
         return math.sqrt(self.group.summed([total])[0])
 
     def counts(self, name: str) -> bool:
+        return self.mesh.place["data"] == 0 and self.is_first_with(name)
+
+    def is_first_with(self, name: str) -> bool:
+        """Whether of equal copies of what this process holds of a parameter it has the first, but for the data axis."""
         place = self.mesh.place
         shared_out = name in self.part.lengths or name in self.part.owners
         return (
-            place["data"] == 0
-            and (shared_out or place["shard"] == 0)
+            (shared_out or place["shard"] == 0)
             and (name in self.part.cuts or place["tensor"] == 0)
             and (self.pipe is None or self.pipe.is_first_with(name))
         )
@@ -182,12 +203,23 @@ class Many(Single):
         n_sums = self.group.most(len(found))
         return self.group.summed(found or [0.0] * n_sums)
 
-    def own_state(self, saved: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return own_state(saved, self.part)
+    def contents(self, recipe: Recipe, moments: dict[str, Tensor]) -> Share:
+        """Of what several hold alike each tensor is written by one, those of the data axis in turn."""
+        weights = {name: local(p) for name, p in self.model.named_parameters()}
+        writers = share_out(weights, self.mesh["data"].size)
 
-    def whole_state(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        self.turns += 1
-        return whole_state(tensors, self.part, self.group, f"state/{self.turns}")
+        def writes(key: str, tensor: Tensor) -> bool:
+            kind, name = split_key(key)
+            place, part = self.mesh.place, self.part
+            first = self.is_first_with(name) and part.moves(name) and writers[name] == place["data"]
+            if kind in EVERYWHERE:
+                first &= not (place["shard"] and name in part.lengths or place["tensor"] and name in part.cuts)
+            return first and tensor.numel() > 0
+
+        def own(tensors: dict[str, Tensor]) -> list[Slice]:
+            return self.part.slices({key: tensor for key, tensor in tensors.items() if writes(key, tensor)})
+
+        return Share(self.model.config, own(weights), own(moments), recipe.describe)
 
     @contextmanager
     def whole_model(self, recipe: Recipe) -> Iterator[bool]:
@@ -200,7 +232,9 @@ class Many(Single):
 
     def leave_whole(self, recipe: Recipe) -> None:
         if self.part.cuts or self.part.lengths or self.pipe is not None:
-            found = self.whole_state({name: local(p) for name, p in self.model.named_parameters()})
+            self.turns += 1
+            parameters = {name: local(p) for name, p in self.model.named_parameters()}
+            found = whole_parameters(parameters, self.part, self.group, f"model/{self.turns}")
             if self.group.rank == 0:
                 recipe.model = assembled(self.model, found, self.trained)
 

@@ -1,9 +1,8 @@
-"""How what a process holds of a parameter relates to the whole, and the whole state of a run on rank 0.
+"""How what a process holds of a parameter relates to the whole, and the whole model on rank 0.
 
 A parameter is cut along the tensor axis (`Cut`), what is left of it along the shard axis (dimension 0, in equal chunks
 as fully_shard cuts), and lies in one stage of the pipe. Moments of an optimizer and running means are cut like their
-parameters. This is the seam for whoever writes checkpoints: `own` and `whole` take any such tensor by its parameter's
-name.
+parameters. This is the seam for whoever reads and writes checkpoints: `box` says where a part lies in the whole.
 """
 
 from __future__ import annotations
@@ -17,11 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fledge.optim.part import Part
+from fledge.optim.part import Box, Part
 from fledge.train.parallel.config import coordinates
 from fledge.train.parallel.exchange import gathered
 from fledge.train.parallel.group import Group
 from fledge.train.parallel.mesh import Mesh
+from fledge.train.restore import inside
+from fledge.train.slices import Slice
 
 EVERYWHERE = ("step",)
 """Kinds of state that are one number a parameter, the same on every process."""
@@ -37,10 +38,11 @@ class Cut:
 
 @dataclass
 class Pieces(Part):
-    """`lengths`: by name, dimension 0 of what fully_shard cuts. `owners`: by name, the place along the shard axis of
-    the one process that moves a parameter (stage 1)."""
+    """`shapes`: by name, those of whole parameters. `lengths`: by name, dimension 0 of what fully_shard cuts. `owners`:
+    by name, the place along the shard axis of the one process that moves a parameter (stage 1)."""
 
     mesh: Mesh
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     cuts: dict[str, Cut] = field(default_factory=dict)
     lengths: dict[str, int] = field(default_factory=dict)
     owners: dict[str, int] = field(default_factory=dict)
@@ -57,12 +59,30 @@ class Pieces(Part):
         return tensor
 
     def own(self, name: str, whole: Tensor) -> Tensor:
-        if name in self.cuts:
+        return inside(whole, self.box(name, tuple(whole.shape)))
+
+    def box(self, key: str, shape: tuple[int, ...]) -> Box:
+        kind, name = split_key(key)
+        offsets, sizes, place = [0] * len(shape), list(shape), self.mesh.place
+        if kind not in EVERYWHERE and name in self.cuts:
             cut = self.cuts[name]
-            whole = whole.split(cut.sizes, cut.dim)[self.mesh.place["tensor"]]
-        if name in self.lengths:
-            whole = whole.split(self.chunks(name))[self.mesh.place["shard"]]
-        return whole
+            offsets[cut.dim], sizes[cut.dim] = sum(cut.sizes[: place["tensor"]]), cut.sizes[place["tensor"]]
+        if kind not in EVERYWHERE and name in self.lengths:
+            chunks = self.chunks(name)
+            offsets[0] += sum(chunks[: place["shard"]])
+            sizes[0] = chunks[place["shard"]]
+        return tuple(offsets), tuple(sizes)
+
+    def slices(self, tensors: Mapping[str, Tensor]) -> list[Slice]:
+        """What this process holds of parameters or of a state, as slices of the whole."""
+        found = []
+        for key, tensor in tensors.items():
+            kind, name = split_key(key)
+            shape = tuple(tensor.shape) if kind in EVERYWHERE else self.shapes[name]
+            offsets, sizes = self.box(key, shape)
+            assert sizes == tuple(tensor.shape), f"{key}: {sizes} {list(tensor.shape)}"
+            found.append(Slice(key, shape, offsets, tensor.detach()))
+        return found
 
     def chunks(self, name: str) -> list[int]:
         """Rows of each process's chunk; the last ones may have none."""
@@ -77,30 +97,20 @@ def split_key(key: str) -> tuple[str, str]:
     return kind, name
 
 
-def own_state(saved: Mapping[str, Tensor], pieces: Pieces) -> dict[str, Tensor]:
-    """What this process holds of a whole state."""
-    return {
-        key: tensor if kind in EVERYWHERE else pieces.own(name, tensor)
-        for key, tensor in saved.items()
-        for kind, name in (split_key(key),)
-    }
-
-
-def whole_state(tensors: Mapping[str, Tensor], pieces: Pieces, group: Group, turn: str) -> dict[str, Tensor]:
-    """Every tensor of every process's state as a whole, on the CPU of rank 0; elsewhere nothing. All processes must
-    call it, with a `turn` that was not used before."""
+def whole_parameters(tensors: Mapping[str, Tensor], pieces: Pieces, group: Group, turn: str) -> dict[str, Tensor]:
+    """Every parameter of every process as a whole, on the CPU of rank 0; elsewhere nothing. All processes must call it,
+    with a `turn` that was not used before."""
     found: dict[str, Tensor] = {}
     if pieces.mesh.place["data"]:
         return found
-    senders = speakers(pieces)
+    senders = speakers(pieces.mesh)
     n_sent = 0
-    for key in sorted(tensors):
-        kind, name = split_key(key)
-        whole = tensors[key] if kind in EVERYWHERE else pieces.whole(name, tensors[key])
+    for name in sorted(tensors):
+        whole = pieces.whole(name, tensors[name])
         if group.rank == 0:
-            found[key] = whole.detach().to("cpu", copy=True)
+            found[name] = whole.detach().to("cpu", copy=True)
         elif group.rank in senders:
-            send(key, whole.detach().cpu().contiguous(), group, f"{turn}/{group.rank}/{n_sent}")
+            send(name, whole.detach().cpu().contiguous(), group, f"{turn}/{group.rank}/{n_sent}")
             n_sent += 1
     if group.rank in senders:
         group.store.set(f"{turn}/{group.rank}/{n_sent}", json.dumps(None))
@@ -110,14 +120,10 @@ def whole_state(tensors: Mapping[str, Tensor], pieces: Pieces, group: Group, tur
     return found
 
 
-def speakers(pieces: Pieces) -> list[int]:
-    """The ranks that hand wholes on to rank 0: the first of those that hold parts of the same, in each stage."""
-    sizes, found = pieces.mesh.sizes, []
-    for rank in range(1, math.prod(sizes.values())):
-        place = coordinates(rank, sizes)
-        if place["data"] == 0 and place["tensor"] == 0 and (place["shard"] == 0 or pieces.owners):
-            found.append(rank)
-    return found
+def speakers(mesh: Mesh) -> list[int]:
+    """The ranks that hand wholes on to rank 0: the first of each further stage of the pipe."""
+    places = {rank: coordinates(rank, mesh.sizes) for rank in range(1, math.prod(mesh.sizes.values()))}
+    return [rank for rank, at in places.items() if at["data"] == at["tensor"] == at["shard"] == 0]
 
 
 def send(key: str, tensor: Tensor, group: Group, at: str) -> None:

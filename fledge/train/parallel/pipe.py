@@ -31,7 +31,7 @@ class Elsewhere(nn.Module):
 
     def __init__(self, device: torch.device):
         super().__init__()
-        self.weight = torch.empty(0, device=device)
+        self.register_buffer("weight", torch.empty(0, device=device), persistent=False)
 
     def forward(self, x: Tensor, *_: Any) -> Tensor:
         return x

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from fledge.optim.config import GroupConfig
 from fledge.optim.optimizer import norm_of_all
 from fledge.optim.part import ALL, Part
 from fledge.train.clock import Clock
+from fledge.train.contents import Contents, Whole
 from fledge.train.parallel.group import ALONE, Group
+from fledge.train.ranks import Alone, Ranks
 from fledge.train.recipe import Recipe
 
 
@@ -22,6 +25,7 @@ class Single:
     """The process holds the whole model, reads all rows and writes."""
 
     group: Group = ALONE
+    ranks: Ranks = Alone()
     part: Part = ALL
     stage = 0
     """Which stage of a pipe this process is; every stage draws its dropout from another seed."""
@@ -32,6 +36,9 @@ class Single:
 
     def shard(self) -> None:
         """What comes after the model is checkpointed and compiled: its weights are shared out."""
+
+    def restore(self, folder: Path) -> None:
+        """The weights of a checkpoint into a model that was shared out before it had any."""
 
     def rows(self, n_rows: int) -> range:
         """The rows of a global batch that this process reads."""
@@ -73,13 +80,9 @@ class Single:
         with torch.inference_mode():
             return recipe.validate(rows)
 
-    def own_state(self, saved: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """What this process holds of a checkpoint's optimizer state."""
-        return saved
-
-    def whole_state(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The whole optimizer state, on rank 0."""
-        return tensors
+    def contents(self, recipe: Recipe, moments: dict[str, Tensor]) -> Contents:
+        """What this process writes into a checkpoint of now."""
+        return Whole(recipe, moments)
 
     @contextmanager
     def whole_model(self, recipe: Recipe) -> Iterator[bool]:

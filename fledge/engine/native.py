@@ -148,15 +148,16 @@ class NativeDecoder:
     def forward(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """Logits [k, V] of each row: of its last token, or with `all_logits` of every token."""
         ids = np.array([token for row in rows for token in row.ids], np.int32)
-        places = [np.arange(row.start, row.start + len(row.ids), dtype=np.int32) for row in rows]
+        positions = np.array([row.start + n for row in rows for n in range(len(row.ids))], np.int32)
         tables: list[np.ndarray] = []
         wanted: list[int] = []
+        ends = [0]
         for row in rows:
             tables += [np.array(row.blocks, np.int32)] * len(row.ids)
             wanted += range(len(tables) - (len(row.ids) if row.all_logits else 1), len(tables))
-        logits = self.step(ids, np.concatenate(places), tables, np.array(wanted, np.int32))
-        ends = np.cumsum([len(row.ids) if row.all_logits else 1 for row in rows])
-        return np.split(logits, ends[:-1])
+            ends.append(len(wanted))
+        logits = self.step(ids, positions, tables, np.array(wanted, np.int32))
+        return [logits[begin:end] for begin, end in zip(ends, ends[1:], strict=False)]
 
     def step(self, ids: np.ndarray, positions: np.ndarray, tables: list[np.ndarray], wanted: np.ndarray) -> np.ndarray:
         """Logits [wanted, V] of M new tokens: int32 ids and positions [M], each token's table of blocks (int32, long

@@ -27,6 +27,9 @@ class EngineConfig:
     """Keep what full blocks of the cache hold for prompts of the same tenant that begin alike."""
     prefill_chunk: int = 512
     """Most prompt tokens in one step, so that long prompts don't stall running answers."""
+    deterministic: bool = False
+    """Equal bits whatever the company, chunks, blocks, cache hits and threads: what the compiled kernels give anyway is
+    then insisted on, and a model or machine without them is refused."""
     draft: str = ""
     """What guesses next tokens, to be checked several at once: lookup (what followed the same tokens before), layers:N
     (the model's own first N layers), or the folder of a smaller model of the same vocabulary. Answers stay the same."""

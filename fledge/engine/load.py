@@ -28,8 +28,13 @@ def load_engine(model: str, config: EngineConfig | None = None) -> Engine:
         runner, tokenizer, stop_ids = load_stub(parse_stub(model), config)
         return Engine(runner, tokenizer, config, stop_ids)
     from fledge.engine.runner import load_runner
+    from fledge.nn.native.library import build
 
+    if config.deterministic:
+        build()
     model_runner, tokenizer, stop_ids = load_runner(model, config)
+    if config.deterministic and (reason := model_runner.why_torch):
+        raise ConfigError(f"deterministic: expected the compiled kernels to compute {model}, got torch: {reason}")
     return Engine(model_runner, tokenizer, config, stop_ids, drafter=load_drafter(config, model_runner, tokenizer))
 
 

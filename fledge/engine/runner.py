@@ -59,7 +59,8 @@ class Runner:
 
     def compile(self) -> NativeDecoder | None:
         """The model on the compiled kernels, or None where they don't know it: torch then computes it."""
-        if why_not(self.model):
+        self.why_torch = why_not(self.model)
+        if self.why_torch:
             return None
         cache = self.cache
         each = zip(cache.keys, cache.values, cache.key_scales, cache.value_scales, strict=True)

@@ -34,6 +34,10 @@ class CheckpointError(FledgeError):
     """A checkpoint or model folder is missing, damaged, unsafe or from a later release."""
 
 
+class QualityError(FledgeError):
+    """A model lost more quality by being made smaller than was allowed; it was not written."""
+
+
 class RunLockedError(FledgeError):
     """Another live process owns the run folder."""
 

@@ -202,6 +202,14 @@ VERBS = (
         ("source", "target"),
     ),
     Verb(
+        "quantize",
+        "a model's linear maps in 8 or 4 bits: measured before and after, refused where it loses too much",
+        "fledge.compress.config:QuantizeConfig",
+        "fledge.recipes.quantize:quantize_model",
+        ("model",),
+        aliases=(("out", "out"),),
+    ),
+    Verb(
         "report",
         "one self-contained HTML page about runs, compared where there are several; TensorBoard event files",
         "fledge.train.report:ReportConfig",

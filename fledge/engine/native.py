@@ -25,6 +25,7 @@ from fledge.nn.native import library as native
 from fledge.nn.native.linear import NativeLinear, PanelEmbedding, threads
 from fledge.nn.norm import LayerNorm, RMSNorm, scale_of
 from fledge.nn.position import sines
+from fledge.nn.quantized import Int4Linear, Int8Linear
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu", "tanh")
 PARALLEL = ("", "one_norm", "two_norms")
@@ -44,6 +45,8 @@ def why_not(model: Transformer) -> str:
         return "the kernels know causal decoders without cross-attention, convolution and token kinds"
     if stack.inputs.width or config.transform is not None or stack.norm.kind == "batch":
         return "the kernels know neither embeddings of another width, nor an output transform, nor batch norm"
+    if any(isinstance(module, Int8Linear | Int4Linear) for module in model.modules()):
+        return "the kernels know maps that are quantized alike where they stand side by side"
     return next(filter(None, map(layer_reason, stack.layers)), "")
 
 

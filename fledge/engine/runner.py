@@ -26,6 +26,7 @@ from fledge.nn.config import Kernelised
 from fledge.nn.linear import Joined, Linear, PackedLinear, native, pack
 from fledge.nn.native.library import build_in_background
 from fledge.nn.native.linear import NativeLinear, PanelEmbedding, Place, float_linear
+from fledge.nn.quantized import Int4Linear, Int8Linear
 from fledge.text.tokenizer import Tokenizer
 
 
@@ -150,10 +151,11 @@ def first_layers(model: Transformer, n: int) -> Transformer:
 
 def pack_in_place(model: Transformer) -> Transformer:
     """Replace every linear by its packed copy, one at a time, so that a weight exists twice for a moment only."""
+    compiled = native(model.embedding.weight)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, Joined | Linear) and not isinstance(parent, Joined):
-                setattr(parent, name, pack(child))
+            if isinstance(child, Joined | Linear | Int8Linear | Int4Linear) and not isinstance(parent, Joined):
+                setattr(parent, name, pack(child, compiled))
     if model.output is None:
         tie(model)
     return model

@@ -19,6 +19,7 @@ from fledge.model.convert_config import ConvertConfig
 from fledge.model.folder import load_model, read_config, save_model, write_json
 from fledge.model.gguf import load_gguf
 from fledge.model.llama2c import load_llama2c
+from fledge.model.quantized_files import quantized_maps
 from fledge.model.safetensors_file import write_safetensors
 from fledge.model.safetensors_header import DTYPES
 from fledge.model.transformer import Transformer
@@ -67,9 +68,11 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
 
 
 def read_source(source: Path, config: ConvertConfig, scratch: Path) -> tuple[Transformer, Tokenizer | None]:
+    if config.keep_quantized and not (source.is_file() and is_gguf(source)):
+        raise ConfigError(f"keep_quantized: expected a .gguf file, got {source}; a quantized folder stays so by itself")
     if source.is_file():
         if is_gguf(source):
-            model = load_gguf(source)
+            model = load_gguf(source, config.keep_quantized)
             return model, read_tokenizer(config.tokenizer) or own_tokenizer(source)
         if is_pickle(source):
             raise pickled(source)
@@ -90,7 +93,10 @@ def read_source(source: Path, config: ConvertConfig, scratch: Path) -> tuple[Tra
 
 
 def as_type(model: Transformer, name: str) -> Transformer:
-    """The model with its weights as the type called `name`; as they are for an empty one."""
+    """The model with its weights as the type called `name`; as they are for an empty one. Raises ConfigError for a
+    quantized model, whose scales are float32."""
+    if name and quantized_maps(model):
+        raise ConfigError(f"dtype: expected none for a quantized model, got {name}; convert the original")
     return model.to(getattr(torch, name)) if name else model
 
 

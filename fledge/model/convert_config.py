@@ -23,6 +23,9 @@ class ConvertConfig:
     files you trust."""
     dtype: Literal["", "float32", "bfloat16", "float16"] = ""
     """Type of the weights that are written; empty: the source's, and float32 for llama2.c and GGUF."""
+    keep_quantized: bool = False
+    """GGUF: leave maps of Q4_0 in 4 bits, exactly as they are, and round those of Q8_0 to 8 bits by output; what has
+    another type becomes float32."""
     shard_bytes: int = 5_000_000_000
     """Bytes of weights in one file at most, but for one tensor that is larger."""
 

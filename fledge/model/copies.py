@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import replace
 
 import torch
@@ -14,15 +15,16 @@ from fledge.model.safetensors_file import SafetensorsFile
 Where = dict[str, SafetensorsFile]
 
 
-def as_stored(own_family: Family, config: ModelConfig, where: Where) -> ModelConfig:
+def as_stored(own_family: Family, config: ModelConfig, where: Where, quantized: Set[str] = frozenset()) -> ModelConfig:
     """`config`, untied where the file's output matrix differs from its embedding: transformers 5 writes T5's
-    `tie_word_embeddings` as true whatever the weights are, and goes by the values itself when it reads."""
+    `tie_word_embeddings` as true whatever the weights are, and goes by the values itself when it reads. One of the
+    `quantized` matrices is never an embedding."""
     if not (config.tie and config.lm):
         return config
     names = {w.ours: w.theirs for w in own_family.weights(replace(config, tie=False)) if len(w.ours) == 1}
     output = stored(own_family, where, names.get(("output.weight",), ""))
     embedding = embedding_name(own_family, where, names.get(("embedding.weight",), ""))
-    if not output or not embedding or equal(where, output, embedding):
+    if output not in quantized and (not output or not embedding or equal(where, output, embedding)):
         return config
     return replace(config, tie=False)
 

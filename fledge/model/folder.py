@@ -22,9 +22,20 @@ from fledge.lineage import write_card, write_text_durably
 from fledge.model.config import ModelConfig
 from fledge.model.copies import as_stored, check_copy
 from fledge.model.families import FAMILIES, family
-from fledge.model.families.family import Family, Weight, refuse, token_ids
+from fledge.model.families.family import Family, Weight, token_ids
 from fledge.model.families.task import label_keys, task_of_config
 from fledge.model.names import expanded, their_shape, to_ours, to_theirs
+from fledge.model.quantization import Scheme, read_quantization
+from fledge.model.quantized_files import (
+    as_plain,
+    check_stored,
+    install,
+    quantization_of,
+    quantized_maps,
+    read_maps,
+    state_of,
+    stored_matrices,
+)
 from fledge.model.resize import unpadded
 from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
 from fledge.model.safetensors_header import Entry
@@ -70,16 +81,21 @@ def find_model(path: str | Path) -> Path:
 
 def read_config(folder: str | Path) -> tuple[Family, ModelConfig]:
     """Family and config of a model folder, validated before anything is allocated. Raises ConfigError."""
+    return parse_config(config_of(folder))
+
+
+def config_of(folder: str | Path) -> dict[str, Any]:
+    """What config.json holds. Raises ConfigError."""
     raw = read_json(Path(folder) / "config.json", MAX_CONFIG_BYTES, unique=True)
     if not isinstance(raw, dict):
         raise ConfigError(f"config.json: expected a mapping, got {type(raw).__name__}; download it again")
-    return parse_config(raw)
+    return raw
 
 
 def parse_config(raw: dict[str, Any]) -> tuple[Family, ModelConfig]:
     """Family and ModelConfig from a config.json's content. Code it names (auto_map and kin) is never looked at."""
     model_type = raw.get("model_type")
-    refuse(raw, "quantization_config", (None,), "weights in a quantised form; load the unquantised ones")
+    read_quantization(raw)
     for candidate in FAMILIES.values():
         if candidate.model_type == model_type:
             return candidate, candidate.config_of(raw)
@@ -92,14 +108,17 @@ def parse_config(raw: dict[str, Any]) -> tuple[Family, ModelConfig]:
 def load_model(
     folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32
 ) -> Transformer:
-    """The model of a folder (or run folder), its weights as `dtype` (None: the files' own) on `device`.
+    """The model of a folder (or run folder), its weights as `dtype` (None: the files' own) on `device`; quantized ones
+    stay so.
 
     Raises ConfigError for a bad config.json and CheckpointError for missing, damaged, unsafe or misshapen weights.
     """
     folder = find_model(folder)
-    own_family, config = read_config(folder)
+    raw = config_of(folder)
+    own_family, config = parse_config(raw)
     with ExitStack() as files:
-        return read_weights(own_family, config, opened(folder, files), torch.device(device), dtype)
+        where, schemes = opened(folder, files), read_quantization(raw)
+        return read_weights(own_family, config, where, torch.device(device), dtype, schemes)
 
 
 def read_weights(
@@ -108,9 +127,12 @@ def read_weights(
     where: dict[str, SafetensorsFile],
     device: torch.device,
     dtype: torch.dtype | None,
+    schemes: tuple[Scheme, ...] = (),
 ) -> Transformer:
+    stored = stored_matrices(where, schemes)
+    where = as_plain(where, stored)
     own_family = as_spelled(own_family, config, set(where))
-    config = without_absent_pooler(own_family, as_stored(own_family, config, where), where)
+    config = without_absent_pooler(own_family, as_stored(own_family, config, where, set(stored)), where)
     table = {weight.theirs: weight for weight in expanded(own_family, config)}
     found = their_names(own_family, where, table, config)
     table = {name: weight for name, weight in table.items() if name in found or not weight.optional}
@@ -119,14 +141,20 @@ def read_weights(
         raise CheckpointError(f"weights: {len(missing)} missing, first {missing[0]!r}; the files don't fit config.json")
     model = build(config)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    for name, weight in table.items():
+    packed = {name: stored[found[name]] for name in table if found[name] in stored}
+    for name, matrix in packed.items():
+        check_stored(matrix, table[name], model, shapes)
+    plain = {name: weight for name, weight in table.items() if name not in packed}
+    for name, weight in plain.items():
         entry, expected = where[found[name]].entries[found[name]], their_shape(weight, shapes)
         if entry.shape != expected:
             raise CheckpointError(f"{name}: expected shape {list(expected)} by config.json, got {list(entry.shape)}")
         if not entry.dtype.is_floating_point:
             raise CheckpointError(f"{name}: expected floating-point weights, got {entry.dtype}")
-    dtype = dtype or own_type([where[found[name]].entries[found[name]] for name in table])
-    for name, weight in table.items():
+    dtype = dtype or own_type([where[found[name]].entries[found[name]] for name in plain])
+    for name, matrix in packed.items():
+        install(model, read_maps(matrix, table[name], shapes), device)
+    for name, weight in plain.items():
         tensor = where[found[name]].read(found[name]).to(device=device, dtype=dtype)
         for ours, value in to_ours(weight, tensor, shapes).items():
             put_parameter(model, ours, value)
@@ -181,10 +209,15 @@ def put_parameter(model: nn.Module, name: str, value: Tensor) -> None:
 
 
 def state_in_their_names(model: Transformer, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Every weight under its Hugging Face name and layout, on the CPU; tied weights once."""
+    """Every weight under its Hugging Face name and layout, on the CPU; tied weights once. Quantized ones stay so, in
+    the parts that compressed-tensors has."""
     config, ours = unpadded(model.config, {name: p.detach() for name, p in model.named_parameters()})
     state: dict[str, Tensor] = {}
+    maps = quantized_maps(model)
     for name, weight in weights_in_files(config).items():
+        if weight.ours[0] in maps:
+            state |= state_of(name, weight, [maps[ours_name] for ours_name in weight.ours])
+            continue
         tensor = to_theirs(weight, ours)
         state[name] = tensor.to("cpu", dtype or tensor.dtype)
     return state
@@ -239,10 +272,13 @@ def save_model(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = model.embedding.weight.dtype
+    quantization = quantization_of(model, weights_in_files(model.config))
+    raw = config_json(model.config, dtype) | ({} if quantization is None else {"quantization_config": quantization})
     save_description(model.config, dtype, folder, tokenizer)
+    write_json(folder / "config.json", raw)
     write_sharded(folder, state_in_their_names(model), shard_bytes)
     if card:
-        write_card(folder, kind, parents, config_json(model.config, dtype), facts)
+        write_card(folder, kind, parents, raw, facts)
 
 
 def save_description(config: ModelConfig, dtype: torch.dtype, folder: Path, tokenizer: Tokenizer | None = None) -> None:

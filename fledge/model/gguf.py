@@ -19,7 +19,9 @@ from fledge.model.families.family import Family, Weight, integer, number
 from fledge.model.families.rotary import STRETCHED
 from fledge.model.folder import put_parameter
 from fledge.model.gguf_blocks import values
+from fledge.model.gguf_quantized import quantized_maps_of
 from fledge.model.names import expanded, their_shape, to_ours
+from fledge.model.quantized_files import install
 from fledge.model.transformer import Transformer, build
 from fledge.nn.config import Rope, RopeScaling
 from fledge.nn.rope import llama3, powers
@@ -65,9 +67,12 @@ FREQUENCIES = "rope_freqs.weight"
 LLAMA_3 = tuple(RopeScaling("llama3", factor, 8192) for factor in (8.0, 32.0))  # 3.1 and 3.3; 3.2
 
 
-def load_gguf(path: str | Path) -> Transformer:
-    """The model of a GGUF file, in float32. Raises CheckpointError for a damaged file, one of another kind, or missing
-    and strange tensors, and ConfigError for metadata that describe no model; before anything is allocated."""
+def load_gguf(path: str | Path, keep_quantized: bool = False) -> Transformer:
+    """The model of a GGUF file, in float32, or with `keep_quantized` its Q4_0 and Q8_0 maps in 4 and 8 bits.
+
+    Raises CheckpointError for a damaged file, one of another kind, or missing and strange tensors, and ConfigError for
+    metadata that describe no model; before anything is allocated.
+    """
     try:
         file = GgufFile(path)
     except TokenizerError as error:
@@ -83,6 +88,10 @@ def load_gguf(path: str | Path) -> Transformer:
             if got != expected:
                 raise CheckpointError(f"{name}: expected shape {list(expected)} by the metadata, got {list(got)}")
         for name, weight in table.items():
+            maps = quantized_maps_of(file, name, weight, model, shapes) if keep_quantized else {}
+            if maps:
+                install(model, maps, torch.device("cpu"))
+                continue
             tensor = torch.from_numpy(values(file, name))
             for ours, value in to_ours(weight, tensor, shapes).items():
                 put_parameter(model, ours, value)

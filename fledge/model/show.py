@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,11 @@ from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.cost import DEVICES, Budget, number_of, this_cpu, training_cost
 from fledge.model.count import bytes_by_type, count, tree, weight_flops_per_token
 from fledge.model.families import FAMILIES, family, over_preset
-from fledge.model.folder import find_model, read_config
+from fledge.model.folder import config_of, find_model, read_config
+from fledge.model.quantization import read_quantization
+from fledge.model.quantized_files import stored_matrices
 from fledge.model.show_config import ShowConfig
+from fledge.model.weight_files import opened
 
 DEFAULT_VOCAB = 32000
 
@@ -36,6 +42,8 @@ def show(config: ShowConfig, json: bool = False) -> dict[str, Any]:
         "context_tokens": model.context_tokens,
         "tree": [{"depth": d, "name": n, "shapes": s} for d, n, s in tree(model)],
     }
+    if config.path and is_folder(config.path):
+        result |= stored(find_model(config.path))
     if config.rows:
         from fledge.model.memory import training_memory  # torch's fake tensors take seconds to import
 
@@ -77,6 +85,30 @@ def resolve(config: ShowConfig) -> ModelConfig:
     return family(shape.family).new_config(replace(shape, vocab_size=shape.vocab_size or DEFAULT_VOCAB))
 
 
+def is_folder(path: str) -> bool:
+    """Whether `path` is a folder of a model, and not a preset or a YAML file."""
+    known = any(path in f.presets for f in FAMILIES.values())
+    return not known and not path.endswith((".yaml", ".yml"))
+
+
+def stored(folder: Path) -> dict[str, Any]:
+    """How a folder whose weights are quantized keeps them, by its files' headers: weights of each scheme, what is left
+    in floating point, and bytes in all. Nothing for other folders."""
+    schemes = read_quantization(config_of(folder))
+    if not schemes:
+        return {}
+    with ExitStack() as files:
+        where = opened(folder, files)
+        found: Counter[str] = Counter()
+        for matrix in stored_matrices(where, schemes).values():
+            part = "_packed" if matrix.scheme.group else ""
+            found[str(matrix.scheme)] += math.prod(matrix.entry(part)[0]) * (8 if matrix.scheme.group else 1)
+        parts = {name + part for name, one in stored_matrices(where, schemes).items() for part in one.parts}
+        plain = sum(math.prod(file.entries[name].shape) for name, file in where.items() if name not in parts)
+        total = sum(file.entries[name].n_bytes for name, file in where.items())
+    return {"quantized": {**dict(sorted(found.items())), "floating point": plain}, "stored_bytes": total}
+
+
 def mixture_plan(file: dict[str, Any], context_tokens: int) -> dict[str, Any]:
     """What the run of a training file reads of each source of its mixture, in windows; nothing where it has none, or
     where it leaves out the steps or the rows. Raises DataError for a mixture that can't be opened or doesn't last."""
@@ -113,6 +145,9 @@ def print_counts(result: dict[str, Any], cache_bits: int) -> None:
     for name, n in result["by_component"].items():
         print(f"  {name:<10} {n:>16,}  {100 * n / total:5.1f} %")
     print("bytes      " + " · ".join(f"{name} {size(n)}" for name, n in result["bytes"].items()))
+    if "quantized" in result:
+        kinds = " · ".join(f"{name} {n:,}" for name, n in result["quantized"].items())
+        print(f"stored     {size(result['stored_bytes'])}: weights in {kinds}")
     print(f"FLOPs      {result['flops_per_token']:.3g} a token forward, "
           f"{result['training_flops_per_token']:.3g} in training (full context)")  # fmt: skip
     cache = result["cache_bytes_per_token"]

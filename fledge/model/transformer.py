@@ -26,6 +26,7 @@ from fledge.nn.linear import Linear, PackedLinear
 from fledge.nn.losses import cross_entropy_sum, fused_cross_entropy_sum
 from fledge.nn.native.linear import NativeLinear
 from fledge.nn.position import rope_table
+from fledge.nn.quantized import Int4Linear, Int8Linear, Quantized
 
 Source: TypeAlias = tuple[Tokens, Layout]
 MAX_TABLES = 16
@@ -49,7 +50,7 @@ class Transformer(nn.Module):
         self.transform: OutputTransform | None = None
         if config.transform is not None:
             self.transform = OutputTransform(reads, width, config.transform)
-        self.output: Linear | PackedLinear | NativeLinear | None = None
+        self.output: Linear | PackedLinear | NativeLinear | Quantized | None = None
         if config.lm and not config.tie:
             self.output = Linear(width if config.transform else reads, vocab)
         self.output_bias = nn.Parameter(torch.empty(vocab)) if config.output_bias else None
@@ -131,7 +132,7 @@ class Transformer(nn.Module):
         hidden = self.before_output(hidden)
         n_tokens = config.tokens or config.vocab_size
         bias = None if self.output_bias is None else self.output_bias[:n_tokens]
-        if isinstance(self.output, PackedLinear | NativeLinear):
+        if isinstance(self.output, PackedLinear | NativeLinear | Int8Linear | Int4Linear):
             logits = self.output(hidden)[..., :n_tokens]
             logits = logits if bias is None else logits + bias
         else:
@@ -148,11 +149,14 @@ class Transformer(nn.Module):
 
     @property
     def output_matrix(self) -> Tensor:
-        """The [V, D] matrix of the output product: the embedding when tied. Raises ConfigError if there is none."""
+        """The [V, D] matrix of the output product: the embedding when tied, what its whole numbers stand for when
+        quantized. Raises ConfigError if there is none."""
         if self.output is None:
             if not self.config.lm:
                 raise ConfigError("model: expected an output product over the vocabulary, got a model without one")
             matrix = self.embedding.weight
+        elif isinstance(self.output, Int8Linear | Int4Linear):
+            matrix = self.output.dequantized()
         else:
             matrix = self.output.weight.t() if isinstance(self.output, PackedLinear) else self.output.weight
         return matrix[: self.config.tokens] if self.config.tokens else matrix
@@ -164,7 +168,7 @@ class Transformer(nn.Module):
         if isinstance(layout, Cached):
             raise TypeError("loss_sum: expected a layout of whole documents, got Cached")
         hidden = self.hidden(tokens, layout, source=source)
-        if self.config.logit_softcap is not None:
+        if self.config.logit_softcap is not None or isinstance(self.output, Int8Linear | Int4Linear):
             return cross_entropy_sum(self.logits(hidden), targets, weight)
         matrix = self.output_matrix
         bias = None if self.output_bias is None else self.output_bias[: matrix.shape[0]]

@@ -143,10 +143,14 @@ class Stack(nn.Module):
     def blocks(self) -> list[Block]:
         return [layer for layer in self.layers if isinstance(layer, Block)]
 
-    def forward(self, embedded: Tensor, context: Context) -> Tensor:
-        inputs = x = self.inputs(embedded, context)
+    def begin(self, embedded: Tensor, context: Context) -> Tensor:
+        """What the first block reads, [B, T, D]; fills in what of `context` every block reads."""
         context.bias = None if self.bias is None else Once(self.bias)
         context.distances = None if self.distances is None else self.distances()
+        return self.inputs(embedded, context)
+
+    def forward(self, embedded: Tensor, context: Context) -> Tensor:
+        inputs = x = self.begin(embedded, context)
         run = (
             recomputed if self.checkpoints_blocks and self.training and torch.is_grad_enabled() else nn.Module.__call__
         )

@@ -20,6 +20,7 @@ MAX_HEADS = 1 << 16
 MAX_CONTEXT = 1 << 26
 MAX_EXPERTS = 1 << 12
 MAX_ALL_EXPERTS = 1 << 16  # of all layers together
+INT4_GROUPS = (32, 64, 128)  # inputs that share a scale in a map of 4-bit weights
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fledge.nn.native.library import library
-from fledge.nn.native.linear import NativeLinear, Parts, float_linear
+from fledge.nn.native.linear import Parts, float_linear, int4_linear, int8_linear
+from fledge.nn.quantized import Int4Linear, Int8Linear, Quantized, nibbles, side_by_side
 
 
 class Linear(nn.Module):
@@ -44,16 +45,23 @@ class Joined(nn.Module):
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]  # torch's: what .to() and .half() do
         """Weights that were moved lie together again, before a compiled pass could ask where they are."""
         super()._apply(fn, recurse)
-        weights = [one.weight for one in self.maps()]
-        if len(weights) > 1 and not adjacent(weights):
-            lay_together(weights)
+        if self.is_plain():
+            weights = [one.weight for one in self.maps()]
+            if len(weights) > 1 and not adjacent(weights):
+                lay_together(weights)
         return self
 
     def maps(self) -> list[Linear]:
+        """Those that hold a weight in floating point: all of them in a model that is not quantized."""
         return [child for child in self.children() if isinstance(child, Linear)]
+
+    def is_plain(self) -> bool:
+        return all(isinstance(child, Linear) for child in self.children())
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self.maps()
+        if not self.is_plain():
+            return torch.cat([child(x) for child in self.children()], -1)
         if len(maps) == 1:
             return maps[0](x)
         weights: list[Tensor] = [one.weight for one in maps]
@@ -193,8 +201,13 @@ class PackedLinear(nn.Module):
         return views
 
 
-def pack(module: Linear | Joined) -> PackedLinear | NativeLinear:
-    """The packed inference copy of a Linear or a Joined: panels of the compiled kernels where there are any for it."""
+def pack(module: Linear | Joined | Quantized, compiled: bool = True) -> nn.Module:
+    """The packed inference copy of a linear map or a Joined: panels of the compiled kernels where there are any for it,
+    and, of quantized maps, `compiled` allows it. A Joined of maps that are not alike stays as it is."""
+    if isinstance(module, Int8Linear | Int4Linear):
+        return pack_quantized([module], compiled) or module
+    if isinstance(module, Joined) and not module.is_plain():
+        return pack_quantized(list(module.children()), compiled) or module
     named = dict(module.named_children()) if isinstance(module, Joined) else {"": module}
     maps = [one for one in named.values() if isinstance(one, Linear)]
     parts = {name: (m.weight.shape[0], m.bias is not None) for name, m in zip(named, maps, strict=True)}
@@ -204,6 +217,17 @@ def pack(module: Linear | Joined) -> PackedLinear | NativeLinear:
         if native(weight):
             return float_linear(weight, bias, parts)
         return PackedLinear(weight.t().contiguous(), bias, parts)
+
+
+def pack_quantized(maps: Sequence[nn.Module], compiled: bool) -> nn.Module | None:
+    """Quantized maps of one input as one; None where they are not alike. The kernels take rows in float32 alone."""
+    joined = side_by_side(maps)
+    if joined is None or not (compiled and native(joined.scale)):
+        return joined
+    bias = None if joined.bias is None else joined.bias.detach()
+    if isinstance(joined, Int8Linear):
+        return int8_linear(joined.weight, joined.scale, bias)
+    return int4_linear(nibbles(joined.packed), joined.scale, joined.zero, bias)
 
 
 def native(weight: Tensor) -> bool:

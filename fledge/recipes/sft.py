@@ -12,7 +12,8 @@ from fledge.data.batches import ChatBatches
 from fledge.errors import ConfigError, DataError
 from fledge.lineage import artefact_digest, sha256_file
 from fledge.log import RunLog, say
-from fledge.model.folder import find_model, load_model, read_config
+from fledge.model.folder import config_of, find_model, load_model, read_config
+from fledge.model.quantization import read_quantization
 from fledge.model.transformer import Transformer
 from fledge.recipes.config import SftConfig
 from fledge.recipes.dropout import with_dropout
@@ -46,6 +47,11 @@ def sft(config: SftConfig) -> dict[str, Any]:
         raise ConfigError("data.path: expected conversations as JSON lines; set data.path=…")
     base = find_model(config.model.path)
     _, base_config = read_config(base)
+    if read_quantization(config_of(base)):
+        raise ConfigError(
+            f"model.path: expected weights in floating point, got quantized ones in {base}, which have no gradient; "
+            "tune the original and quantize what comes of it"
+        )
     tokenizer = with_format(Tokenizer.load(base), config.chat.format)
     renderer = renderer_for(tokenizer)
     training, held_out = conversations(config)

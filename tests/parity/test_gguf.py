@@ -20,6 +20,8 @@ from fledge.model.convert_config import ConvertConfig
 from fledge.model.folder import load_model
 from fledge.model.gguf import load_gguf
 from fledge.model.gguf_blocks import BLOCKS, values
+from fledge.model.quantized_files import quantized_maps
+from fledge.nn.quantized import Int4Linear, Int8Linear
 from fledge.text.gguf_file import TYPES, GgufFile
 from fledge.text.tokenizer import Tokenizer
 from tests.parity.decoder_cases import CASES, SIZES
@@ -185,6 +187,27 @@ def test_convert_makes_a_folder_that_transformers_opens(tmp_path):
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
     same_logits(model, load_model(tmp_path / "out"))
     same_logits(again, load_model(tmp_path / "out"))
+
+
+def test_4_bit_weights_are_kept_as_they_are_and_8_bit_ones_to_half_a_step(tmp_path):
+    model = model_of("llama")
+    write(model, tmp_path / "a.gguf", "Q4_0")
+    write(model, tmp_path / "b.gguf", "Q8_0")
+    for file, kind, exact in (("a", Int4Linear, True), ("b", Int8Linear, False)):
+        plain = dict(load_gguf(tmp_path / f"{file}.gguf").named_parameters())
+        convert(ConvertConfig(str(tmp_path / f"{file}.gguf"), str(tmp_path / file), keep_quantized=True))
+        maps = quantized_maps(load_model(tmp_path / file))
+        assert len(maps) >= 14 and all(isinstance(one, kind) for one in maps.values())
+        for name, one in maps.items():
+            if exact:
+                assert torch.equal(one.dequantized(), plain[name]), name
+            else:
+                error = (one.dequantized() - plain[name]).abs()
+                assert bool((error <= 0.5001 * one.scale[:, None]).all()) and error.max() > 0, name
+    zeros = torch.cat([one.zero.flatten() for one in quantized_maps(load_model(tmp_path / "a")).values()])
+    assert set(zeros.tolist()) == {7, 8}  # blocks whose scale is negative are there too
+    with pytest.raises(ConfigError, match="keep_quantized: expected a .gguf file"):
+        convert(ConvertConfig(str(tmp_path / "a"), str(tmp_path / "c"), keep_quantized=True))
 
 
 def test_convert_takes_the_tokenizer_that_the_file_holds(tmp_path):

@@ -51,6 +51,7 @@ class VocabularyTransformer(Transformer):
     @property
     def output_matrix(self) -> Tensor:
         matrix = self.embedding.weight if self.output is None else self.output.weight
+        assert isinstance(matrix, Tensor)
         return matrix[: self.vocabulary.used]
 
     def own_logits(self, hidden: Tensor) -> Tensor:

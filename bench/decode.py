@@ -117,6 +117,13 @@ def fledge_engine(shape: str, precision: str, task: str, sampled: bool = False) 
 
 
 def quantised(model: Any, precision: str) -> Any:
+    """Rounded to nearest, the output matrix to 8 bits in both, as the peers have it."""
+    from fledge.compress.quantize import quantize, quantize_output, uniform
+    from fledge.model.quantization import INT8, int4
+
+    if precision != "float32":
+        quantize(model, uniform(model, INT8 if precision == "int8" else int4(32)))
+        quantize_output(model)
     return model
 
 

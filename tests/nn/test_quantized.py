@@ -9,6 +9,8 @@ import torch
 from fledge.errors import ConfigError
 from fledge.nn import quantized
 from fledge.nn.linear import Joined, Linear, pack
+from fledge.nn.native import library
+from fledge.nn.native.linear import NativeLinear
 from fledge.nn.quantized import Int4Linear, Int8Linear, exact_product, in_bytes, int8_rows, nibbles
 
 INPUTS, OUTPUTS = 128, 24
@@ -107,16 +109,20 @@ def test_both_ways_to_multiply_are_exact_at_the_extremes(monkeypatch):
 
 
 @pytest.mark.parametrize("make", [int8_map, int4_map], ids=["int8", "int4"])
-def test_joined_maps_give_the_same_bits_packed_and_apart(make):
+def test_joined_maps_give_the_same_bits_packed_and_apart(make, monkeypatch):
     joined = Joined(INPUTS, {"q": OUTPUTS, "k": 8})
     maps = [make(seed=1), make(seed=2, outputs=8)]
     maps[1].bias = None
     joined.q, joined.k = maps
     x = numbers(2, 3, INPUTS, seed=6)
     expected = torch.cat([one(x) for one in maps], -1)
+    assert library.build() is not None, "a C++ compiler is needed here"
+    native = pack(joined)
+    monkeypatch.setenv("FLEDGE_NATIVE", "0")
     packed = pack(joined)
-    assert type(packed) is type(maps[0])
+    assert type(packed) is type(maps[0]) and isinstance(native, NativeLinear)
     assert torch.equal(joined(x), expected) and torch.equal(packed(x), expected)
+    assert torch.equal(native(x), expected) if make is int8_map else torch.allclose(native(x), expected, atol=1e-5)
 
 
 def test_joined_maps_that_differ_stay_apart():

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fledge.nn.native.library import Matrix, library
+from fledge.nn.native.library import Matrix, built, opened
 
 PANEL = 32
 FLOAT32, INT8, INT4 = 1, 2, 3
@@ -28,7 +28,7 @@ class Threads:
     """The kernels' threads, started once for a number of them."""
 
     def __init__(self, n_threads: int):
-        kernels = library()
+        kernels = opened(built())  # whoever asks holds panels: they were wanted when he was made
         assert kernels is not None
         self.kernels, self.pointer = kernels, c.c_void_p(kernels.fledge_new(n_threads))
 

@@ -12,7 +12,7 @@ from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig
 
 from fledge.compress.quantize import quantize, quantize_output, uniform
-from fledge.model.folder import load_model, save_model, weights_in_files
+from fledge.model.folder import load_model, put_parameter, save_model, weights_in_files
 from fledge.model.quantization import INT8, int4
 from fledge.model.quantized_files import quantized_maps
 from tests.compress.tiny import ids, logits, tiny
@@ -58,12 +58,21 @@ def test_the_library_unpacks_every_matrix_to_the_same_values_and_packs_it_to_the
     assert n == len(maps) > 10
 
 
-def test_transformers_opens_an_8_bit_folder_and_computes_nearly_the_same(tmp_path):
-    """Nearly: its rows have steps of 1/127.5 of the largest number. (transformers 5.23 with this library can't open any
-    4-bit file with zero points: it expects them unpacked.)"""
-    model = tiny(kv_heads=2, tie=False)
+@torch.no_grad()
+def test_transformers_computes_with_the_same_8_bit_weights(tmp_path):
+    """Rows left in floating point on both sides, as theirs are rounded in steps of 1/127.5 of the largest number.
+    (transformers 5.23 with this library can't open a 4-bit file with zero points: it expects them unpacked.)"""
+    model, plain = tiny(kv_heads=2, tie=False), tiny(kv_heads=2, tie=False)
+    unrounded = logits(plain)
     quantize(model, PLANS["int8"](model))
     save_model(model, tmp_path)
-    with torch.no_grad():
-        expected = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)(ids()).logits
-    assert 0 < (logits(model) - expected).norm() / expected.norm() < 0.03
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    theirs(ids())  # the first pass unpacks the weights
+    for module in theirs.modules():
+        module.quantization_enabled = False
+    expected = theirs(ids()).logits
+    for name, one in quantized_maps(model).items():
+        put_parameter(plain, name, one.dequantized())
+    size = expected.norm()
+    assert (logits(plain) - expected).norm() / size < 1e-5
+    assert (unrounded - expected).norm() / size > 1e-3  # the control

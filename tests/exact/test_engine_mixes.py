@@ -261,3 +261,20 @@ def test_a_windowed_model_answers_from_fewer_blocks_than_its_document_has():
     got = engine.complete(requests)
     compared("mistral", requests, alone("mistral", requests, EngineConfig()), got, config)
     assert engine.counters()["blocks_used"] == 0
+
+
+def test_an_int8_cache_moves_log_probabilities_a_little_and_says_what_it_takes():
+    prompt = tuple(random.Random(3).choices(range(256), k=100))
+    request = Request("r", prompt, Sampling(max_tokens=1, logprobs=0), prompt_logprobs=True)
+    told, sizes = {}, {}
+    for dtype in ("float32", "int8"):
+        engine = engine_of("llama", EngineConfig(n_slots=1, cache_dtype=dtype))
+        (done,) = engine.complete([request])
+        told[dtype] = np.array([one.logprob for one in done.prompt_logprobs[1:]])
+        cache = engine.runner.cache
+        kept = [*cache.keys, *cache.values, *cache.key_scales, *cache.value_scales]
+        sizes[dtype] = sum(one.numel() * one.itemsize for one in kept if one is not None)
+    apart = np.abs(told["float32"] - told["int8"])
+    print(f"int8: {apart.mean():.1e} nats a token on average, {apart.max():.1e} at most")
+    assert 1e-5 < apart.mean() < 2e-2 and apart.max() < 0.2
+    assert sizes["int8"] == sizes["float32"] * (8 + 4) / (8 * 4)  # 8 channels a head, and a scale for them

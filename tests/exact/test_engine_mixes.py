@@ -1,5 +1,5 @@
 """Random mixes of requests say what each says alone: in a batch, on scattered blocks, after a prefix hit, after giving
-blocks back, in chunks, row by row after an error, with an int8 cache.
+blocks back, in chunks, row by row after an error, with an int8 cache, computed by torch and by the compiled kernels.
 
 Log-probabilities within 1e-4 of the lone run; tokens equal up to a tie, which is a place where the scores of the two
 tokens, noise included, are closer than 2e-4. Ties are counted and printed.
@@ -8,7 +8,7 @@ tokens, noise included, are closer than 2e-4. Ties are counted and printed.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -29,6 +29,7 @@ from fledge.model.families import family
 from fledge.model.init import initialise
 from fledge.model.transformer import Transformer, build
 from fledge.nn.config import Kernelised
+from fledge.nn.native import library
 from tests.engine.stub_engine import TOKENIZER
 
 NEAR, TIE = 1e-4, 2e-4
@@ -141,11 +142,11 @@ def retried(name: str, requests: list[Request], config: EngineConfig) -> list[Co
     engine = engine_of(name, config)
     forward = engine.runner.forward
 
-    def failing(rows: list[Row]) -> list[torch.Tensor]:
+    def failing(rows: list[Row]) -> Sequence[torch.Tensor | np.ndarray]:
         result = forward(rows)
         if len(rows) > 1:
             raise MemoryError
-        return list(result)
+        return result
 
     engine.runner.forward = failing  # type: ignore[method-assign]
     return engine.complete(requests)
@@ -162,7 +163,7 @@ def scores(name: str, request: Request, one: Completion, n: int, config: EngineC
     """What the sampler compares for the answer's token n: penalised logits, over the temperature, with noise."""
     runner = Runner(copied(model_of(name)), 1, cache_dtype=config.cache_dtype)
     ids = request.prompt_ids + one.token_ids[:n]
-    logits = runner.forward([Row(runner.cache.whole_table(0), 0, ids)])[0][-1].numpy()
+    logits = np.asarray(runner.forward([Row(runner.cache.whole_table(0), 0, ids)])[0][-1])
     sampler = Sampler(request.sampling, one.index, request.prompt_ids, (), len(logits))
     for token in one.token_ids[:n]:
         sampler.accept(token)
@@ -208,26 +209,43 @@ def check(name: str, seed: int, config: EngineConfig, ways: tuple[str, ...] = tu
     return {way: compared(name, requests, expected, WAYS[way](name, requests, config), config) for way in ways}
 
 
-SAMPLE = [(name, "float32") for name in FAMILIES] + [("llama", "int8")]
+SAMPLE = [
+    *((name, "torch", "float32") for name in FAMILIES),
+    *((name, "compiled", "float32") for name in FAMILIES if name != "hybrid"),  # torch computes what kernels don't know
+    ("llama", "torch", "int8"),
+    ("gemma2", "compiled", "int8"),
+]
 
 
-@pytest.mark.parametrize(("name", "cache_dtype"), SAMPLE)
-def test_a_mix_says_what_each_of_its_requests_says_alone(name, cache_dtype):
-    seen = check(name, list(FAMILIES).index(name), EngineConfig(n_slots=4, cache_dtype=cache_dtype))
+def computed_by(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kernels == "torch":
+        monkeypatch.setenv("FLEDGE_NATIVE", "0")
+    else:
+        assert library.build() is not None, "a C++ compiler is needed here"
+
+
+@pytest.mark.parametrize(("name", "kernels", "cache_dtype"), SAMPLE)
+def test_a_mix_says_what_each_of_its_requests_says_alone(name, kernels, cache_dtype, monkeypatch):
+    computed_by(kernels, monkeypatch)
+    config = EngineConfig(n_slots=4, cache_dtype=cache_dtype)
+    assert (engine_of(name, config).runner.compiled is not None) == (kernels == "compiled")
+    seen = check(name, list(FAMILIES).index(name), config)
     print({way: f"{ties} ties, {largest:.1e}, {n} tokens" for way, (ties, largest, n) in seen.items()})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(FAMILIES))
-def test_two_hundred_mixes_say_what_their_requests_say_alone(name):
+@pytest.mark.parametrize("kernels", ["torch", "compiled"])
+def test_two_hundred_mixes_say_what_their_requests_say_alone(name, kernels, monkeypatch):
+    computed_by(kernels, monkeypatch)
     totals, CRAMPED[0] = {}, 0.0
-    for seed in range(100, 140):
+    for seed in range(100, 120):
         cache_dtype = "int8" if seed % 2 else "float32"
         for way, (ties, largest, n) in check(name, seed, EngineConfig(n_slots=4, cache_dtype=cache_dtype)).items():
             old = totals.get((cache_dtype, way), (0, 0.0, 0))
             totals[cache_dtype, way] = (old[0] + ties, max(old[1], largest), old[2] + n)
     for (cache_dtype, way), (ties, largest, n) in totals.items():
-        print(f"{name} {cache_dtype} {way}: {n} tokens, {ties} ties, log-probabilities at most {largest:.1e} apart")
+        print(f"{name} {kernels} {cache_dtype} {way}: {n} tokens, {ties} ties, log p at most {largest:.1e} apart")
     assert CRAMPED[0] > 0
 
 
@@ -251,7 +269,9 @@ def test_a_hash_that_ignores_tokens_would_be_noticed(monkeypatch):
         check("llama", 1, EngineConfig(n_slots=4), ("prefix hit",))
 
 
-def test_a_windowed_model_answers_from_fewer_blocks_than_its_document_has():
+@pytest.mark.parametrize("kernels", ["torch", "compiled"])
+def test_a_windowed_model_answers_from_fewer_blocks_than_its_document_has(kernels, monkeypatch):
+    computed_by(kernels, monkeypatch)
     sampling = Sampling(max_tokens=100, temperature=0.0, ignore_eos=True, logprobs=0)
     requests = [Request(f"r{i}", tuple(range(20 + i)), sampling) for i in range(2)]
     config = EngineConfig(n_slots=2, prefill_chunk=8, cache_tokens=96)

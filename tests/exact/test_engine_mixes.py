@@ -127,7 +127,7 @@ def again(name: str, requests: list[Request], config: EngineConfig) -> list[Comp
 def cramped(name: str, requests: list[Request], config: EngineConfig) -> list[Completion]:
     """Blocks for the largest answer and little more."""
     most = max(len(request.prompt_ids) + request.sampling.max_tokens for request in requests)
-    engine = engine_of(name, replace(config, cache_tokens=most + 47))
+    engine = engine_of(name, replace(config, cache_tokens=most + 31))
     done = engine.complete(requests)
     CRAMPED[0] += engine.counters()["preemptions_total"]
     return done
@@ -229,24 +229,27 @@ def test_a_mix_says_what_each_of_its_requests_says_alone(name, kernels, cache_dt
     computed_by(kernels, monkeypatch)
     config = EngineConfig(n_slots=4, cache_dtype=cache_dtype)
     assert (engine_of(name, config).runner.compiled is not None) == (kernels == "compiled")
-    seen = check(name, list(FAMILIES).index(name), config)
+    before = CRAMPED[0]
+    seen = check(name, 100 + list(FAMILIES).index(name), config)
+    assert name != "llama" or CRAMPED[0] > before
     print({way: f"{ties} ties, {largest:.1e}, {n} tokens" for way, (ties, largest, n) in seen.items()})
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("part", range(5))
 @pytest.mark.parametrize("name", list(FAMILIES))
 @pytest.mark.parametrize("kernels", ["torch", "compiled"])
-def test_two_hundred_mixes_say_what_their_requests_say_alone(name, kernels, monkeypatch):
+def test_two_hundred_mixes_say_what_their_requests_say_alone(name, kernels, part, monkeypatch):
     computed_by(kernels, monkeypatch)
-    totals, CRAMPED[0] = {}, 0.0
-    for seed in range(100, 120):
+    totals, before = {}, CRAMPED[0]
+    for seed in range(110 + 4 * part, 114 + 4 * part):
         cache_dtype = "int8" if seed % 2 else "float32"
         for way, (ties, largest, n) in check(name, seed, EngineConfig(n_slots=4, cache_dtype=cache_dtype)).items():
             old = totals.get((cache_dtype, way), (0, 0.0, 0))
             totals[cache_dtype, way] = (old[0] + ties, max(old[1], largest), old[2] + n)
     for (cache_dtype, way), (ties, largest, n) in totals.items():
         print(f"{name} {kernels} {cache_dtype} {way}: {n} tokens, {ties} ties, log p at most {largest:.1e} apart")
-    assert CRAMPED[0] > 0
+    assert name != "llama" or CRAMPED[0] > before
 
 
 def test_a_block_table_that_is_off_by_one_would_be_noticed(monkeypatch):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable
 
 from fledge.engine.blocks import BlockPool
 from fledge.engine.choice import Choice
@@ -124,21 +123,22 @@ class Scheduler:
             after = choice.blocks[-1] if choice.blocks and choice.blocks[-1] >= 0 else None
             choice.blocks.append(self.pool.take(after, most - len(choice.blocks)))
 
-    def with_room(self, choices: Iterable[Choice]) -> list[Choice]:
+    def with_room(self, choices: list[Choice]) -> list[Choice]:
         """Those of `choices` that have blocks for their next tokens, in their order. For these others may have had to
         give theirs back, among `choices` too."""
-        for choice in sorted(choices, key=rank):
-            if choice.slot is None:
-                continue
-            end = choice.next_end(self.chunk_tokens, choice.n_cached)
-            if choice.draft and self.blocks_of(end) - len(choice.blocks) > self.pool.n_available:
+        short = [choice for choice in choices if self.missing(choice) > 0]
+        for choice in sorted(short, key=rank):
+            if choice.draft and self.missing(choice) > self.pool.n_available:
                 choice.draft = []  # nobody gives way for guesses
-                end = choice.next_end(self.chunk_tokens, choice.n_cached)
-            while choice.slot is not None and self.blocks_of(end) - len(choice.blocks) > self.pool.n_available:
+            while choice.slot is not None and self.missing(choice) > self.pool.n_available:
                 self.preempt(max(self.running, key=rank))
             if choice.slot is not None:
-                self.grow(choice, end)
-        return [choice for choice in choices if choice.slot is not None]
+                self.grow(choice, choice.next_end(self.chunk_tokens, choice.n_cached))
+        return [choice for choice in choices if choice.slot is not None] if short else choices
+
+    def missing(self, choice: Choice) -> int:
+        """Blocks that a running choice lacks for its next tokens."""
+        return self.blocks_of(choice.next_end(self.chunk_tokens, choice.n_cached)) - len(choice.blocks)
 
     def preempt(self, choice: Choice) -> None:
         """Take a running choice's blocks and slot; it waits at the front of its tenant's line."""

@@ -122,7 +122,7 @@ def load_stub(spec: StubSpec, config: EngineConfig) -> tuple[StubRunner, Tokeniz
         tokenizer.vocab_size,
         config.n_slots,
         spec.context_tokens,
-        config.cache_tokens // StubRunner.block_tokens,
+        -(-config.cache_tokens // StubRunner.block_tokens),
         script,
         spec.delay_ms / 1000,
         poison=frozenset(tokenizer.encode(spec.poison or "")),

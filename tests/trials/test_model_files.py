@@ -331,11 +331,12 @@ def test_trial_27_stop_ids_that_are_none_are_a_typed_error(tmp_path, name, text)
     assert stop_ids(tmp_path, characters("abc")) >= {2, 5}
 
 
-def test_trial_27_a_context_that_memory_cannot_hold_is_refused_before_the_cache_is_allocated(tmp_path):
+def test_trial_27_a_context_that_memory_cannot_hold_is_refused_before_the_cache_is_allocated(tmp_path, monkeypatch):
+    monkeypatch.setattr("fledge.model.transformer.available_bytes", lambda device: 1 << 30)
     folder = tiny_folder(tmp_path / "m", tokenizer=characters("abc"))
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 60_000_000_000}))
-    with pytest.raises(ConfigError, match=r"cache: expected .* 60000000000 tokens; .*context_tokens"):
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 60_000_000}))
+    with pytest.raises(ConfigError, match=r"cache: expected .* 60000000 tokens; .*context_tokens"):
         load_runner(folder)
     with pytest.raises(ConfigError, match=r"cache: expected .* tokens; .*cache_tokens"):
         load_runner(folder, EngineConfig(context_tokens=8, cache_tokens=10**12))

@@ -1,8 +1,8 @@
 """Random mixes of requests say what each says alone: in a batch, on scattered blocks, after a prefix hit, after giving
 blocks back, in chunks, row by row after an error, with an int8 cache, computed by torch and by the compiled kernels.
 
-Log-probabilities within 1e-4 of the lone run; tokens equal up to a tie, which is a place where the scores of the two
-tokens, noise included, are closer than 2e-4. Ties are counted and printed.
+Log-probabilities within 1e-4 of the lone run (int8: within a rounding); tokens equal up to a tie: a place where
+the scores of the two tokens, noise included, are closer than 2e-4. Ties are counted and printed.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from fledge.nn.native import library
 from tests.engine.stub_engine import TOKENIZER
 
 NEAR, TIE = 1e-4, 2e-4
+ROUNDED = 5e-3  # what an int8 value on the edge between two may do that torch rounds the other way in other company
 FAMILIES = {
     "llama": {},
     "bloom": {},
@@ -200,7 +201,7 @@ def compared(
 
 
 def near(config: EngineConfig) -> float:
-    return NEAR
+    return NEAR if config.cache_dtype == "float32" else ROUNDED
 
 
 def check(name: str, seed: int, config: EngineConfig, ways: tuple[str, ...] = tuple(WAYS)) -> dict[str, Seen]:

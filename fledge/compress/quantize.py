@@ -33,7 +33,7 @@ class Settings:
 
     method: Method = "rtn"
     damping: float = 0.01
-    act_order: bool = True
+    act_order: bool = False
 
 
 @dataclass(frozen=True)

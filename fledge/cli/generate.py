@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fledge.engine.config import EngineConfig, GenerateConfig
+from fledge.engine.constraint import Constraint
 from fledge.engine.length import answer_room
 from fledge.engine.request import Completion, Request, TokenLogprob
 from fledge.errors import ConfigError, DataError, EngineError, RequestError
@@ -26,7 +27,8 @@ def generate(config: GenerateConfig, json: bool = False) -> dict[str, Any]:
 
     Raises ConfigError (a setting, or no prompt), RequestError (too long) and what loading the model raises.
     """
-    check_settings(config)
+    constraint = read_constraint(config)
+    check_settings(config, constraint)
     prompt = read_prompt(config)
     from fledge.engine.load import load_engine
 
@@ -35,7 +37,8 @@ def generate(config: GenerateConfig, json: bool = False) -> dict[str, Any]:
     )
     prompt_ids = encode_prompt(engine.tokenizer, prompt)
     max_tokens = answer_room(len(prompt_ids), config.max_tokens, engine.context_tokens)
-    request = Request(REQUEST_ID, prompt_ids, config.sampling(max_tokens), prompt_logprobs=config.prompt_logprobs)
+    sampling = config.sampling(max_tokens, constraint)
+    request = Request(REQUEST_ID, prompt_ids, sampling, prompt_logprobs=config.prompt_logprobs)
     began = time.perf_counter()
     if not json and config.n == 1 and sys.stdout.isatty():
         completions = stream(engine, request, prompt)
@@ -47,12 +50,36 @@ def generate(config: GenerateConfig, json: bool = False) -> dict[str, Any]:
     return report(config, prompt, request, completions, seconds, engine.tokenizer)
 
 
-def check_settings(config: GenerateConfig) -> None:
+def check_settings(config: GenerateConfig, constraint: Constraint | None) -> None:
     """Refuse impossible settings before a model is loaded. Raises ConfigError."""
     try:
-        config.sampling(1 if config.max_tokens is None else config.max_tokens).validated(ANY_VOCABULARY)
+        config.sampling(1 if config.max_tokens is None else config.max_tokens, constraint).validated(ANY_VOCABULARY)
     except RequestError as error:
         raise ConfigError(str(error)) from None
+
+
+def read_constraint(config: GenerateConfig) -> Constraint | None:
+    """What the answer must match, files read. Raises ConfigError for two at once, DataError for a file."""
+    given: list[Constraint] = []
+    for kind, path in (("json_schema", config.json_schema), ("grammar", config.grammar)):
+        if path is not None:
+            given.append(Constraint(kind, read_file(path), kind))  # type: ignore[arg-type]
+    if config.json_object:
+        given.append(Constraint("json_object", name="json_object"))
+    if config.regex is not None:
+        given.append(Constraint("regex", config.regex, "regex"))
+    if config.choice:
+        given.append(Constraint("choice", config.choice, "choice"))
+    if len(given) > 1:
+        raise ConfigError(f"{given[1].name}: expected one constraint, got {given[0].name} beside it")
+    return given[0] if given else None
+
+
+def read_file(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: can't be read as UTF-8 text ({type(error).__name__})") from None
 
 
 def read_prompt(config: GenerateConfig) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 REQUEST_ID = "generate"
 ANY_VOCABULARY = 2**31
+NOT_OF_BEAMS = (
+    "min_tokens", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "logit_bias", "stop", "stop_token_ids", "ignore_eos", "logprobs", "prompt_logprobs",
+    "json_schema", "json_object", "regex", "choice", "grammar",
+)  # fmt: skip
 
 
 def generate(config: GenerateConfig, json: bool = False) -> dict[str, Any]:
@@ -33,25 +39,48 @@ def generate(config: GenerateConfig, json: bool = False) -> dict[str, Any]:
     from fledge.engine.load import load_engine
 
     engine = load_engine(
-        config.model, EngineConfig(n_slots=config.n, prefill_chunk=config.prefill_chunk, threads=config.threads)
+        config.model,
+        EngineConfig(n_slots=max(config.n, config.beams), prefill_chunk=config.prefill_chunk, threads=config.threads),
     )
     prompt_ids = encode_prompt(engine.tokenizer, prompt)
     max_tokens = answer_room(len(prompt_ids), config.max_tokens, engine.context_tokens)
+    scores: list[float] = []
     sampling = config.sampling(max_tokens, constraint)
     request = Request(REQUEST_ID, prompt_ids, sampling, prompt_logprobs=config.prompt_logprobs)
     began = time.perf_counter()
-    if not json and config.n == 1 and sys.stdout.isatty():
+    if config.beams > 1:
+        completions, scores = search(engine, config, prompt_ids, max_tokens)
+        if not json:
+            write_completions(prompt, completions)
+    elif not json and config.n == 1 and sys.stdout.isatty():
         completions = stream(engine, request, prompt)
     else:
         completions = engine.complete([request])
         if not json:
             write_completions(prompt, completions)
     seconds = time.perf_counter() - began
-    return report(config, prompt, request, completions, seconds, engine.tokenizer)
+    result = report(config, prompt, request, completions, seconds, engine.tokenizer)
+    for choice, score in zip(result["choices"], scores, strict=False):
+        choice["score"] = score
+    return result
+
+
+def search(
+    engine: Engine, config: GenerateConfig, prompt_ids: tuple[int, ...], max_tokens: int
+) -> tuple[list[Completion], list[float]]:
+    from fledge.engine.beam import BeamSearch, beam_completions
+
+    wanted = BeamSearch(config.beams, max_tokens, config.length_penalty, config.early_stopping)
+    return beam_completions(engine, prompt_ids, wanted, config.n)
 
 
 def check_settings(config: GenerateConfig, constraint: Constraint | None) -> None:
     """Refuse impossible settings before a model is loaded. Raises ConfigError."""
+    if config.beams > 1:
+        plain = {item.name: item.default for item in fields(GenerateConfig)}
+        for name in NOT_OF_BEAMS:
+            if getattr(config, name) != plain[name]:
+                raise ConfigError(f"{name}: a beam search does not sample; leave it out, or leave beams out")
     try:
         config.sampling(1 if config.max_tokens is None else config.max_tokens, constraint).validated(ANY_VOCABULARY)
     except RequestError as error:

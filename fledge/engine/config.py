@@ -113,6 +113,12 @@ class GenerateConfig:
     """The answer must be one of these texts."""
     grammar: str | None = None
     """File with a Lark grammar that the answer must match."""
+    beams: int = 1
+    """Above 1: search for the likeliest answers with so many beams, in place of sampling; n of them come out."""
+    length_penalty: float = 1.0
+    """Of a beam search: an answer's log-probability counts over its length to this power."""
+    early_stopping: bool | Literal["never"] = False
+    """Of a beam search: true stops at as many finished answers as beams, never when no better one can come."""
     logprobs: int | None = None
     """Log-probabilities of the chosen token and this many alternatives, in --json."""
     prompt_logprobs: bool = False

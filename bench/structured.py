@@ -1,9 +1,10 @@
 """What a constraint costs: microseconds of CPU a token over a vocabulary, and milliseconds to compile.
 
-Random logits over a published vocabulary (LLaMA 2's 32,000 pieces, LLaMA 3's 128,000 tokens) are sampled under a schema,
-any JSON object, a regex and a list of texts. `mask` is reading the mask again; `sampling` the whole choice of a token
-and the automaton's step, `plain` the same without a constraint. `compile` is what a constraint costs that was not seen before, its trial in a
-process of its own included; `table` what the first constraint of a model costs. The texts are read from FLEDGE_DATA.
+Random logits over a published vocabulary (LLaMA 2's 32,000 pieces, LLaMA 3's 128,000 tokens) are sampled under a
+schema, any JSON object, a regex and a list of texts. `mask` is reading the mask again; `sampling` the whole choice of
+a token and the automaton's step, `plain` the same without a constraint. `compile` is what a constraint costs that was
+not seen before, its trial in a process of its own included; `table` what the first constraint of a model costs. The
+vocabularies are read from FLEDGE_DATA.
 """
 
 from __future__ import annotations

@@ -110,19 +110,19 @@ class Sampler:
             scores -= np.float32(self.sampling.frequency_penalty) * self.counts
             scores -= np.float32(self.sampling.presence_penalty) * (self.counts > 0)
         if self.automaton is not None:
-            scores[~self.allowed(self.automaton, banned)] = -np.inf
+            self.constrain(scores, self.automaton, banned)
         elif banned:
             scores[self.stop_ids] = -np.inf
         return scores
 
-    def allowed(self, automaton: Automaton, banned: bool) -> np.ndarray:
-        """bool [V]: what the constraint allows, and stop tokens where it may end; `min_tokens` keeps those away only
-        while there is something else to say."""
-        allowed = automaton.allowed.copy()
-        allowed[self.stop_ids] = False
-        if automaton.accepting and not (banned and allowed.any()):
-            allowed[self.stop_ids] = True
-        return allowed
+    def constrain(self, scores: np.ndarray, automaton: Automaton, banned: bool) -> None:
+        """Ban in place what the constraint does not allow, and the stop tokens but where it may end; `min_tokens` keeps
+        those away only while there is something else to say."""
+        kept, allowed = scores[self.stop_ids], automaton.allowed
+        scores += automaton.penalty
+        says_more = np.count_nonzero(allowed) > np.count_nonzero(allowed[self.stop_ids])
+        ends = automaton.accepting and not (banned and says_more)
+        scores[self.stop_ids] = kept if ends else -np.inf
 
 
 def truncates(sampling: Sampling) -> bool:

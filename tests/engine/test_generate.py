@@ -151,7 +151,7 @@ def test_on_a_terminal_the_text_comes_while_it_is_made():
 def test_constraints_are_flags_and_the_answer_matches(tmp_path, capfd):
     (tmp_path / "schema.json").write_text('{"enum": ["left", {"k": [1, null]}]}')
     (tmp_path / "grammar.lark").write_text('start: "<" /[xy]{2}/ ">"')
-    words = ["generate", "stub:", "--prompt", "Hi", "--max-tokens", "200", "--json"]
+    words = ["generate", "stub:", "--prompt", "Hi", "--max-tokens", "400", "--json"]
     for flags, answers in (
         (["--json-schema", str(tmp_path / "schema.json")], {'"left"', '{"k":[1,null]}'}),
         (["--grammar", str(tmp_path / "grammar.lark")], {"<xx>", "<xy>", "<yx>", "<yy>"}),

@@ -12,6 +12,7 @@ from fledge.engine.config import EngineConfig, GenerateConfig
 from fledge.engine.constraint import Constraint
 from fledge.engine.length import answer_room
 from fledge.engine.request import Completion, Request, TokenLogprob
+from fledge.engine.stub_spec import is_stub
 from fledge.errors import ConfigError, DataError, EngineError, RequestError
 from fledge.log import say
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 REQUEST_ID = "generate"
 ANY_VOCABULARY = 2**31
-NOT_OF_BEAMS = (
-    "min_tokens", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
+NOT_OF_SEARCH = (
+    "min_tokens", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
     "frequency_penalty", "logit_bias", "stop", "stop_token_ids", "ignore_eos", "logprobs", "prompt_logprobs",
     "json_schema", "json_object", "regex", "choice", "grammar",
 )  # fmt: skip
@@ -48,7 +49,7 @@ def generate(config: GenerateConfig, json: bool = False) -> dict[str, Any]:
     sampling = config.sampling(max_tokens, constraint)
     request = Request(REQUEST_ID, prompt_ids, sampling, prompt_logprobs=config.prompt_logprobs)
     began = time.perf_counter()
-    if config.beams > 1:
+    if searches(config):
         completions, scores = search(engine, config, prompt_ids, max_tokens)
         if not json:
             write_completions(prompt, completions)
@@ -68,19 +69,34 @@ def generate(config: GenerateConfig, json: bool = False) -> dict[str, Any]:
 def search(
     engine: Engine, config: GenerateConfig, prompt_ids: tuple[int, ...], max_tokens: int
 ) -> tuple[list[Completion], list[float]]:
-    from fledge.engine.beam import BeamSearch, beam_completions
+    """(completions, their scores, none from contrastive search): what takes the place of sampling."""
+    from fledge.engine.beam import BeamSearch, beam_completions, completion_of
 
+    if config.penalty_alpha > 0:
+        if is_stub(config.model):
+            raise ConfigError("penalty_alpha: expected a model, got a stub, which has no vectors")
+        from fledge.engine.contrastive import ContrastiveSearch, contrastive_search
+
+        contrast = ContrastiveSearch(config.penalty_alpha, config.top_k, max_tokens)
+        model = engine.runner.model  # type: ignore[attr-defined]  # a Runner: no stub
+        ids = contrastive_search(model, prompt_ids, contrast, engine.stop_ids, engine.vocab_size)
+        return [completion_of(engine, prompt_ids, 0, ids)], []
     wanted = BeamSearch(config.beams, max_tokens, config.length_penalty, config.early_stopping)
     return beam_completions(engine, prompt_ids, wanted, config.n)
 
 
+def searches(config: GenerateConfig) -> bool:
+    return config.beams > 1 or config.penalty_alpha > 0
+
+
 def check_settings(config: GenerateConfig, constraint: Constraint | None) -> None:
     """Refuse impossible settings before a model is loaded. Raises ConfigError."""
-    if config.beams > 1:
+    if searches(config):
         plain = {item.name: item.default for item in fields(GenerateConfig)}
-        for name in NOT_OF_BEAMS:
+        others = ("beams", "n") if config.penalty_alpha > 0 else ("top_k",)
+        for name in (*NOT_OF_SEARCH, *others):
             if getattr(config, name) != plain[name]:
-                raise ConfigError(f"{name}: a beam search does not sample; leave it out, or leave beams out")
+                raise ConfigError(f"{name}: does not go with a search, which does not sample; leave it out")
     try:
         config.sampling(1 if config.max_tokens is None else config.max_tokens, constraint).validated(ANY_VOCABULARY)
     except RequestError as error:

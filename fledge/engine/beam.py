@@ -116,13 +116,16 @@ def beam_completions(
         raise EngineError("engine: expected nothing else to do beside a beam search, got other requests")
     engine.scheduler.forget_all(engine.scheduler.version)  # the search writes over whatever the cache holds
     found = beam_search(engine.runner, prompt_ids, search, engine.stop_ids, engine.vocab_size)[:n]
-    completions = []
-    for index, one in enumerate(found):
-        stopped = one.token_ids[-1] in engine.stop_ids
-        stream = TextStream(engine.tokenizer, prompt_ids=prompt_ids)
-        text = "".join(map(stream.push, one.token_ids[:-1] if stopped else one.token_ids)) + stream.finish()
-        completions.append(Completion("beams", index, text, one.token_ids, (), "stop" if stopped else "length"))
+    completions = [completion_of(engine, prompt_ids, index, one.token_ids) for index, one in enumerate(found)]
     return completions, [one.score for one in found]
+
+
+def completion_of(engine: Engine, prompt_ids: Sequence[int], index: int, token_ids: tuple[int, ...]) -> Completion:
+    """The completion that an answer's tokens, a stop token included, are."""
+    stopped = token_ids[-1] in engine.stop_ids
+    stream = TextStream(engine.tokenizer, prompt_ids=prompt_ids)
+    text = "".join(map(stream.push, token_ids[:-1] if stopped else token_ids)) + stream.finish()
+    return Completion("search", index, text, token_ids, (), "stop" if stopped else "length")
 
 
 class Finished:

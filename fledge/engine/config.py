@@ -119,6 +119,8 @@ class GenerateConfig:
     """Of a beam search: an answer's log-probability counts over its length to this power."""
     early_stopping: bool | Literal["never"] = False
     """Of a beam search: true stops at as many finished answers as beams, never when no better one can come."""
+    penalty_alpha: float = 0.0
+    """Above 0: contrastive search among the top_k likeliest tokens, in place of sampling."""
     logprobs: int | None = None
     """Log-probabilities of the chosen token and this many alternatives, in --json."""
     prompt_logprobs: bool = False

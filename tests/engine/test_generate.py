@@ -179,3 +179,24 @@ def test_constraints_are_flags_and_the_answer_matches(tmp_path, capfd):
 def test_a_bad_constraint_is_one_line(flags, code, message, capfd):
     assert main(["generate", "stub:", "--prompt", "Hi", *flags]) == code
     assert re.search(message, capfd.readouterr().err)
+
+
+def test_a_beam_search_prints_the_best_answers_and_their_scores(capfd):
+    words = ["generate", "stub:", "--prompt", "Hi", "--max-tokens", "6", "--json"]
+    assert main([*words, "--beams", "4", "--n", "3"]) == 0
+    choices = json.loads(capfd.readouterr().out)["choices"]
+    scores = [choice["score"] for choice in choices]
+    assert len(scores) == 3 and scores == sorted(scores, reverse=True)
+    assert main([*words, "--temperature", "0"]) == 0
+    (greedy,) = json.loads(capfd.readouterr().out)["choices"]
+    assert "score" not in greedy
+    assert main([*words, "--beams", "2", "--early-stopping", "never", "--length-penalty", "0"]) == 0
+    capfd.readouterr()
+    for flags, message in (
+        (["--beams", "2", "--top-p", "0.5"], "top_p: does not go with a search"),
+        (["--beams", "2", "--n", "3"], "n: expected 1..2, the number of beams"),
+        (["--penalty-alpha", "0.6", "--top-k", "4"], "expected a model, got a stub"),
+        (["--beams", "2", "--regex", "a"], "regex: does not go with a search"),
+    ):
+        assert main([*words, *flags]) != 0
+        assert message in capfd.readouterr().err

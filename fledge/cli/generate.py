@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fledge.engine.config import EngineConfig, GenerateConfig
+from fledge.engine.constraint import Constraint
 from fledge.engine.length import answer_room
 from fledge.engine.request import Completion, Request, TokenLogprob
+from fledge.engine.stub_spec import is_stub
 from fledge.errors import ConfigError, DataError, EngineError, RequestError
 from fledge.log import say
 
@@ -19,6 +22,11 @@ if TYPE_CHECKING:
 
 REQUEST_ID = "generate"
 ANY_VOCABULARY = 2**31
+NOT_OF_SEARCH = (
+    "min_tokens", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "logit_bias", "stop", "stop_token_ids", "ignore_eos", "logprobs", "prompt_logprobs",
+    "json_schema", "json_object", "regex", "choice", "grammar",
+)  # fmt: skip
 
 
 def generate(config: GenerateConfig, json: bool = False) -> dict[str, Any]:
@@ -26,33 +34,97 @@ def generate(config: GenerateConfig, json: bool = False) -> dict[str, Any]:
 
     Raises ConfigError (a setting, or no prompt), RequestError (too long) and what loading the model raises.
     """
-    check_settings(config)
+    constraint = read_constraint(config)
+    check_settings(config, constraint)
     prompt = read_prompt(config)
     from fledge.engine.load import load_engine
 
     engine = load_engine(
-        config.model, EngineConfig(n_slots=config.n, prefill_chunk=config.prefill_chunk, threads=config.threads)
+        config.model,
+        EngineConfig(n_slots=max(config.n, config.beams), prefill_chunk=config.prefill_chunk, threads=config.threads),
     )
     prompt_ids = encode_prompt(engine.tokenizer, prompt)
     max_tokens = answer_room(len(prompt_ids), config.max_tokens, engine.context_tokens)
-    request = Request(REQUEST_ID, prompt_ids, config.sampling(max_tokens), prompt_logprobs=config.prompt_logprobs)
+    scores: list[float] = []
+    sampling = config.sampling(max_tokens, constraint)
+    request = Request(REQUEST_ID, prompt_ids, sampling, prompt_logprobs=config.prompt_logprobs)
     began = time.perf_counter()
-    if not json and config.n == 1 and sys.stdout.isatty():
+    if searches(config):
+        completions, scores = search(engine, config, prompt_ids, max_tokens)
+        if not json:
+            write_completions(prompt, completions)
+    elif not json and config.n == 1 and sys.stdout.isatty():
         completions = stream(engine, request, prompt)
     else:
         completions = engine.complete([request])
         if not json:
             write_completions(prompt, completions)
     seconds = time.perf_counter() - began
-    return report(config, prompt, request, completions, seconds, engine.tokenizer)
+    result = report(config, prompt, request, completions, seconds, engine.tokenizer)
+    for choice, score in zip(result["choices"], scores, strict=False):
+        choice["score"] = score
+    return result
 
 
-def check_settings(config: GenerateConfig) -> None:
+def search(
+    engine: Engine, config: GenerateConfig, prompt_ids: tuple[int, ...], max_tokens: int
+) -> tuple[list[Completion], list[float]]:
+    """(completions, their scores, none from contrastive search): what takes the place of sampling."""
+    from fledge.engine.beam import BeamSearch, beam_completions, completion_of
+
+    if config.penalty_alpha > 0:
+        if is_stub(config.model):
+            raise ConfigError("penalty_alpha: expected a model, got a stub, which has no vectors")
+        from fledge.engine.contrastive import ContrastiveSearch, contrastive_search
+
+        contrast = ContrastiveSearch(config.penalty_alpha, config.top_k, max_tokens)
+        model = engine.runner.model  # type: ignore[attr-defined]  # a Runner: no stub
+        ids = contrastive_search(model, prompt_ids, contrast, engine.stop_ids, engine.vocab_size)
+        return [completion_of(engine, prompt_ids, 0, ids)], []
+    wanted = BeamSearch(config.beams, max_tokens, config.length_penalty, config.early_stopping)
+    return beam_completions(engine, prompt_ids, wanted, config.n)
+
+
+def searches(config: GenerateConfig) -> bool:
+    return config.beams > 1 or config.penalty_alpha > 0
+
+
+def check_settings(config: GenerateConfig, constraint: Constraint | None) -> None:
     """Refuse impossible settings before a model is loaded. Raises ConfigError."""
+    if searches(config):
+        plain = {item.name: item.default for item in fields(GenerateConfig)}
+        others = ("beams", "n") if config.penalty_alpha > 0 else ("top_k",)
+        for name in (*NOT_OF_SEARCH, *others):
+            if getattr(config, name) != plain[name]:
+                raise ConfigError(f"{name}: does not go with a search, which does not sample; leave it out")
     try:
-        config.sampling(1 if config.max_tokens is None else config.max_tokens).validated(ANY_VOCABULARY)
+        config.sampling(1 if config.max_tokens is None else config.max_tokens, constraint).validated(ANY_VOCABULARY)
     except RequestError as error:
         raise ConfigError(str(error)) from None
+
+
+def read_constraint(config: GenerateConfig) -> Constraint | None:
+    """What the answer must match, files read. Raises ConfigError for two at once, DataError for a file."""
+    given: list[Constraint] = []
+    for kind, path in (("json_schema", config.json_schema), ("grammar", config.grammar)):
+        if path is not None:
+            given.append(Constraint(kind, read_file(path), kind))  # type: ignore[arg-type]
+    if config.json_object:
+        given.append(Constraint("json_object", name="json_object"))
+    if config.regex is not None:
+        given.append(Constraint("regex", config.regex, "regex"))
+    if config.choice:
+        given.append(Constraint("choice", config.choice, "choice"))
+    if len(given) > 1:
+        raise ConfigError(f"{given[1].name}: expected one constraint, got {given[0].name} beside it")
+    return given[0] if given else None
+
+
+def read_file(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: can't be read as UTF-8 text ({type(error).__name__})") from None
 
 
 def read_prompt(config: GenerateConfig) -> str:

@@ -14,6 +14,7 @@ from fledge.engine.sampling import Sampler, token_logprob
 from fledge.text.stream import TextStream
 
 if TYPE_CHECKING:
+    from fledge.engine.constrain import Automaton
     from fledge.text.tokenizer import Tokenizer
 
 
@@ -22,7 +23,8 @@ class Choice:
     `blocks` of cache, in order, for its first `n_cached` tokens and some to come; -1 stands for one it needs no more.
 
     `arrival` counts requests as they came. `model_stops`: the model's own stop ids. `vocab_size` is the number of ids
-    that may be chosen: a model's vocabulary may be padded beyond its tokenizer's.
+    that may be chosen: a model's vocabulary may be padded beyond its tokenizer's. `automaton`: the request's constraint
+    at its beginning, this choice's own.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class Choice:
         model_stops: frozenset[int],
         vocab_size: int,
         arrival: int = 0,
+        automaton: Automaton | None = None,
     ):
         sampling = request.sampling
         self.request = request
@@ -49,7 +52,7 @@ class Choice:
         self.vocab_size = vocab_size
         own_stops = frozenset() if sampling.ignore_eos else model_stops
         self.stop_ids = own_stops | frozenset(sampling.stop_token_ids)
-        self.sampler = Sampler(sampling, index, request.prompt_ids, self.stop_ids, vocab_size)
+        self.sampler = Sampler(sampling, index, request.prompt_ids, self.stop_ids, vocab_size, automaton)
         self.stream = TextStream(tokenizer, prompt_ids=request.prompt_ids, stop=sampling.stop)
         self.prompt_logprobs: list[TokenLogprob | None] | None = [None] if request.prompt_logprobs else None
 
@@ -153,6 +156,8 @@ class Choice:
             text = self.stream.push(token)
             if self.stream.stopped:
                 finish_reason = "stop"
+            elif self.sampler.ended:
+                text, finish_reason = text + self.stream.finish(), "stop"
             elif len(self.answer) == sampling.max_tokens:
                 text, finish_reason = text + self.stream.finish(), "length"
         prompt_logprobs = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from fledge.engine.constraint import Constraint
 from fledge.engine.request import Sampling
 from fledge.errors import ConfigError
 
@@ -82,6 +83,8 @@ class GenerateConfig:
     """Keep the smallest set of likeliest tokens whose probability reaches top_p."""
     min_p: float = 0.0
     """Drop tokens less likely than min_p times the likeliest."""
+    typical_p: float = 1.0
+    """Keep the smallest set of the most typical tokens whose probability reaches typical_p."""
     repetition_penalty: float = 1.0
     """Divide (multiply when negative) the logits of tokens already in prompt or answer."""
     presence_penalty: float = 0.0
@@ -100,6 +103,24 @@ class GenerateConfig:
     """Further token ids that end the answer."""
     ignore_eos: bool = False
     """Go on past the model's own stop tokens."""
+    json_schema: str | None = None
+    """File with a JSON schema that the answer must match."""
+    json_object: bool = False
+    """The answer must be a JSON object."""
+    regex: str | None = None
+    """The whole answer must match this regular expression."""
+    choice: tuple[str, ...] = ()
+    """The answer must be one of these texts."""
+    grammar: str | None = None
+    """File with a Lark grammar that the answer must match."""
+    beams: int = 1
+    """Above 1: search for the likeliest answers with so many beams, in place of sampling; n of them come out."""
+    length_penalty: float = 1.0
+    """Of a beam search: an answer's log-probability counts over its length to this power."""
+    early_stopping: bool | Literal["never"] = False
+    """Of a beam search: true stops at as many finished answers as beams, never when no better one can come."""
+    penalty_alpha: float = 0.0
+    """Above 0: contrastive search among the top_k likeliest tokens, in place of sampling."""
     logprobs: int | None = None
     """Log-probabilities of the chosen token and this many alternatives, in --json."""
     prompt_logprobs: bool = False
@@ -109,7 +130,7 @@ class GenerateConfig:
     threads: int = 0
     """CPU threads; 0 is one for each core."""
 
-    def sampling(self, max_tokens: int) -> Sampling:
+    def sampling(self, max_tokens: int, constraint: Constraint | None = None) -> Sampling:
         """The request's Sampling with this `max_tokens`. Raises ConfigError for a bias whose key is no token id."""
         biases = []
         for key, bias in (self.logit_bias or {}).items():
@@ -123,6 +144,7 @@ class GenerateConfig:
             top_k=self.top_k,
             top_p=self.top_p,
             min_p=self.min_p,
+            typical_p=self.typical_p,
             repetition_penalty=self.repetition_penalty,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
@@ -133,6 +155,7 @@ class GenerateConfig:
             stop_token_ids=self.stop_token_ids,
             ignore_eos=self.ignore_eos,
             logprobs=self.logprobs,
+            constraint=constraint,
         )
 
 

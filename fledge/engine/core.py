@@ -19,6 +19,7 @@ import numpy as np
 
 from fledge.engine.choice import Choice
 from fledge.engine.config import EngineConfig
+from fledge.engine.constrain import Constrainer
 from fledge.engine.length import answer_room
 from fledge.engine.request import Completion, Event, FinishReason, Request
 from fledge.engine.row import Row, RunnerFace
@@ -65,6 +66,7 @@ class Engine:
         self.stop_ids = frozenset(tokenizer.stop_ids) | frozenset(stop_ids)
         self.vocab_size = min(runner.vocab_size, tokenizer.vocab_size)
         self.clock = clock
+        self.constrainer = Constrainer(tokenizer, self.vocab_size)
         self.scheduler = Scheduler(runner, self.config)
         self.deadlines: dict[str, float] = {}  # request id -> a time of the clock
         self.live: dict[str, list[Choice]] = {}  # request id -> its unfinished choices
@@ -103,9 +105,10 @@ class Engine:
                 f"{scheduler.n_waiting} wait for {self.runner.n_slots} slots; try again later"
             )
         arrival = self.totals["requests"]
+        automata = self.constrainer.automata(request)
         choices = [
-            Choice(request, index, self.tokenizer, self.stop_ids, self.vocab_size, arrival)
-            for index in range(sampling.n)
+            Choice(request, index, self.tokenizer, self.stop_ids, self.vocab_size, arrival, automaton)
+            for index, automaton in enumerate(automata)
         ]
         self.live[request.id] = list(choices)
         scheduler.queue(choices)

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fledge.engine import wire
 from fledge.engine.config import EngineConfig
@@ -26,6 +26,7 @@ from fledge.engine.request import Event
 from fledge.errors import EXIT_OK, CapacityError, EngineError, FledgeError
 
 if TYPE_CHECKING:
+    from fledge.engine.constraint import Constraint
     from fledge.engine.core import Engine
 
 DRAIN_SECONDS = 30.0
@@ -89,6 +90,7 @@ class Worker:
         self.files = files
         self.connection = connection
         self.commands = commands
+        self.preparing: set[str] = set()  # requests whose constraint is being compiled
         self.deadline: float | None = None  # monotonic seconds; set once a shutdown is under way
         self.counted_at = 0.0
         self.counters_sent: dict[str, float] = {}
@@ -128,7 +130,10 @@ class Worker:
                 return
             if frame["kind"] == "submit":
                 self.submit(frame)
+            elif frame["kind"] == "prepared":
+                self.prepared(frame)
             elif frame["kind"] == "cancel":
+                self.preparing.discard(frame["id"])
                 self.engine.cancel(frame["id"])
             elif frame["kind"] == "shutdown":
                 self.drain(frame["seconds"])
@@ -140,14 +145,46 @@ class Worker:
         try:
             if self.deadline is not None:
                 raise CapacityError("engine: shutting down; try again later")
-            self.engine.submit(wire.request_from_plain(frame["request"]))
+            request = wire.request_from_plain(frame["request"])
+            constraint = request.sampling.constraint
+            if constraint is None or self.engine.constrainer.has(constraint) or "automaton" in frame:
+                self.engine.submit(request)
+                return
+            self.preparing.add(request.id)
+            threading.Thread(target=self.prepare, args=(constraint, frame), daemon=True).start()
             return
         except FledgeError as error:
             refusal = error
         except Exception as error:  # a request that trips our own code must not end the others'
             traceback.print_exception(error)
             refusal = EngineError(f"engine: the request could not be taken ({type(error).__name__})")
-        self.send({"kind": "refused", "id": frame["request"]["id"], "error": wire.error_to_plain(refusal)})
+        self.refuse(frame["request"]["id"], refusal)
+
+    def prepare(self, constraint: Constraint, frame: wire.Frame) -> None:
+        """Thread: compile a request's constraint while the others' answers go on. The request comes back to the queue
+        with its automaton, or with why there is none."""
+        try:
+            outcome: Any = self.engine.constrainer.automaton(constraint)
+        except FledgeError as error:
+            outcome = error
+        except Exception as error:
+            traceback.print_exception(error)
+            outcome = EngineError(f"engine: the constraint could not be compiled ({type(error).__name__})")
+        self.commands.put({"kind": "prepared", "request": frame["request"], "automaton": outcome})
+
+    def prepared(self, frame: wire.Frame) -> None:
+        """A request that comes back from `prepare`, unless it was cancelled meanwhile."""
+        request_id = frame["request"]["id"]
+        if request_id not in self.preparing:
+            return
+        self.preparing.discard(request_id)
+        if isinstance(frame["automaton"], FledgeError):
+            self.refuse(request_id, frame["automaton"])
+        else:
+            self.submit(frame)
+
+    def refuse(self, request_id: str, error: FledgeError) -> None:
+        self.send({"kind": "refused", "id": request_id, "error": wire.error_to_plain(error)})
 
     def drain(self, seconds: float) -> None:
         """Take no more requests; the running ones have `seconds` left. A second call can only shorten that."""
@@ -158,6 +195,8 @@ class Worker:
     def abort(self) -> None:
         """End what the deadline cut off, so that every reader gets a last event."""
         cut_off = EngineError("engine: shut down before the answer was finished")
+        for request_id in self.preparing:
+            self.refuse(request_id, cut_off)
         for request_id in list(self.engine.live):
             self.send_events(self.engine.fail(request_id, cut_off))
 

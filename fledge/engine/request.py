@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fledge.engine.constraint import Constraint
 from fledge.errors import RequestError
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
@@ -40,6 +41,9 @@ class Sampling:
     """Keep the smallest set of likeliest tokens whose probability reaches top_p."""
     min_p: float = 0.0
     """Drop tokens less likely than min_p times the likeliest."""
+    typical_p: float = 1.0
+    """Keep the smallest set of the most typical tokens (information nearest the entropy) whose probability reaches
+    typical_p."""
     repetition_penalty: float = 1.0
     """Divide (multiply when negative) the logits of tokens already in prompt or answer (Keskar 2019)."""
     presence_penalty: float = 0.0
@@ -60,6 +64,8 @@ class Sampling:
     """Go on past the model's own stop tokens."""
     logprobs: int | None = None
     """None: no log-probabilities; k: the chosen token's and the k likeliest's."""
+    constraint: Constraint | None = None
+    """What the answer's text must match: a JSON schema, a regex, a list of texts, a grammar."""
 
     def validated(self, vocab_size: int) -> Sampling:
         """This, after checking every range. Raises RequestError naming the parameter."""
@@ -77,6 +83,7 @@ class Sampling:
             "temperature": (0.0, 100.0),
             "top_p": (0.0, 1.0),
             "min_p": (0.0, 1.0),
+            "typical_p": (0.0, 1.0),
             "repetition_penalty": (0.01, 100.0),
             "presence_penalty": (-2.0, 2.0),
             "frequency_penalty": (-2.0, 2.0),
@@ -86,9 +93,12 @@ class Sampling:
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             check(number and low <= value <= high, name, f"a number in {low:g}..{high:g}", value)
         check(self.top_p > 0, "top_p", "above 0", self.top_p)
+        check(self.typical_p > 0, "typical_p", "above 0", self.typical_p)
         self.check_lists(vocab_size)
         k = self.logprobs
         check(k is None or 0 <= k <= MAX_TOP_LOGPROBS, "logprobs", f"0..{MAX_TOP_LOGPROBS}", k)
+        if self.constraint is not None:
+            self.constraint.validated()
         return self
 
     def check_lists(self, vocab_size: int) -> None:

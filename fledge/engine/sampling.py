@@ -1,7 +1,8 @@
 """From logits to a token. The order, always the same:
 
-logit bias -> repetition penalty -> presence and frequency penalties -> ban of stop tokens before min_tokens ->
-temperature -> top-k -> top-p -> min-p -> argmax of log p + Gumbel noise (fledge/engine/noise.py).
+logit bias -> repetition penalty -> presence and frequency penalties -> ban of what the constraint does not allow and of
+stop tokens before min_tokens -> temperature -> top-k -> top-p -> min-p -> typical-p -> argmax of log p + Gumbel noise
+(fledge/engine/noise.py).
 
 Temperature 0 is the argmax after the penalties, the lowest id among equals. Ties at the edge of top-k and top-p keep
 the lowest ids, so top_k=1 is greedy. Works on one row of V logits in numpy: its argmax over 32,000 floats takes 7 µs
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,19 +21,30 @@ from fledge.engine.noise import contenders, gumbel, position_key, sequence_key
 from fledge.engine.request import Sampling, TokenLogprob
 from fledge.errors import EngineError
 
+if TYPE_CHECKING:
+    from fledge.engine.constrain import Automaton
+
 COLDEST = 1e-100  # a lower temperature overflows float64, and this one is greedy already
 
 
 class Sampler:
     """Chooses the tokens of one answer. `history`: the prompt's ids (the repetition penalty sees them).
 
-    `stop_ids`: the tokens that `min_tokens` keeps away. `choose` is pure but for `accept`, which counts the answer.
+    `stop_ids`: the tokens that `min_tokens` keeps away. `choose` is pure but for `accept`, which counts the answer and
+    moves its automaton.
     """
 
     def __init__(
-        self, sampling: Sampling, choice: int, history: Sequence[int], stop_ids: Iterable[int], vocab_size: int
+        self,
+        sampling: Sampling,
+        choice: int,
+        history: Sequence[int],
+        stop_ids: Iterable[int],
+        vocab_size: int,
+        automaton: Automaton | None = None,
     ):
         self.sampling = sampling
+        self.automaton = automaton
         self.key = sequence_key(sampling.seed, choice)
         self.vocab_size = vocab_size
         self.n_accepted = 0
@@ -66,9 +79,17 @@ class Sampler:
             ids, values = truncate((scores.astype(np.float64) - best) / temperature, sampling)
         return int(ids[(values + gumbel(key, ids)).argmax()])
 
+    @property
+    def ended(self) -> bool:
+        """Whether the constraint is met and no token can follow."""
+        return self.automaton is not None and self.automaton.ended
+
     def accept(self, token: int) -> None:
-        """Count a token of the answer: the penalties and min_tokens look at it from now on."""
+        """Count a token of the answer: the penalties and min_tokens look at it from now on. Raises EngineError when the
+        constraint can't go on from it."""
         self.n_accepted += 1
+        if self.automaton is not None and token not in self.stop_ids:
+            self.automaton.accept(token)
         if self.seen is not None:
             self.seen[token] = True
         if self.counts is not None:
@@ -77,7 +98,7 @@ class Sampler:
     def penalise(self, logits: np.ndarray) -> np.ndarray:
         """The logits after bias, penalties and the ban of stop tokens; the same array when there is nothing to do."""
         banned = self.n_accepted < self.sampling.min_tokens and len(self.stop_ids) > 0
-        if not self.penalised and not banned:
+        if not self.penalised and not banned and self.automaton is None:
             return logits
         scores = logits.copy()
         np.add.at(scores, self.bias_ids, self.biases)
@@ -88,18 +109,30 @@ class Sampler:
         if self.counts is not None:
             scores -= np.float32(self.sampling.frequency_penalty) * self.counts
             scores -= np.float32(self.sampling.presence_penalty) * (self.counts > 0)
-        if banned:
+        if self.automaton is not None:
+            self.constrain(scores, self.automaton, banned)
+        elif banned:
             scores[self.stop_ids] = -np.inf
         return scores
+
+    def constrain(self, scores: np.ndarray, automaton: Automaton, banned: bool) -> None:
+        """Ban in place what the constraint does not allow, and the stop tokens but where it may end; `min_tokens` keeps
+        those away only while there is something else to say."""
+        kept, allowed = scores[self.stop_ids], automaton.allowed
+        scores += automaton.penalty
+        says_more = np.count_nonzero(allowed) > np.count_nonzero(allowed[self.stop_ids])
+        ends = automaton.accepting and not (banned and says_more)
+        scores[self.stop_ids] = kept if ends else -np.inf
 
 
 def truncates(sampling: Sampling) -> bool:
     """Whether `truncate` would leave anything out."""
-    return bool(sampling.top_k) or sampling.top_p < 1.0 or sampling.min_p > 0.0
+    return bool(sampling.top_k) or sampling.top_p < 1.0 or sampling.min_p > 0.0 or sampling.typical_p < 1.0
 
 
 def truncate(scores: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, scores) of the tokens that top-k, then top-p, then min-p keep, by id. Scores are log p - max log p."""
+    """(ids, scores) of the tokens that top-k, then top-p, min-p and typical-p keep, by id; scores are log p up to a
+    constant, the largest 0."""
     ids, values = np.arange(len(scores)), scores
     if 0 < sampling.top_k < len(values):
         edge = np.partition(values, len(values) - sampling.top_k)[len(values) - sampling.top_k]
@@ -114,7 +147,23 @@ def truncate(scores: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.nda
     if sampling.min_p > 0.0:
         kept = np.flatnonzero(values >= math.log(sampling.min_p))
         ids, values = ids[kept], values[kept]
+    if sampling.typical_p < 1.0:
+        kept = typical(values, sampling.typical_p)
+        ids, values = ids[kept], values[kept]
     return ids, values
+
+
+def typical(values: np.ndarray, mass: float) -> np.ndarray:
+    """Places, ascending, of the tokens whose information -log p is nearest the distribution's entropy, as few as reach
+    `mass`; `values` are log p up to a constant. Source: locally typical sampling, Meister et al. 2022 (arXiv
+    2202.00666)."""
+    places = np.flatnonzero(values > -np.inf)
+    log_p = values[places] - values.max()
+    log_p -= math.log(np.exp(log_p).sum())
+    p = np.exp(log_p)
+    nearest = np.argsort(np.abs(log_p - (p * log_p).sum()), kind="stable")
+    n_kept = 1 + int((np.cumsum(p[nearest])[:-1] < mass).sum())  # kept: the mass before it is below `mass`
+    return np.sort(places[nearest[:n_kept]])
 
 
 def highest(values: np.ndarray, n: int, edge: float) -> np.ndarray:

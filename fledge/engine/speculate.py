@@ -87,7 +87,8 @@ class DraftModel:
 
     def guess(self, choices: Sequence[Choice], n: int) -> list[list[int]]:
         longest = min(self.each * self.runner.block_tokens, self.runner.context_tokens) - n
-        guesses: dict[Choice, list[int]] = {choice: [] for choice in choices if choice.n_tokens <= longest}
+        free = [choice for choice in choices if choice.sampler.automaton is None]  # it moves with what is said alone
+        guesses: dict[Choice, list[int]] = {choice: [] for choice in free if choice.n_tokens <= longest}
         rows = [self.row(choice, self.known(choice), []) for choice in guesses]
         for number in range(n if rows else 0):
             for (choice, guessed), logits in zip(guesses.items(), self.runner.forward(rows), strict=True):

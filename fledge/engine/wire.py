@@ -14,6 +14,7 @@ import struct
 from typing import Any
 
 from fledge import errors
+from fledge.engine.constraint import Constraint
 from fledge.engine.request import Event, Request, Sampling, TokenLogprob
 from fledge.errors import EngineError, FledgeError, RequestError
 
@@ -89,6 +90,10 @@ def request_from_plain(plain: Frame) -> Request:
     sampling["logit_bias"] = tuple((token, bias) for token, bias in sampling["logit_bias"])
     for name in ("stop", "stop_token_ids"):
         sampling[name] = tuple(sampling[name])
+    if (constraint := sampling["constraint"]) is not None:
+        source = constraint["source"]
+        source = source if isinstance(source, str) else tuple(source)
+        sampling["constraint"] = Constraint(**{**constraint, "source": source})
     return Request(**{**plain, "prompt_ids": tuple(plain["prompt_ids"]), "sampling": Sampling(**sampling)})
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from fledge.engine.length import answer_room
 from fledge.engine.request import MAX_BIASES, MAX_STOP_TOKEN_IDS, MAX_STOPS, MAX_TOP_LOGPROBS, Sampling
 from fledge.errors import RequestError
+from fledge.serve.constraint import read_constraint
 from fledge.serve.fields import Fields, words, wrong
 from fledge.text.chat import Message
 
@@ -24,11 +25,12 @@ MAX_OWN_STOP_IDS = MAX_STOP_TOKEN_IDS - 16  # the chat format's ends of a turn c
 
 SAMPLING_FIELDS = words(
     "max_tokens temperature top_p n stream stream_options stop presence_penalty frequency_penalty logit_bias seed "
-    "logprobs user model top_k min_p repetition_penalty stop_token_ids ignore_eos min_tokens"
+    "logprobs user model top_k min_p typical_p repetition_penalty stop_token_ids ignore_eos min_tokens response_format "
+    "guided_json guided_regex guided_choice guided_grammar"
 )
 CHAT_FIELDS = SAMPLING_FIELDS | words(
     "messages max_completion_tokens top_logprobs tools tool_choice parallel_tool_calls functions function_call "
-    "response_format modalities audio prediction web_search_options store metadata moderation reasoning_effort "
+    "modalities audio prediction web_search_options store metadata moderation reasoning_effort "
     "verbosity service_tier safety_identifier prompt_cache_key prompt_cache_retention prompt_cache_options"
 )
 COMPLETION_FIELDS = SAMPLING_FIELDS | words("prompt echo suffix best_of add_special_tokens")
@@ -150,6 +152,7 @@ def read_shared(fields: Fields, logprobs: int | None) -> dict[str, Any]:
         temperature=fields.number("temperature", plain.temperature),
         top_p=fields.number("top_p", plain.top_p),
         min_p=fields.number("min_p", plain.min_p),
+        typical_p=fields.number("typical_p", plain.typical_p),
         repetition_penalty=fields.number("repetition_penalty", plain.repetition_penalty),
         presence_penalty=fields.number("presence_penalty", plain.presence_penalty),
         frequency_penalty=fields.number("frequency_penalty", plain.frequency_penalty),
@@ -161,6 +164,7 @@ def read_shared(fields: Fields, logprobs: int | None) -> dict[str, Any]:
         stop_token_ids=read_ids("stop_token_ids", fields.array("stop_token_ids"), MAX_OWN_STOP_IDS),
         ignore_eos=fields.flag("ignore_eos"),
         logprobs=logprobs,
+        constraint=read_constraint(fields),
     )
     return {
         "model": fields.text("model"),
@@ -283,11 +287,9 @@ def read_logit_bias(mapping: dict[str, Any]) -> tuple[tuple[int, float], ...]:
 
 def refuse_unsupported(fields: Fields) -> None:
     """Fields whose silent neglect would change what the caller gets."""
-    form = fields.mapping("response_format")
     refused = {
         "tools": bool(fields.tree.get("tools")),
         "functions": bool(fields.tree.get("functions")),
-        "response_format": bool(form) and form.get("type") != "text",
         "audio": fields.has("audio"),
         "modalities": fields.tree.get("modalities") not in (None, ["text"]),
         "prediction": fields.has("prediction"),

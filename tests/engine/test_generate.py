@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -145,3 +146,57 @@ def test_on_a_terminal_the_text_comes_while_it_is_made():
         os.close(ours)
         assert child.wait(30) == 0
     assert b"".join(pieces) == b"P:abcdef\r\n" and len(pieces) >= 4
+
+
+def test_constraints_are_flags_and_the_answer_matches(tmp_path, capfd):
+    (tmp_path / "schema.json").write_text('{"enum": ["left", {"k": [1, null]}]}')
+    (tmp_path / "grammar.lark").write_text('start: "<" /[xy]{2}/ ">"')
+    words = ["generate", "stub:", "--prompt", "Hi", "--max-tokens", "400", "--json"]
+    for flags, answers in (
+        (["--json-schema", str(tmp_path / "schema.json")], {'"left"', '{"k":[1,null]}'}),
+        (["--grammar", str(tmp_path / "grammar.lark")], {"<xx>", "<xy>", "<yx>", "<yy>"}),
+        (["--regex", "a|bc"], {"a", "bc"}),
+        (["--choice", "one", "--choice", "two"], {"one", "two"}),
+    ):
+        assert main([*words, *flags]) == 0
+        (choice,) = json.loads(capfd.readouterr().out)["choices"]
+        assert "".join(choice["text"].split()) in answers and choice["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (
+            ["--regex", "a", "--choice", "b"],
+            2,
+            "choice: expected one constraint, got regex beside it|regex: expected one",
+        ),
+        (["--json-schema", "/nowhere.json"], 1, "/nowhere.json: can't be read"),
+        (["--regex", "["], 1, "regex: can't be used"),
+        (["--choice", ""], 2, "choice: expected texts that are not empty"),
+    ],
+)
+def test_a_bad_constraint_is_one_line(flags, code, message, capfd):
+    assert main(["generate", "stub:", "--prompt", "Hi", *flags]) == code
+    assert re.search(message, capfd.readouterr().err)
+
+
+def test_a_beam_search_prints_the_best_answers_and_their_scores(capfd):
+    words = ["generate", "stub:", "--prompt", "Hi", "--max-tokens", "6", "--json"]
+    assert main([*words, "--beams", "4", "--n", "3"]) == 0
+    choices = json.loads(capfd.readouterr().out)["choices"]
+    scores = [choice["score"] for choice in choices]
+    assert len(scores) == 3 and scores == sorted(scores, reverse=True)
+    assert main([*words, "--temperature", "0"]) == 0
+    (greedy,) = json.loads(capfd.readouterr().out)["choices"]
+    assert "score" not in greedy
+    assert main([*words, "--beams", "2", "--early-stopping", "never", "--length-penalty", "0"]) == 0
+    capfd.readouterr()
+    for flags, message in (
+        (["--beams", "2", "--top-p", "0.5"], "top_p: does not go with a search"),
+        (["--beams", "2", "--n", "3"], "n: expected 1..2, the number of beams"),
+        (["--penalty-alpha", "0.6", "--top-k", "4"], "expected a model, got a stub"),
+        (["--beams", "2", "--regex", "a"], "regex: does not go with a search"),
+    ):
+        assert main([*words, *flags]) != 0
+        assert message in capfd.readouterr().err

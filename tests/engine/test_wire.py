@@ -11,6 +11,7 @@ import pytest
 
 from fledge import errors
 from fledge.engine import wire
+from fledge.engine.constraint import Constraint
 from fledge.engine.request import Event, Request, Sampling, TokenLogprob
 
 
@@ -29,6 +30,7 @@ def test_a_request_with_every_field_set_arrives_equal():
         top_k=5,
         top_p=0.9,
         min_p=0.05,
+        typical_p=0.8,
         repetition_penalty=1.1,
         presence_penalty=-0.5,
         frequency_penalty=0.25,
@@ -39,6 +41,7 @@ def test_a_request_with_every_field_set_arrives_equal():
         stop_token_ids=(4,),
         ignore_eos=True,
         logprobs=2,
+        constraint=Constraint("choice", ("a", "é")),
     )
     defaults = Sampling()
     assert all(getattr(sampling, f.name) != getattr(defaults, f.name) for f in dataclasses.fields(Sampling))

@@ -52,6 +52,8 @@ CASES = {
     "top_k": (dict(top_k=40), [reference.TopKLogitsWarper(40)]),
     "top_p": (dict(top_p=0.9), [reference.TopPLogitsWarper(0.9)]),
     "min_p": (dict(min_p=0.05), [reference.MinPLogitsWarper(0.05)]),
+    "typical_p": (dict(typical_p=0.6), [reference.TypicalLogitsWarper(0.6)]),
+    "typical_p, little": (dict(typical_p=0.05), [reference.TypicalLogitsWarper(0.05)]),
     "repetition": (dict(repetition_penalty=1.3), [reference.RepetitionPenaltyLogitsProcessor(1.3)]),
     "bias": (
         dict(logit_bias=((7, 4.5), (2999, -3.0))),
@@ -70,6 +72,7 @@ CASES = {
             top_k=200,
             top_p=0.8,
             min_p=0.02,
+            typical_p=0.9,
         ),
         [
             reference.SequenceBiasLogitsProcessor([[[7], 4.5], [[17], 3.0]]),
@@ -79,6 +82,7 @@ CASES = {
             reference.TopKLogitsWarper(200),
             reference.TopPLogitsWarper(0.8),
             reference.MinPLogitsWarper(0.02),
+            reference.TypicalLogitsWarper(0.9),
         ],
     ),
 }

@@ -404,8 +404,7 @@ def test_an_unknown_model_is_a_404(server: RunningServer) -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"tools": [{"type": "function"}]}, {"response_format": {"type": "json_object"}}, {"functions": [{}]},
-     {"modalities": ["audio"]}],
+    [{"tools": [{"type": "function"}]}, {"functions": [{}]}, {"modalities": ["audio"]}],
     ids=str,
 )  # fmt: skip
 def test_what_would_change_the_answer_is_refused_not_ignored(server: RunningServer, fields: dict[str, Any]) -> None:

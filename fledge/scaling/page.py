@@ -14,7 +14,10 @@ from fledge.train.markup import Child, Html, table, tag
 from fledge.train.page import page_head
 from fledge.train.plot import Chart, Line, figure
 
-OWN_STYLE = ".line.cloud { stroke: none; }"
+SHADES = 5  # of the curves of budgets, the smallest the palest
+OWN_STYLE = ".line.cloud { stroke: none; }" + "".join(
+    f" .shade{n} {{ opacity: {0.45 + 0.55 * n / (SHADES - 1):.2f}; }}" for n in range(SHADES)
+)
 MOST_CURVES = 40
 LAW_POINTS = 60
 LONG = {"N": "parameters", "D": "tokens", "C": "FLOPs (6 N D)"}
@@ -96,14 +99,20 @@ def isoflop_chart(found: dict[str, Any], points: Sequence[Point]) -> Chart:
     for point in points:
         if point.budget:
             groups.setdefault(point.budget, []).append((math.log10(point.size(count)), point.loss))
+    budgets = sorted(groups.items())[:MOST_CURVES]
     lines = [
-        Line(f"{budget:.2g} FLOPs", tuple(sorted(group)), "first", dots=True)
-        for budget, group in sorted(groups.items())[:MOST_CURVES]
+        Line(f"{budget:.2g} FLOPs", tuple(sorted(group)), f"first shade{rank(number, len(budgets))}", dots=True)
+        for number, (budget, group) in enumerate(budgets)
     ]
     curves = found["approach_2"].get("curves", [])
     lowest = tuple((math.log10(curve["parameters"]), curve["loss"]) for curve in curves)
     lines += [Line("lowest points", lowest, "second cloud", dots=True)] if lowest else []
     return Chart("IsoFLOP curves", tuple(lines), "log10 N", "nats per token")
+
+
+def rank(number: int, of: int) -> int:
+    """The shade of one of some budgets in their order, the last the darkest."""
+    return SHADES - 1 if of == 1 else number * (SHADES - 1) // (of - 1)
 
 
 def runs(found: dict[str, Any], points: Sequence[Point]) -> Html:

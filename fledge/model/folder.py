@@ -215,7 +215,7 @@ def state_in_their_names(model: Transformer, dtype: torch.dtype | None = None) -
     state: dict[str, Tensor] = {}
     maps = quantized_maps(model)
     for name, weight in weights_in_files(config).items():
-        if weight.ours[0] in maps:
+        if weight.ours and weight.ours[0] in maps:
             state |= state_of(name, weight, [maps[ours_name] for ours_name in weight.ours])
             continue
         tensor = to_theirs(weight, ours)

@@ -200,7 +200,9 @@ def quantization_of(model: nn.Module, rows: dict[str, Weight]) -> dict[str, Any]
         return None
     linears = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Linear)}
     schemes = {
-        name.removesuffix(".weight"): scheme_of(maps[row.ours[0]]) for name, row in rows.items() if row.ours[0] in maps
+        name.removesuffix(".weight"): scheme_of(maps[row.ours[0]])
+        for name, row in rows.items()
+        if row.ours and row.ours[0] in maps
     }
     plain = {name.removesuffix(".weight") for name, row in rows.items() if linears.intersection(row.ours)}
     return quantization_json(schemes, plain | (set() if "output.weight" in maps else {"lm_head"}))

@@ -143,8 +143,8 @@ def test_without_its_memory_a_resumed_run_would_train_on_the_spike(tmp_path, mon
         go(tmp_path / "run", stopped, keys(spike="skip", steps=24, stop_after_steps=19))
     read = checkpointing.read_state
 
-    def forgetful(folder):
-        state = read(folder)
+    def forgetful(folder, *ranks):
+        state = read(folder, *ranks)
         state.recent_losses, state.recent_norms = [], []
         return state
 

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from fledge.engine.length import answer_room
-from fledge.engine.request import Completion
-from fledge.engine.row import Row, RunnerFace
-from fledge.engine.speculate import as_array
+from fledge.engine.request import Completion, check
+from fledge.engine.row import Row, RunnerFace, as_array
 from fledge.errors import EngineError, RequestError
 from fledge.text.stream import TextStream
 
@@ -44,14 +43,11 @@ class BeamSearch:
 
     def validated(self) -> BeamSearch:
         """This, after checking every range. Raises RequestError."""
-        for ok, name, expected in (
-            (1 <= self.n_beams <= MAX_BEAMS, "n_beams", f"1..{MAX_BEAMS}"),
-            (self.max_tokens >= 1, "max_tokens", "at least 1"),
-            (-10 <= self.length_penalty <= 10, "length_penalty", "-10..10"),
-            (self.early_stopping in (True, False, "never"), "early_stopping", "true, false or never"),
-        ):
-            if not ok:
-                raise RequestError(f"{name}: expected {expected}, got {getattr(self, name)!r:.40}", name)
+        check(1 <= self.n_beams <= MAX_BEAMS, "n_beams", f"1..{MAX_BEAMS}", self.n_beams)
+        check(self.max_tokens >= 1, "max_tokens", "at least 1", self.max_tokens)
+        check(-10 <= self.length_penalty <= 10, "length_penalty", "-10..10", self.length_penalty)
+        stopping = self.early_stopping
+        check(stopping in (True, False, "never"), "early_stopping", "true, false or never", stopping)
         return self
 
 

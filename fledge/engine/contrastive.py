@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from fledge.batch import OneDocument, one_document
 from fledge.engine.length import answer_room
+from fledge.engine.request import check
 from fledge.errors import EngineError, RequestError
 from fledge.model.transformer import Transformer
 
@@ -35,13 +36,9 @@ class ContrastiveSearch:
 
     def validated(self) -> ContrastiveSearch:
         """This, after checking every range. Raises RequestError."""
-        for ok, name, expected in (
-            (0 <= self.alpha <= 1, "alpha", "0..1"),
-            (1 <= self.top_k <= MAX_CANDIDATES, "top_k", f"1..{MAX_CANDIDATES}"),
-            (self.max_tokens >= 1, "max_tokens", "at least 1"),
-        ):
-            if not ok:
-                raise RequestError(f"{name}: expected {expected}, got {getattr(self, name)!r:.40}", name)
+        check(0 <= self.alpha <= 1, "alpha", "0..1", self.alpha)
+        check(1 <= self.top_k <= MAX_CANDIDATES, "top_k", f"1..{MAX_CANDIDATES}", self.top_k)
+        check(self.max_tokens >= 1, "max_tokens", "at least 1", self.max_tokens)
         return self
 
 

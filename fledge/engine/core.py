@@ -22,7 +22,7 @@ from fledge.engine.config import EngineConfig
 from fledge.engine.constrain import Constrainer
 from fledge.engine.length import answer_room
 from fledge.engine.request import Completion, Event, FinishReason, Request
-from fledge.engine.row import Row, RunnerFace
+from fledge.engine.row import Row, RunnerFace, as_array
 from fledge.engine.scheduler import Scheduler
 from fledge.engine.speculate import Drafter
 from fledge.errors import CapacityError, EngineError, FledgeError, RequestError
@@ -205,10 +205,7 @@ class Engine:
     def forward(self, rows: list[Row]) -> list[np.ndarray | Exception]:
         """Logits [k, V] of every row, or what it raised. When a batch raises, each of its rows is tried alone."""
         try:
-            return [
-                logits if isinstance(logits, np.ndarray) else logits.numpy(force=True)
-                for logits in self.runner.forward(rows)
-            ]
+            return [as_array(logits) for logits in self.runner.forward(rows)]
         except Exception as error:  # poison in one row, or too little memory for all of them at once
             if len(rows) == 1:
                 return [error]

@@ -62,8 +62,7 @@ def layer_reason(layer: LayerConfig) -> str:
 
 
 class NativeDecoder:
-    """`model` (packed, its linears NativeLinear) with a cache's tensors, `positions` of them. Holds on to all tensors
-    whose addresses the structs carry.
+    """`model`, packed, with a cache's tensors. Holds on to all tensors whose addresses the structs carry.
 
     `caches`: per layer keys and values [K, P, C], float32, or int8 with scales [K, P].
     """

@@ -51,3 +51,8 @@ class RunnerFace(Protocol):
     def forward(self, rows: list[Row]) -> Sequence[Tensor | np.ndarray]: ...
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+def as_array(logits: Tensor | np.ndarray) -> np.ndarray:
+    """What a runner gives, [k, V], as numpy."""
+    return logits if isinstance(logits, np.ndarray) else logits.numpy(force=True)

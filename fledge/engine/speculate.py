@@ -10,13 +10,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakKeyDictionary
 
-import numpy as np
-
-from fledge.engine.row import Row, RunnerFace
+from fledge.engine.row import Row, RunnerFace, as_array
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from fledge.engine.choice import Choice
 
 LONGEST, SHORTEST = 4, 2
@@ -112,8 +108,3 @@ class DraftModel:
         ids = choice.ids(start, choice.n_tokens) + tuple(guessed[max(0, start - choice.n_tokens) :])
         first, n_blocks = choice.slot * self.each, -(-(start + len(ids)) // self.runner.block_tokens)
         return Row(tuple(range(first, first + n_blocks)), start, ids, sequence=choice.slot)
-
-
-def as_array(logits: Tensor | np.ndarray) -> np.ndarray:
-    """[k, V] as numpy."""
-    return logits if isinstance(logits, np.ndarray) else logits.numpy(force=True)

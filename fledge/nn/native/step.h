@@ -1,6 +1,6 @@
 // A decoder's forward pass over new tokens of many sequences: every thread runs it, meeting the others at barriers.
 //
-// M tokens, D width. The fields are what fledge/nn/native/step.py fills in.
+// M tokens, D width. The fields are what fledge/engine/native.py fills in.
 #pragma once
 
 #include "attention.h"

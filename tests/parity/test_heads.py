@@ -108,7 +108,9 @@ def test_a_head_answers_as_transformers_does(name, task, tmp_path):
     again, info = type(model).from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     theirs, _ = inputs(name, (24, 24))
-    assert torch.equal(their_answer(again.eval(), theirs, task), their_answer(model, theirs, task))
+    compare(their_answer(again.eval(), theirs, task), their_answer(model, theirs, task), (24, 24), task)
+    for key, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
     if more:
         assert again.config.id2label == dict(enumerate(NAMES)) and again.config.num_labels == len(NAMES)
 

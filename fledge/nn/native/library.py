@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -95,13 +96,12 @@ STRUCTS = (Matrix, Norm, Heads, Cache, Layer, Decoder, Step)
 
 def library() -> c.CDLL | None:
     """The kernels if they are built and wanted, else None; never builds."""
-    return None if os.environ.get("FLEDGE_NATIVE") == "0" else opened(built())
+    path = None if os.environ.get("FLEDGE_NATIVE") == "0" else built()
+    return None if path is None or not path.is_file() else opened(path)
 
 
 @cache
-def opened(path: Path | None) -> c.CDLL | None:
-    if path is None or not path.is_file():
-        return None
+def opened(path: Path) -> c.CDLL:
     kernels = c.CDLL(str(path))
     kernels.fledge_new.argtypes, kernels.fledge_new.restype = [c.c_int32], c.c_void_p
     kernels.fledge_free.argtypes, kernels.fledge_free.restype = [c.c_void_p], None
@@ -172,7 +172,6 @@ def build(wait: bool = True) -> Path | None:
             return path
         if not path.is_file():
             compile_to(path, program)
-    opened.cache_clear()
     return path
 
 
@@ -189,11 +188,15 @@ def compile_to(path: Path, program: str) -> None:
 def build_in_background() -> None:
     """Start building in a process of its own, if there is something to build; the next start finds the result."""
     path = built()
-    if path is None or path.is_file() or os.environ.get("FLEDGE_NATIVE") == "0":
-        return
+    if path is not None and not path.is_file() and os.environ.get("FLEDGE_NATIVE") != "0":
+        threading.Thread(target=run_build, daemon=True).start()
+
+
+def run_build() -> None:
+    """Build in a process that outlives this one; waiting for it here leaves no zombie behind."""
     command = [sys.executable, "-m", "fledge.nn.native.library"]
     nowhere = subprocess.DEVNULL
-    subprocess.Popen(command, start_new_session=True, stdin=nowhere, stdout=nowhere, stderr=nowhere)
+    subprocess.run(command, start_new_session=True, stdin=nowhere, stdout=nowhere, stderr=nowhere, check=False)
 
 
 if __name__ == "__main__":

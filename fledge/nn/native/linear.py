@@ -28,9 +28,10 @@ class Threads:
     """The kernels' threads, started once for a number of them."""
 
     def __init__(self, n_threads: int):
-        kernels = opened(built())  # whoever asks holds panels: they were wanted when he was made
-        assert kernels is not None
-        self.kernels, self.pointer = kernels, c.c_void_p(kernels.fledge_new(n_threads))
+        path = built()
+        assert path is not None  # whoever asks holds panels: they were wanted when he was made
+        self.kernels = opened(path)
+        self.pointer = c.c_void_p(self.kernels.fledge_new(n_threads))
 
 
 @cache

@@ -81,7 +81,10 @@ def search(
         model = engine.runner.model  # type: ignore[attr-defined]  # a Runner: no stub
         ids = contrastive_search(model, prompt_ids, contrast, engine.stop_ids, engine.vocab_size)
         return [completion_of(engine, prompt_ids, 0, ids)], []
-    wanted = BeamSearch(config.beams, max_tokens, config.length_penalty, config.early_stopping)
+    wanted = BeamSearch(
+        config.beams, max_tokens, config.length_penalty, config.early_stopping, config.beam_groups,
+        config.diversity_penalty,
+    )  # fmt: skip
     return beam_completions(engine, prompt_ids, wanted, config.n)
 
 
@@ -97,6 +100,8 @@ def check_settings(config: GenerateConfig, constraint: Constraint | None) -> Non
         for name in (*NOT_OF_SEARCH, *others):
             if getattr(config, name) != plain[name]:
                 raise ConfigError(f"{name}: does not go with a search, which does not sample; leave it out")
+    if config.beam_groups > 1 and not searches(config):
+        raise ConfigError(f"beam_groups: expected beams above 1 to divide into groups, got {config.beams}; set beams")
     try:
         config.sampling(1 if config.max_tokens is None else config.max_tokens, constraint).validated(ANY_VOCABULARY)
     except RequestError as error:

@@ -40,6 +40,16 @@ class BeamSearch:
     early_stopping: EarlyStopping = False
     """True: stop at `n_beams` finished answers; False: when the best running one, at its length, is below them all;
     never: when it could not be above them at any length."""
+    n_groups: int = 1
+    """Above 1: diverse beam search (Vijayakumar et al. 2016). The beams search in so many groups, one after another in
+    each step; answers of different groups differ."""
+    diversity_penalty: float = 0.0
+    """What a token loses, when a group chooses, for each beam of the groups before that has chosen it in the same step.
+    It decides the choice alone: scores are of log-probabilities."""
+
+    @property
+    def group_beams(self) -> int:
+        return self.n_beams // self.n_groups
 
     def validated(self) -> BeamSearch:
         """This, after checking every range. Raises RequestError."""
@@ -48,6 +58,12 @@ class BeamSearch:
         check(-10 <= self.length_penalty <= 10, "length_penalty", "-10..10", self.length_penalty)
         stopping = self.early_stopping
         check(stopping in (True, False, "never"), "early_stopping", "true, false or never", stopping)
+        groups, penalty = self.n_groups, self.diversity_penalty
+        divides = 1 <= groups <= self.n_beams and self.n_beams % groups == 0
+        check(divides, "n_groups", f"a divisor of n_beams, {self.n_beams}", groups)
+        several = groups > 1
+        wanted = "above 0 and at most 1e4 for several groups" if several else "0 for one group"
+        check(0 < penalty <= 1e4 if several else penalty == 0, "diversity_penalty", wanted, penalty)
         return self
 
 
@@ -83,22 +99,21 @@ def beam_search(
         raise RequestError(f"prompt: expected some token ids in 0..{vocab_size - 1}", "prompt")
     places = Places(runner, len(prompt_ids) + search.max_tokens, search.n_beams)
     stops = np.array(sorted(i for i in stop_ids if i < vocab_size), dtype=np.int64)
-    n_prompt, running, done = len(prompt_ids), [Beam(tuple(prompt_ids), 0.0)], Finished(search)
+    running, groups = [Beam(tuple(prompt_ids), 0.0)], [Group(search, stops, [0]) for _ in range(search.n_groups)]
     for length in range(1, search.max_tokens + 1):
         log_p = log_softmax(places.logits(running)[:, :vocab_size])
         totals = log_p + np.array([beam.score for beam in running], np.float32)[:, None]
-        n_kept = max(2, 1 + len(stops)) * search.n_beams  # enough that n_beams go on, whatever finishes
-        candidates = best_of(totals, n_kept)
-        ends = [length == search.max_tokens or bool(np.isin(token, stops)) for _, token, _ in candidates]
-        for (parent, token, total), end in list(zip(candidates, ends, strict=True))[: search.n_beams]:
-            if end:
-                done.add((*running[parent].ids[n_prompt:], token), total)
-        done.close()
-        going_on = [one for one, end in zip(candidates, ends, strict=True) if not end][: search.n_beams]
-        if not going_on or done.enough(going_on[0][2], length):
+        said = np.zeros(vocab_size, np.float32)  # how many beams of the groups before have chosen a token in this step
+        steps: list[tuple[int, int, float]] = []
+        for group in groups:
+            going_on = group.advance(totals, said, running, length)
+            group.members = list(range(len(steps), len(steps) + len(going_on)))
+            steps += going_on
+        if not steps:
             break
-        running = places.follow(running, going_on)
-    return done.found
+        running = places.follow(running, steps)
+    found = [one for group in groups for one in group.done.found]
+    return [Found(one.token_ids[len(prompt_ids) :], one.score) for one in sorted(found, key=lambda one: -one.score)]
 
 
 def beam_completions(
@@ -124,34 +139,67 @@ def completion_of(engine: Engine, prompt_ids: Sequence[int], index: int, token_i
     return Completion("search", index, text, token_ids, (), "stop" if stopped else "length")
 
 
+class Group:
+    """Beams that compete with one another: `members` are their numbers among the running ones, none when it is over."""
+
+    def __init__(self, search: BeamSearch, stops: np.ndarray, members: list[int]):
+        self.search, self.stops, self.members = search, stops, members
+        self.done = Finished(search)
+
+    def advance(
+        self, totals: np.ndarray, said: np.ndarray, running: list[Beam], length: int
+    ) -> list[tuple[int, int, float]]:
+        """The (beam, token, log-probability) steps that go on; what ends is kept as finished.
+
+        totals float32 [beams, V]: log-probability of every running beam with each next token; said float32 [V]: how
+        many beams of the groups before chose a token in this step, to which this group's are added.
+        """
+        if not self.members:
+            return []
+        size, totals = self.search.group_beams, totals[self.members]
+        n_kept = max(2, 1 + len(self.stops)) * size  # enough that `size` go on, whatever finishes
+        going_on: list[tuple[int, int, float]] = []
+        for rank, (row, token, _) in enumerate(best_of(totals - self.search.diversity_penalty * said, n_kept)):
+            parent, total = self.members[row], float(totals[row, token])
+            if not (length == self.search.max_tokens or np.isin(token, self.stops)):
+                going_on.append((parent, token, total))
+            elif rank < size:
+                self.done.add((*running[parent].ids, token), total, length)
+                said[token] += 1
+        self.done.close()
+        going_on = going_on[:size]
+        np.add.at(said, [token for _, token, _ in going_on], 1)
+        return [] if not going_on or self.done.enough(max(going_on, key=lambda one: one[2])[2], length) else going_on
+
+
 class Finished:
-    """The `n_beams` best finished answers so far."""
+    """A group's best finished answers so far, their prompts included."""
 
     def __init__(self, search: BeamSearch):
-        self.search = search
+        self.search, self.size = search, search.group_beams
         self.found: list[Found] = []
         self.new: list[Found] = []
 
     @property
     def full(self) -> bool:
-        return len(self.found) == self.search.n_beams
+        return len(self.found) == self.size
 
-    def add(self, token_ids: tuple[int, ...], total: float) -> None:
+    def add(self, token_ids: tuple[int, ...], total: float, length: int) -> None:
         """An answer that ends in this step; after early stopping's last there are none."""
         if not (self.full and self.search.early_stopping is True):
-            self.new.append(Found(token_ids, total / len(token_ids) ** self.search.length_penalty))
+            self.new.append(Found(token_ids, total / length**self.search.length_penalty))
 
     def close(self) -> None:
         """The step is over: keep the best."""
         both = sorted(self.found + self.new, key=lambda one: -one.score)
-        self.found, self.new = both[: self.search.n_beams], []
+        self.found, self.new = both[: self.size], []
 
     def enough(self, best_running: float, length: int) -> bool:
         """Whether the search may stop, its best running answer having this log-probability at this length."""
         search = self.search
         if not self.full:
             return False
-        if search.early_stopping is True or search.n_beams == 1:  # a single beam is greedy
+        if search.early_stopping is True or self.size == 1:  # a single beam is greedy
             return True
         if search.early_stopping == "never" and search.length_penalty > 0:
             length = search.max_tokens

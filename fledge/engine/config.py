@@ -119,6 +119,10 @@ class GenerateConfig:
     """Of a beam search: an answer's log-probability counts over its length to this power."""
     early_stopping: bool | Literal["never"] = False
     """Of a beam search: true stops at as many finished answers as beams, never when no better one can come."""
+    beam_groups: int = 1
+    """Above 1: diverse beam search, the beams in so many groups whose answers differ."""
+    diversity_penalty: float = 0.0
+    """Of a diverse search: what a token loses for each beam of the groups before that chose it in the same step."""
     penalty_alpha: float = 0.0
     """Above 0: contrastive search among the top_k likeliest tokens, in place of sampling."""
     logprobs: int | None = None

@@ -192,7 +192,12 @@ def test_a_beam_search_prints_the_best_answers_and_their_scores(capfd):
     assert "score" not in greedy
     assert main([*words, "--beams", "2", "--early-stopping", "never", "--length-penalty", "0"]) == 0
     capfd.readouterr()
+    assert main([*words, "--beams", "4", "--beam-groups", "4", "--diversity-penalty", "50", "--n", "4"]) == 0
+    groups = json.loads(capfd.readouterr().out)["choices"]
+    assert len({choice["text"][0] for choice in groups}) == 4 > len({choice["text"][0] for choice in choices})
     for flags, message in (
+        (["--beam-groups", "2"], "beam_groups: expected beams above 1"),
+        (["--beams", "4", "--beam-groups", "3", "--diversity-penalty", "1"], "a divisor of n_beams, 4"),
         (["--beams", "2", "--top-p", "0.5"], "top_p: does not go with a search"),
         (["--beams", "2", "--n", "3"], "n: expected 1..2, the number of beams"),
         (["--penalty-alpha", "0.6", "--top-k", "4"], "expected a model, got a stub"),

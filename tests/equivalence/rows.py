@@ -138,6 +138,19 @@ def recomputed_with_other_dropout(patch: MonkeyPatch, config: PretrainConfig) ->
     return with_train(config, checkpoint_blocks=True)
 
 
+def compiled(patch: MonkeyPatch, config: PretrainConfig) -> PretrainConfig:
+    """Every block by torch's real compiler."""
+    return with_train(config, compile="blocks")
+
+
+def compiled_with_other_dropout(patch: MonkeyPatch, config: PretrainConfig) -> PretrainConfig:
+    """The compiler's own random numbers in place of the plain pass's."""
+    real = torch.compile
+    patch.setattr(torch, "compile", lambda function, backend, options: real(function, backend=backend))
+    torch._dynamo.reset()
+    return compiled(patch, config)
+
+
 def in_chunks(patch: MonkeyPatch, config: PretrainConfig) -> PretrainConfig:
     def chunks(hidden, matrix, targets, weight, bias=None):  # type: ignore[no-untyped-def]
         return fused_cross_entropy_sum(hidden, matrix, targets, weight, bias, chunk_rows=7)
@@ -201,6 +214,10 @@ ROWS = [
     Row(
         "checkpointing", "activations kept, blocks computed again, dropout 0.1", recomputed,
         "another dropout in the second pass", recomputed_with_other_dropout, DROPOUT,
+    ),
+    Row(
+        "compiled", "eager, blocks compiled, dropout 0.1", compiled,
+        "another dropout in the compiled pass", compiled_with_other_dropout, DROPOUT,
     ),
     Row(
         "chunked cross-entropy", "one product for the logits, chunks of seven targets", in_chunks,

@@ -8,6 +8,8 @@ from tests.equivalence.page import COMMAND, PAGE, measured
 from tests.equivalence.rows import ROWS
 from tests.equivalence.runs import Steps, compared, write_text
 
+# torch's own, while it traces; not shown outside of tests
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 SAMPLE = {("accumulate 8", "masked+next"), ("packed", "spans"), ("resume", "causal")}
 GRID = [
     pytest.param(row, objective, id=f"{row.name}-{objective}",

@@ -72,6 +72,54 @@ def test_answers_and_scores_are_those_of_generate(trio):
     assert n_ended  # the control: some answers ended by themselves
 
 
+@torch.no_grad()
+def diverse(model: transformers.PreTrainedModel, search: BeamSearch, eos: int) -> list[tuple[tuple[int, ...], float]]:
+    """Vijayakumar et al.'s search, written plainly: whole forward passes, groups as lists of (answer, total)."""
+    size, vocab = search.n_beams // search.n_groups, model.config.vocab_size
+    groups = [[((), 0.0)] for _ in range(search.n_groups)]
+    ended: list[list[tuple[tuple[int, ...], float]]] = [[] for _ in groups]
+    for length in range(1, search.max_tokens + 1):
+        said = torch.zeros(vocab)
+        for number, group in enumerate(groups):
+            if not group:
+                continue
+            logits = model(torch.tensor([[*PROMPT, *answer] for answer, _ in group])).logits[:, -1]
+            totals = logits.log_softmax(-1) + torch.tensor([[total] for _, total in group])
+            order = (totals - search.diversity_penalty * said).flatten().argsort(descending=True, stable=True)
+            groups[number] = []
+            for rank, place in enumerate(order[: 2 * size].tolist()):
+                row, token = divmod(place, vocab)
+                answer, total = (*group[row][0], token), float(totals[row, token])
+                if token == eos or length == search.max_tokens:
+                    if rank < size:
+                        ended[number].append((answer, total / length**search.length_penalty))
+                        said[token] += 1
+                elif len(groups[number]) < size:
+                    groups[number].append((answer, total))
+            ended[number] = sorted(ended[number], key=lambda one: -one[1])[:size]
+            for answer, _ in groups[number]:
+                said[answer[-1]] += 1
+            full = len(ended[number]) == size
+            best = max((total for _, total in groups[number]), default=0.0) / length**search.length_penalty
+            if full and best <= ended[number][-1][1]:
+                groups[number] = []
+    return sorted(sum(ended, []), key=lambda one: -one[1])
+
+
+@pytest.mark.parametrize(("n_beams", "n_groups", "penalty"), [(4, 2, 0.5), (6, 3, 1.5), (3, 3, 2.0), (4, 4, 100.0)])
+def test_groups_of_a_diverse_search_choose_by_what_the_others_chose(trio, n_beams, n_groups, penalty):
+    theirs, runner, eos = trio
+    search = BeamSearch(n_beams, 12, 0.8, n_groups=n_groups, diversity_penalty=penalty)
+    found = beam_search(runner, PROMPT, search, {eos}, VOCAB)
+    expected = diverse(theirs, search, eos)
+    assert [one.token_ids for one in found] == [answer for answer, _ in expected]
+    assert [one.score for one in found] == pytest.approx([score for _, score in expected], abs=2e-5)
+    plain = beam_search(runner, PROMPT, BeamSearch(n_beams, 12, 0.8), {eos}, VOCAB)
+    assert {one.token_ids for one in found} != {one.token_ids for one in plain}  # the control: the penalty tells
+    if penalty == 100:  # each group of one beam begins otherwise
+        assert len({one.token_ids[0] for one in found}) == n_beams
+
+
 def test_a_search_as_wide_as_the_tree_finds_the_likeliest_answer_and_a_narrow_one_may_not():
     vocab, length, prompt = 6, 4, [1, 2]
     runner = StubRunner(vocab, 64, context_tokens=64)
@@ -102,6 +150,10 @@ def test_what_a_search_cannot_do_is_refused():
         (BeamSearch(2, 100), "at most 64"),
         (BeamSearch(2, 8, early_stopping="maybe"), "true, false or never"),  # type: ignore[arg-type]
         (BeamSearch(2, 8, length_penalty=float("nan")), "length_penalty"),
+        (BeamSearch(4, 8, n_groups=3, diversity_penalty=1.0), "a divisor of n_beams, 4"),
+        (BeamSearch(4, 8, n_groups=2), "above 0"),
+        (BeamSearch(4, 8, n_groups=2, diversity_penalty=float("nan")), "above 0"),
+        (BeamSearch(4, 8, diversity_penalty=1.0), "0 for one group"),
     ):
         with pytest.raises(RequestError, match=says):
             beam_search(runner, [1], search, {2}, 20)

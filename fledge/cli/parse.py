@@ -160,7 +160,7 @@ class Parser:
 
     def known(self, name: str, shown: str) -> str:
         key = key_name(name)
-        key = self.aliases.get(key, key) if key not in self.keys else key
+        key = self.aliases.get(key, key)  # an alias may be called as a group of keys is
         if key in self.keys:
             return key
         group, _, last = key.rpartition(".")

@@ -24,6 +24,7 @@ class Verb:
 
 
 OUT = (("out", "run.dir"),)
+TUNE = ("rank", "alpha", "targets", "rslora", "dora")
 READING = (("text-field", "reading.text_field"), ("max-bad-share", "reading.max_bad_share"), ("html", "reading.html"))
 
 VERBS = (
@@ -173,9 +174,10 @@ VERBS = (
     Verb(
         "show",
         "module tree, parameters, bytes, FLOPs and KV bytes per token, before anything is allocated",
-        "fledge.model.show_config:ShowConfig",
-        "fledge.model.show:show",
+        "fledge.tune.config:ShowTunedConfig",
+        "fledge.tune.show:show",
         ("[path]",),
+        aliases=(("tune", "tune.method"), *((name, f"tune.{name}") for name in TUNE)),
         yaml=False,
     ),
     Verb(
@@ -208,6 +210,15 @@ VERBS = (
         "fledge.recipes.quantize:quantize_model",
         ("model",),
         aliases=(("out", "out"),),
+    ),
+    Verb(
+        "merge",
+        "an adapter into its base's weights: logits compared, refused where they differ",
+        "fledge.tune.config:MergeConfig",
+        "fledge.recipes.merge:merge_adapter",
+        ("base", "adapter"),
+        aliases=(("out", "out"),),
+        yaml=False,
     ),
     Verb(
         "report",

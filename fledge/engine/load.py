@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fledge.engine.config import EngineConfig
@@ -73,7 +72,8 @@ def files_of(model: str) -> list[list[str | int]]:
     """Name, bytes and time of change of every file that a model is read from; none for a stub."""
     if is_stub(model):
         return []
-    from fledge.model.folder import find_model
+    from fledge.tune.load import served_folders
 
-    files = sorted(path for path in Path(find_model(model)).iterdir() if path.suffix in READ and path.is_file())
+    files = [path for folder in served_folders(model) for path in sorted(folder.iterdir())]
+    files = [path for path in files if path.suffix in READ and path.is_file()]
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]

@@ -16,10 +16,10 @@ from fledge.engine.core import Engine
 from fledge.engine.request import Completion, Request, Sampling
 from fledge.engine.runner import Runner, pack_in_place
 from fledge.errors import ConfigError, EngineError
-from fledge.model.folder import find_model, load_model, stop_ids
 from fledge.model.transformer import Transformer
 from fledge.text.chat import ChatRenderer, Message, renderer_for
 from fledge.text.tokenizer import Tokenizer
+from fledge.tune.load import find_served, load_served, served_stop_ids, served_tokenizer
 
 
 class Model:
@@ -41,7 +41,7 @@ class Model:
         """The engine over this model; made at first use."""
         runner = Runner(self.transformer, self.n_slots)
         config = EngineConfig(n_slots=self.n_slots)
-        return Engine(runner, self.tokenizer, config, stop_ids(self.folder, self.tokenizer) | self.ends_of_turn)
+        return Engine(runner, self.tokenizer, config, served_stop_ids(self.folder, self.tokenizer) | self.ends_of_turn)
 
     @property
     def ends_of_turn(self) -> frozenset[int]:
@@ -106,9 +106,9 @@ class Model:
 
 
 def load(folder: str | Path, device: str = "cpu", n_slots: int = 8) -> Model:
-    """The model in `folder` (a model folder or a run folder).
+    """The model in `folder` (a model folder, an adapter folder or a run folder).
 
     Raises CheckpointError or ConfigError if it is missing, damaged, unsafe or of an unknown kind.
     """
-    folder = find_model(folder)
-    return Model(folder, load_model(folder, device), Tokenizer.load(folder), n_slots)
+    folder = find_served(folder)
+    return Model(folder, load_served(folder, device), served_tokenizer(folder), n_slots)

@@ -19,7 +19,6 @@ from fledge.engine.config import CacheDtype, EngineConfig
 from fledge.engine.native import NativeDecoder, why_not
 from fledge.engine.row import Row
 from fledge.errors import CheckpointError, ConfigError
-from fledge.model.folder import find_model, load_model, stop_ids
 from fledge.model.transformer import Transformer, new_cache, window_of
 from fledge.nn.cache import BLOCK_TOKENS
 from fledge.nn.config import Kernelised
@@ -28,6 +27,7 @@ from fledge.nn.native.library import build_in_background
 from fledge.nn.native.linear import NativeLinear, PanelEmbedding, Place, float_linear
 from fledge.nn.quantized import Int4Linear, Int8Linear
 from fledge.text.tokenizer import Tokenizer
+from fledge.tune.load import find_served, load_served, served_stop_ids, served_tokenizer
 
 
 class Runner:
@@ -173,13 +173,13 @@ def tie(model: Transformer) -> None:
 
 
 def load_runner(folder: str | Path, config: EngineConfig | None = None) -> tuple[Runner, Tokenizer, frozenset[int]]:
-    """Runner, tokenizer and stop ids of a model folder (or run folder)."""
+    """Runner, tokenizer and stop ids of a model folder, an adapter folder or a run folder."""
     config = config or EngineConfig()
     if config.threads:
         torch.set_num_threads(config.threads)
     build_in_background()
-    folder = find_model(folder)
-    tokenizer = Tokenizer.load(folder)
-    model = load_model(folder)
+    folder = find_served(folder)
+    tokenizer = served_tokenizer(folder)
+    model = load_served(folder)
     runner = Runner(model, config.n_slots, config.context_tokens, config.cache_tokens, config.cache_dtype)
-    return runner, tokenizer, stop_ids(folder, tokenizer)
+    return runner, tokenizer, served_stop_ids(folder, tokenizer)

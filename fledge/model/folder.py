@@ -49,6 +49,7 @@ from fledge.model.spelling import (
 )
 from fledge.model.transformer import Transformer, build
 from fledge.model.weight_files import INDEX, WEIGHTS, is_pickle, opened, pickled, refuse_pickle
+from fledge.nn.adapter import Adapter
 from fledge.text.chat import ChatRenderer, renderer_for
 from fledge.text.tokenizer import Tokenizer
 
@@ -71,6 +72,11 @@ def find_model(path: str | Path) -> Path:
         remedy = "give the folder that it is in" if path.suffix == ".safetensors" else remedy
         raise CheckpointError(f"{path}: expected a model folder, got a file; {remedy}")
     refuse_pickle(path)
+    if any((folder / "adapter_config.json").is_file() for folder in (path, path / "model")):
+        raise CheckpointError(
+            f"{path}: expected a model folder, got an adapter's, which has no weights of its own; fledge merge BASE "
+            "ADAPTER --out FOLDER makes a model of the two"
+        )
     if (path / WEIGHTS).is_file():
         raise CheckpointError(
             f"{path}: expected config.json beside {WEIGHTS}, found none; weights alone don't say what a model "
@@ -211,6 +217,10 @@ def put_parameter(model: nn.Module, name: str, value: Tensor) -> None:
 def state_in_their_names(model: Transformer, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Every weight under its Hugging Face name and layout, on the CPU; tied weights once. Quantized ones stay so, in
     the parts that compressed-tensors has."""
+    if any(isinstance(part, Adapter) for part in model.modules()):
+        raise ConfigError(
+            "model: expected weights alone, got adapters beside them; merge them, or save an adapter folder"
+        )
     config, ours = unpadded(model.config, {name: p.detach() for name, p in model.named_parameters()})
     state: dict[str, Tensor] = {}
     maps = quantized_maps(model)

@@ -5,6 +5,7 @@ Exact for what tensors hold at once; what the allocator rounds up, and a kernel'
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from fledge.batch import OneDocument, one_document
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig
-from fledge.model.transformer import build
+from fledge.model.transformer import Transformer, build
 from fledge.nn.live_bytes import LiveBytes
 
 MOMENTS = 2  # AdamW keeps two numbers for each weight
@@ -32,15 +33,22 @@ class TrainingMemory:
     peak: int
 
 
-def training_memory(config: ModelConfig, rows: int, row_tokens: int, checkpoint_blocks: bool = False) -> TrainingMemory:
+def training_memory(
+    config: ModelConfig,
+    rows: int,
+    row_tokens: int,
+    checkpoint_blocks: bool = False,
+    change: Callable[[Transformer], Transformer] = lambda model: model,
+) -> TrainingMemory:
     """Memory of one step of AdamW over `rows` documents of `row_tokens` tokens at once (micro_rows), on a CPU.
+    `change`: what is done to the model before it is trained.
 
     Raises ConfigError for a length that the model doesn't take, and for mixtures of experts, whose shapes depend on
     what the router chooses.
     """
     try:
         with FakeTensorMode():
-            return counted(config, rows, row_tokens, checkpoint_blocks)
+            return counted(config, rows, row_tokens, checkpoint_blocks, change)
     except (DataDependentOutputException, DynamicOutputShapeException):
         raise ConfigError(
             "rows: the memory of a mixture of experts depends on which expert each token chooses, so it can't be "
@@ -48,9 +56,15 @@ def training_memory(config: ModelConfig, rows: int, row_tokens: int, checkpoint_
         ) from None
 
 
-def counted(config: ModelConfig, rows: int, row_tokens: int, checkpoint_blocks: bool) -> TrainingMemory:
+def counted(
+    config: ModelConfig,
+    rows: int,
+    row_tokens: int,
+    checkpoint_blocks: bool,
+    change: Callable[[Transformer], Transformer],
+) -> TrainingMemory:
     with LiveBytes() as live:
-        model = build(config, "cpu").train().checkpoint_blocks(checkpoint_blocks)
+        model = change(build(config, "cpu")).train().checkpoint_blocks(checkpoint_blocks)
         weights = live.now
         trained = [p for p in model.parameters() if p.requires_grad]
         moments = [torch.empty_like(p, requires_grad=False) for p in trained for _ in range(MOMENTS)]

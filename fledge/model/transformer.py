@@ -18,6 +18,7 @@ from fledge.device import available_bytes
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig
 from fledge.model.heads import OutputTransform, TaskHead
+from fledge.nn.adapter import Adapter, LowRankEmbedding
 from fledge.nn.attention import Angles, Context
 from fledge.nn.block import Stack, angles_for
 from fledge.nn.cache import BLOCK_TOKENS, KeyValueCache, blocks_of
@@ -55,6 +56,8 @@ class Transformer(nn.Module):
             self.output = Linear(width if config.transform else reads, vocab)
         self.output_bias = nn.Parameter(torch.empty(vocab)) if config.output_bias else None
         self.heads = nn.ModuleDict({head.name: TaskHead(reads, head, config.stack.norm) for head in config.heads})
+        self.embedding_adapter: LowRankEmbedding | None = None  # of tuning, as `output_adapter`
+        self.output_adapter: Adapter | None = None
         self._angles: dict[object, Angles] = {}
 
     def checkpoint_blocks(self, on: bool = True) -> Transformer:
@@ -109,7 +112,10 @@ class Transformer(nn.Module):
 
     def embed(self, tokens: Tokens) -> Tensor:
         """[B, T, E]."""
-        return tokens.embeds if tokens.embeds is not None else self.embedding(tokens.ids)
+        if tokens.embeds is not None:
+            return tokens.embeds
+        rows = self.embedding(tokens.ids)
+        return rows if self.embedding_adapter is None else self.embedding_adapter.looked_up(tokens.ids, rows)
 
     def context(
         self, stack: StackConfig, tokens: Tokens, layout: Layout, cache: KeyValueCache | None = None
@@ -136,7 +142,11 @@ class Transformer(nn.Module):
             logits = self.output(hidden)[..., :n_tokens]
             logits = logits if bias is None else logits + bias
         else:
-            logits = F.linear(hidden, self.output_matrix, bias)
+            matrix = self.output_matrix
+            hidden = hidden if self.output_adapter is None else self.output_adapter.before(hidden)
+            logits = F.linear(hidden, matrix, bias)
+            if self.output_adapter is not None:
+                logits = self.output_adapter(hidden, logits, [matrix], bias)
         if config.logit_softcap is not None:
             logits = torch.tanh(logits / config.logit_softcap) * config.logit_softcap
         return logits
@@ -168,7 +178,8 @@ class Transformer(nn.Module):
         if isinstance(layout, Cached):
             raise TypeError("loss_sum: expected a layout of whole documents, got Cached")
         hidden = self.hidden(tokens, layout, source=source)
-        if self.config.logit_softcap is not None or isinstance(self.output, Int8Linear | Int4Linear):
+        changed = self.config.logit_softcap is not None or self.output_adapter is not None
+        if changed or isinstance(self.output, Int8Linear | Int4Linear):
             return cross_entropy_sum(self.logits(hidden), targets, weight)
         matrix = self.output_matrix
         bias = None if self.output_bias is None else self.output_bias[: matrix.shape[0]]

@@ -13,30 +13,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fledge.nn.adapter import Adapter
 from fledge.nn.native.library import library
 from fledge.nn.native.linear import Parts, float_linear, int4_linear, int8_linear
 from fledge.nn.quantized import Int4Linear, Int8Linear, Quantized, nibbles, side_by_side
 
 
 class Linear(nn.Module):
-    """y = x Wᵀ + b, the weight left as it is allocated (`fledge.model.init` gives it values)."""
+    """y = x Wᵀ + b, the weight left as it is allocated (`fledge.model.init` gives it values). `adapter`: what tuning
+    makes of it (see `fledge.tune`)."""
+
+    adapter: Adapter | None
 
     def __init__(self, inputs: int, outputs: int, bias: bool = False):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+        self.adapter = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        if self.adapter is None:
+            return F.linear(x, self.weight, self.bias)
+        x = self.adapter.before(x)
+        return self.adapter(x, F.linear(x, self.weight, self.bias), [self.weight], self.bias)
 
 
 class Joined(nn.Module):
     """Named linears of one input; the outputs stand side by side: [..., Σ O]. `sizes` are the O's in order. Those in
-    `unbiased` have no bias even where the others do."""
+    `unbiased` have no bias even where the others do. `adapter` changes all of them as one, those of the linears one."""
+
+    adapter: Adapter | None
 
     def __init__(self, inputs: int, outputs: dict[str, int], bias: bool = False, unbiased: tuple[str, ...] = ()):
         super().__init__()
         self.sizes = tuple(outputs.values())
+        self.adapter = None
         for name, size in outputs.items():
             self.add_module(name, Linear(inputs, size, bias and name not in unbiased))
         if len(self.sizes) > 1:
@@ -55,13 +66,35 @@ class Joined(nn.Module):
         """Those that hold a weight in floating point: all of them in a model that is not quantized."""
         return [child for child in self.children() if isinstance(child, Linear)]
 
+    def parts(self) -> dict[str, nn.Module]:
+        """The maps by name, whatever holds their weights."""
+        return {name: child for name, child in self.named_children() if not isinstance(child, Adapter)}
+
     def is_plain(self) -> bool:
-        return all(isinstance(child, Linear) for child in self.children())
+        return all(isinstance(child, Linear) for child in self.parts().values())
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.adapter is None and all(one.adapter is None for one in self.maps()):
+            return self.product(x)
+        x = x if self.adapter is None else self.adapter.before(x)
+        return self.adapted(x, self.product(x))
+
+    def adapted(self, x: Tensor, y: Tensor) -> Tensor:
+        """What the adapters make of the product y [..., Σ O] of x [..., I]."""
+        maps = self.maps()
+        if len(maps) > 1 and any(one.adapter is not None for one in maps):  # a single map has seen to its own
+            pieces = [
+                part if one.adapter is None else one.adapter(x, part, [one.weight], one.bias)
+                for one, part in zip(maps, y.split(self.sizes, -1), strict=True)
+            ]
+            y = torch.cat(pieces, -1)
+        return y if self.adapter is None else self.adapter(x, y, [one.weight for one in maps], joined_bias(maps))
+
+    def product(self, x: Tensor) -> Tensor:
+        """What the maps give by themselves."""
         maps = self.maps()
         if not self.is_plain():
-            return torch.cat([child(x) for child in self.children()], -1)
+            return torch.cat([child(x) for child in self.parts().values()], -1)
         if len(maps) == 1:
             return maps[0](x)
         weights: list[Tensor] = [one.weight for one in maps]
@@ -204,6 +237,7 @@ class PackedLinear(nn.Module):
 def pack(module: Linear | Joined | Quantized, compiled: bool = True) -> nn.Module:
     """The packed inference copy of a linear map or a Joined: panels of the compiled kernels where there are any for it,
     and, of quantized maps, `compiled` allows it. A Joined of maps that are not alike stays as it is."""
+    assert not any(isinstance(part, Adapter) for part in module.modules()), "adapters are merged before packing"
     if isinstance(module, Int8Linear | Int4Linear):
         return pack_quantized([module], compiled) or module
     if isinstance(module, Joined) and not module.is_plain():

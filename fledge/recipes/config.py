@@ -12,6 +12,7 @@ from fledge.errors import ConfigError
 from fledge.model.config import ShapeConfig
 from fledge.text.config import ChatConfig, ReadingConfig
 from fledge.train.config import RunConfig, TrainConfig
+from fledge.tune.config import TuneConfig
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,7 @@ class SftConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
 
 
 @dataclass(frozen=True)

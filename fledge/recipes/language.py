@@ -4,7 +4,7 @@ mixtures of experts."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -29,6 +29,10 @@ class BatchSource(Protocol):
     def batch(self, index: int) -> Batch: ...
 
 
+def whole_folder(model: Transformer, folder: Path, tokenizer: Tokenizer) -> None:
+    save_model(model, folder, tokenizer, card=False)
+
+
 @dataclass
 class LanguageRecipe:
     """Train `model` on `source`; validate on `held_out` batches (a sequence made as it is read), or on those of each of
@@ -43,6 +47,10 @@ class LanguageRecipe:
     sources: tuple[HeldOut, ...] = ()
     plan: Sequence[SourcePlan] = ()
     totals: Totals = added_up
+    writes: Callable[[Transformer, Path, Tokenizer], None] = whole_folder
+    """How the model is written: whole, or what was trained beside a base."""
+    kind: str = "model"
+    """Of what is written, for its card."""
 
     def batch(self, index: int) -> Batch:
         return self.source.batch(index)
@@ -78,7 +86,7 @@ class LanguageRecipe:
         return [float(total), float(batch.weight.sum())]
 
     def save(self, folder: Path) -> None:
-        save_model(self.model, folder, self.tokenizer, card=False)
+        self.writes(self.model, folder, self.tokenizer)
 
     def describe(self, folder: Path) -> None:
         save_description(self.model.config, self.model.embedding.weight.dtype, folder, self.tokenizer)

@@ -53,7 +53,7 @@ def write_model_card(scratch: Path, run: Run, result: dict[str, Any]) -> None:
     facts = {"steps": result["steps"], "data_digest": recipe.data_digest, "config": to_dict(run.config),
              "result": result, "machine": devices.facts(run.device)}  # fmt: skip
     shape = config_json(recipe.model.config, recipe.model.embedding.weight.dtype)
-    lineage.write_card(scratch, "model", parents, shape, json_safe(facts))
+    lineage.write_card(scratch, getattr(recipe, "kind", "model"), parents, shape, json_safe(facts))
 
 
 def mend(folder: Path) -> None:

@@ -11,6 +11,7 @@ from fledge.model.transformer import Transformer
 from fledge.recipes.config import SampleConfig
 from fledge.text.tokenizer import Tokenizer
 from fledge.train.recipe import Hook, Recipe
+from fledge.tune.merge import merged
 
 SAMPLE_SEED = 1
 
@@ -21,7 +22,7 @@ def sample_text(model: Transformer, tokenizer: Tokenizer, prompt_ids: list[int],
     if room < 1:
         return ""
     n_tokens = min(config.max_tokens, room)
-    engine = Engine(Runner(copied(model), 1, len(prompt_ids) + n_tokens), tokenizer, EngineConfig(n_slots=1))
+    engine = Engine(Runner(merged(copied(model)), 1, len(prompt_ids) + n_tokens), tokenizer, EngineConfig(n_slots=1))
     sampling = Sampling(max_tokens=n_tokens, temperature=config.temperature, seed=SAMPLE_SEED)
     return engine.complete([Request("sample", tuple(prompt_ids), sampling)])[0].text
 

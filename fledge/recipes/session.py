@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fledge import device as devices
 from fledge import lineage
 from fledge.config import to_dict
@@ -34,12 +36,14 @@ def run_recipe(
     make_hooks: Callable[[Recipe, RunLog], Sequence[Hook]],
     data_digest: str,
     group: Group = ALONE,
+    read: Callable[[Path, torch.device], Transformer] | None = None,
 ) -> dict[str, Any]:
     """Train in `config.run.dir`, which the caller has locked (`in_run_folder`), going on from its newest valid
     checkpoint, and publish `model/`.
 
     `make_recipe(load)` builds the recipe; `load` gives the checkpointed model when there is one, which must be of
-    `model_config`. A run that is finished under the same config is not repeated: its result is given back.
+    `model_config`; `read` reads one that is no model folder. A run that is finished under the same config is not
+    repeated: its result is given back.
     """
     folder, settings = Path(config.run.dir), config.train
     group.once(lambda: mend(folder))
@@ -58,6 +62,8 @@ def run_recipe(
         checkpoint = loaded
 
         def load() -> Transformer:
+            if read is not None:
+                return read(checkpoint, device.device)
             # several processes read their parts once the model is shared out
             model = load_model(checkpoint, device.device) if group.alone else build(read_config(checkpoint)[1])
             return same_model(model, model_config, folder)

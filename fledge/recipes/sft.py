@@ -1,11 +1,14 @@
-"""`fledge sft`: instruction tuning, loss on the assistant's tokens only."""
+"""`fledge sft`: instruction tuning, loss on the assistant's tokens only; of all weights, or of an adapter's."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from fledge.batch import Batch
 from fledge.data.batches import ChatBatches
@@ -23,6 +26,10 @@ from fledge.recipes.session import in_run_folder, run_recipe
 from fledge.text.chat import ChatRenderer, Message, read_conversations, render_all, renderer_for, with_format
 from fledge.text.tokenizer import Tokenizer
 from fledge.train.recipe import Hook, Recipe
+from fledge.tune.attach import trained_parameters, tune
+from fledge.tune.config import TuneConfig
+from fledge.tune.folder import read_stored, save_adapter
+from fledge.tune.tensors import fill
 
 
 class HeldOutChats(Sequence[Batch]):
@@ -40,7 +47,8 @@ class HeldOutChats(Sequence[Batch]):
 
 
 def sft(config: SftConfig) -> dict[str, Any]:
-    """Tune, or go on tuning, and publish `run.dir`/model. Gives the same figures as `pretrain`."""
+    """Tune, or go on tuning, and publish `run.dir`/model: a model, or by tune.method an adapter folder. Gives the
+    same figures as `pretrain`."""
     if not config.model.path:
         raise ConfigError("model.path: expected a model folder; set model.path=…")
     if not config.data.path:
@@ -58,8 +66,11 @@ def sft(config: SftConfig) -> dict[str, Any]:
     row_tokens = row_tokens_of(config.train, base_config.context_tokens)
     digest = data_digest(config, base, tokenizer)
 
+    adapter = None if config.tune.method == "full" else Tuned(config.tune, base, config.train.seed)
+
     def make_recipe(load: Callable[[], Transformer] | None) -> LanguageRecipe:
-        model = with_dropout(load() if load else load_model(base), 0.0, config.train.dropout)
+        fresh = load_model if adapter is None else adapter.begin
+        model = with_dropout(load() if load else fresh(base), 0.0, config.train.dropout)
         pad = tokenizer.pad_id or 0
         rendered = render_all(renderer, training, config.data.path)
         source = ChatBatches(rendered, row_tokens, config.train.rows, config.train.seed, pad)
@@ -69,7 +80,12 @@ def sft(config: SftConfig) -> dict[str, Any]:
             f"{len(training):,} conversations in about {source.rows_per_epoch:,} rows an epoch "
             f"({source.n_cut} cut to {row_tokens + 1} tokens, {source.n_left_out} left out), {len(held_out):,} held out"
         )
-        return LanguageRecipe(model, tokenizer, source, HeldOutChats(checks), digest, {"base": artefact_digest(base)})
+        parents = {"base": artefact_digest(base)}
+        recipe = LanguageRecipe(model, tokenizer, source, HeldOutChats(checks), digest, parents)
+        if adapter is None:
+            return recipe
+        say(f"{config.tune.method}: {trained_parameters(model):,} parameters are trained beside the base's")
+        return replace(recipe, writes=adapter.write, kind="adapter")
 
     def make_hooks(recipe: Recipe, log: RunLog) -> Sequence[Hook]:
         if not config.train.sample_every_steps:
@@ -78,7 +94,30 @@ def sft(config: SftConfig) -> dict[str, Any]:
         return [sample_hook(recipe, tokenizer, ids, config.sample, log, config.train.sample_every_steps)]
 
     with in_run_folder(config) as group:
-        return run_recipe(config, base_config, make_recipe, make_hooks, digest, group)
+        if adapter is not None and not group.alone:
+            raise ConfigError(f"tune.method: expected full on several processes, got {config.tune.method}; use one")
+        read = None if adapter is None else adapter.go_on
+        return run_recipe(config, base_config, make_recipe, make_hooks, digest, group, read)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """An adapter beside a base: begun, gone on with from a checkpoint, written."""
+
+    config: TuneConfig
+    base: Path
+    seed: int
+
+    def begin(self, folder: Path) -> Transformer:
+        return tune(load_model(folder), self.config, self.seed)
+
+    def go_on(self, checkpoint: Path, device: torch.device) -> Transformer:
+        """The base with the adapters that the config asks for, their values from a checkpoint."""
+        model = tune(load_model(self.base, device), self.config, self.seed)
+        return fill(model, read_stored(checkpoint))
+
+    def write(self, model: Transformer, folder: Path, tokenizer: Tokenizer) -> None:
+        save_adapter(model, folder, self.config, self.base.resolve(), tokenizer)
 
 
 def prompt_ids(renderer: ChatRenderer, question: str) -> list[int]:

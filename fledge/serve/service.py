@@ -71,6 +71,10 @@ def model_folder(path: str) -> Path:
     for folder in (Path(path), Path(path) / "model"):
         if (folder / "config.json").is_file():
             return folder
+        if (folder / "adapter_config.json").is_file():
+            raise CheckpointError(
+                f"{path}: expected a model folder, got an adapter's; fledge merge BASE ADAPTER --out FOLDER makes one"
+            )
     raise CheckpointError(f"{path}: expected a model folder with config.json, found none; check the path")
 
 

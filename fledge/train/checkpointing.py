@@ -142,7 +142,7 @@ def swap_in(scratch: Path, target: Path) -> None:
 
 def check_finite(folder: Path) -> None:
     """Raise NonFiniteError if a written weight is NaN or infinite."""
-    for path in folder.glob("model*.safetensors"):
+    for path in folder.glob("*model*.safetensors"):
         with SafetensorsFile(path) as file:
             for names in together({name: entry.n_bytes for name, entry in file.entries.items()}):
                 refuse_non_finite({name: file.read(name) for name in names})

@@ -23,6 +23,7 @@ from fledge.device import Device
 from fledge.errors import DataError, FledgeError, Interrupted, NonFiniteError, SpikeError
 from fledge.log import Progress, RunLog, say, warn
 from fledge.model.count import flops_per_token
+from fledge.nn.adapter import Adapter
 from fledge.optim.schedule import rate_share
 from fledge.train import checkpointing
 from fledge.train.checkpointing import State
@@ -242,6 +243,7 @@ class Loop:
         rows = self.parallel.rows(n_rows)
         micro_rows = int(self.config.micro_rows or len(rows))  # auto was resolved before the run began
         dropped = self.config.dropout.any or any(stack.dropout for stack in self.model.config.stacks.values())
+        dropped = dropped or any(isinstance(part, Adapter) and part.dropout for part in self.model.modules())
         totals: dict[str, float] = {}
         coefficients: dict[str, float] = {}
 

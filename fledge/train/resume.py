@@ -48,7 +48,7 @@ def changes(before: dict[str, Any], now: dict[str, Any], processes: tuple[int, i
     found = changed_keys(before, now)
     old, new = (micro_rows(config, n) for config, n in zip((before, now), processes, strict=True))
     kinds = now.get("train", {}).get("dropout", {})
-    if now.get("model", {}).get("dropout") or any(kinds.values()):
+    if any(now.get(group, {}).get("dropout") for group in ("model", "tune")) or any(kinds.values()):
         if old != new and new != "auto":
             found.append(f"train.micro_rows: was {old}, is {new} (dropout is drawn by micro-batch)")
         was, is_now = (config["train"].get("parallel", {}).get("pipe", 1) for config in (before, now))

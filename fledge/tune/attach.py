@@ -1,0 +1,142 @@
+"""Adapters on a built model: put there, filled, looked up. The base's weights and names stay as they are, frozen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from fledge.errors import ConfigError
+from fledge.model.transformer import Transformer
+from fledge.nn.adapter import Adapter, LowRank, LowRankEmbedding, Scale
+from fledge.nn.linear import Joined, Linear
+from fledge.nn.quantized import Int4Linear, Int8Linear
+from fledge.tune.config import TuneConfig, by_pattern
+from fledge.tune.sites import EMBEDDING, OUTPUT, Place, Site, chosen, sites
+
+ATTRIBUTES = {EMBEDDING: "embedding_adapter", OUTPUT: "output_adapter"}
+
+
+def tune(model: Transformer, config: TuneConfig, seed: int = 0) -> Transformer:
+    """`model`, frozen, with the adapters of `config` beside its maps, at first changing nothing: its logits are the
+    same bits. Method full leaves it as it is. Raises ConfigError for targets that a model doesn't have."""
+    if config.method == "full":
+        return model
+    scales: dict[str, float] = {}
+    for place in chosen(freeze(model), config):
+        with torch.device("meta"):  # `put` gives it memory where the map has its own
+            adapter = made(place, config)
+        scale = getattr(adapter, "scale", 1.0)
+        if scales.setdefault(place.site.name, scale) != scale:
+            raise ConfigError(
+                f"tune.alpha_pattern: expected one scale for the maps that are {place.site.name} in transformers, got "
+                f"{scales[place.site.name]:g} and {scale:g}; give them the same alpha and rank"
+            )
+        put(model, place, adapter)
+    return initialise(model, seed)
+
+
+def freeze(model: Transformer) -> dict[str, Site]:
+    """The places of a model none of whose weights are trained from now on. Raises ConfigError for one that has
+    adapters, or weights without a gradient."""
+    if adapted(model):
+        raise ConfigError("tune: expected a model without adapters, got one that has some; merge them first")
+    if any(isinstance(part, Int8Linear | Int4Linear) for part in model.modules()):
+        raise ConfigError("tune: expected weights in floating point, got quantized ones; tune the original")
+    model.requires_grad_(False)
+    return sites(model)
+
+
+def made(place: Place, config: TuneConfig) -> Adapter:
+    """The adapter of a place, without values. Raises ConfigError for one that a place can't have."""
+    site = place.site
+    if config.method == "ia3":
+        return scale_at(place)
+    rank = int(by_pattern(dict(config.rank_pattern), place.names, config.rank))
+    scale = config.scale(rank, by_pattern(config.alpha_pattern, place.names, config.alpha))
+    if site.kind != "embedding":
+        return LowRank(site.inputs, place.outputs, rank, scale, config.dropout, config.dora)
+    if config.dora:
+        raise ConfigError(
+            f"tune.dora: expected linear maps, got {site.name}, an embedding; leave it out of tune.targets"
+        )
+    return LowRankEmbedding(site.inputs, site.outputs, rank, scale)
+
+
+def scale_at(place: Place, feeds_forward: bool | None = None) -> Scale:
+    """(IA)^3 of a place: of what comes out of attention's keys and values, of what goes into a feed-forward's last map
+    (or where `feeds_forward` says so)."""
+    site = place.site
+    if site.kind == "embedding":
+        raise ConfigError(f"tune.targets: expected linear maps for ia3, got {site.name}, an embedding; leave it out")
+    inward = place.path.endswith("ffn.down") if feeds_forward is None else feeds_forward
+    return Scale(site.inputs, "in") if inward else Scale(place.outputs, "out")
+
+
+def put(model: Transformer, place: Place, adapter: Adapter) -> None:
+    """Stand an adapter beside its map, on the same device and of the same type. Raises ConfigError where the input of
+    one of several maps would change, which is one for all."""
+    target = model.embedding if place.site.kind != "linear" else model.get_submodule(place.path)
+    parent = model.get_submodule(place.path.rpartition(".")[0]) if place.site.kind == "linear" else model
+    if isinstance(adapter, Scale) and adapter.side == "in" and isinstance(parent, Joined):
+        raise ConfigError(f"tune.targets: expected a map with an input of its own, got {place.path}; leave it out")
+    weight = next(target.parameters())
+    for name, shape in [(name, parameter.shape) for name, parameter in adapter.named_parameters()]:
+        setattr(adapter, name, nn.Parameter(torch.empty(shape, device=weight.device, dtype=weight.dtype)))
+    adapter.train(model.training)
+    setattr(*((model, ATTRIBUTES[place.path]) if place.path in ATTRIBUTES else (target, "adapter")), adapter)
+
+
+@torch.no_grad()
+def initialise(model: Transformer, seed: int) -> Transformer:
+    """LoRA's A as `nn.Linear` draws weights (Kaiming-uniform with a = √5) and B zero; of an embedding A zero and B from
+    a normal distribution; DoRA's lengths those of the rows; (IA)^3's scales one. As PEFT begins."""
+    generator = torch.Generator().manual_seed(seed)
+    for place, adapter in adapters(model):
+        if isinstance(adapter, Scale):
+            adapter.vector.fill_(1.0)
+        elif not adapter.down.is_meta:
+            is_table = isinstance(adapter, LowRankEmbedding)
+            drawn = torch.empty((adapter.up if is_table else adapter.down).shape)
+            bound = 1 / math.sqrt(drawn.shape[1])
+            drawn = (
+                drawn.normal_(generator=generator) if is_table else drawn.uniform_(-bound, bound, generator=generator)
+            )
+            adapter.up.copy_(drawn) if is_table else adapter.up.zero_()
+            adapter.down.zero_() if is_table else adapter.down.copy_(drawn)
+            if isinstance(adapter, LowRank) and adapter.magnitude is not None:
+                adapter.magnitude.copy_(adapter.lengths(weight_at(model, place)))
+    return model
+
+
+def weight_at(model: Transformer, place: Place) -> torch.Tensor:
+    """The base's weight [O, I] of a place, in our order of rows."""
+    if place.site.kind == "embedding":
+        return model.embedding.weight
+    if place.site.kind == "output":
+        return model.output_matrix
+    target = model.get_submodule(place.path)
+    maps = target.maps() if isinstance(target, Joined) else [target]
+    return torch.cat([one.weight for one in maps if isinstance(one, Linear)])
+
+
+def adapters(model: Transformer) -> Iterator[tuple[Place, LowRank | LowRankEmbedding | Scale]]:
+    """Every adapter of a model with its place, in the model's order."""
+    for site in sites(model).values():
+        for path in dict.fromkeys((site.path, *site.parts)):
+            owner, name = (model, ATTRIBUTES[path]) if path in ATTRIBUTES else (model.get_submodule(path), "adapter")
+            adapter = getattr(owner, name, None)
+            if adapter is not None:
+                yield Place(site, path), adapter
+
+
+def adapted(model: nn.Module) -> bool:
+    """Whether a model has adapters."""
+    return any(isinstance(part, Adapter) for part in model.modules())
+
+
+def trained_parameters(model: nn.Module) -> int:
+    """How many numbers training moves."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

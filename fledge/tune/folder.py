@@ -1,0 +1,198 @@
+"""Adapter folders as PEFT has them, in and out: adapter_config.json and adapter_model.safetensors."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fledge.errors import CheckpointError
+from fledge.lineage import read_card, sha256_file
+from fledge.model.folder import chat_renderer, find_model, write_json
+from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
+from fledge.model.transformer import Transformer
+from fledge.model.weight_files import check_link, pickled, refuse_pickle
+from fledge.nn.adapter import LowRank, Scale
+from fledge.text.tokenizer import Tokenizer
+from fledge.tune.attach import adapters, freeze, made, put, scale_at, weight_at
+from fledge.tune.config import TuneConfig
+from fledge.tune.peft_config import CONFIG, base_of, peft_config, read_peft_config, tune_config_of
+from fledge.tune.sites import Place, Site, ends_of, sites
+from fledge.tune.tensors import COPY, Stored, fill, in_modules, named, stored
+
+WEIGHTS = "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"
+DIGEST = "base_digest"
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether a folder is an adapter's, or the run of one."""
+    return adapter_folder(path) is not None
+
+
+def adapter_folder(path: str | Path) -> Path | None:
+    """The adapter's folder at `path`: itself, or the `model/` of a run folder; None if there is none."""
+    candidates = (Path(path), Path(path) / "model")
+    return next((c for c in candidates if (c / CONFIG).is_file() and not (c / "config.json").is_file()), None)
+
+
+def load_adapter(model: Transformer, path: str | Path, base: Path | None = None) -> Transformer:
+    """`model`, frozen, with the adapters of a folder beside its maps.
+
+    Raises ConfigError for a config that asks for what is not computed here, and CheckpointError for weights that are
+    missing, damaged, unsafe or don't fit the model, or that were trained beside other weights than those of `base`.
+    """
+    folder = adapter_folder(path)
+    if folder is None:
+        if Path(path).is_dir():
+            refuse_pickle(Path(path))
+        raise CheckpointError(f"{path}: expected an adapter folder with {CONFIG}, found none; check the path")
+    raw = read_peft_config(folder)
+    tensors, metadata = read_tensors(folder)
+    if base is not None and metadata.get(DIGEST) not in (None, base_digest(base)):
+        raise CheckpointError(
+            f"{folder}: expected the base with digest {str(metadata[DIGEST])[:12]}…, got {base_digest(base)[:12]}… in "
+            f"{base}: the adapter was trained beside other weights; give it those"
+        )
+    return attach(model, in_modules(tensors), tune_config_of(raw))
+
+
+def read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a folder's file. Raises CheckpointError."""
+    path = folder / WEIGHTS
+    if not path.exists() and (folder / PICKLE).exists():
+        raise pickled(folder / PICKLE)
+    check_link(path)
+    with SafetensorsFile(path) as file:
+        return {name: file.read(name) for name in file.entries}, dict(file.metadata or {})
+
+
+def read_stored(folder: Path) -> dict[str, Stored]:
+    """The adapters of a folder by module, to fill equal ones with. Raises CheckpointError."""
+    return {name: Stored(tensors) for name, tensors in in_modules(read_tensors(folder)[0]).items()}
+
+
+def attach(model: Transformer, found: dict[str, dict[str, Tensor]], config: TuneConfig) -> Transformer:
+    """Stand the adapters of a file beside a model's maps, and fill them."""
+    known, values = freeze(model), {}
+    for name, tensors in found.items():
+        site = site_named(known, name)
+        place = Place(site, site.path)
+        check_copy(model, place, tensors.pop(COPY, None))
+        if "ia3_l" in tensors:
+            if config.method != "ia3":
+                raise CheckpointError(f"adapter: {name}: expected LoRA by {CONFIG}, got (IA)^3")
+            put(model, place, scale_at(place, is_inward(site, tensors["ia3_l"])))
+        elif config.method == "ia3":
+            raise CheckpointError(f"adapter: {name}: expected (IA)^3 by {CONFIG}, got LoRA")
+        else:
+            put(model, place, made(place, config))
+        if site.name in values:
+            raise CheckpointError(f"adapter: {name[:80]!r}: expected one adapter of {site.name}, got two")
+        values[site.name] = Stored(tensors)
+    return fill(model, values).requires_grad_(False)
+
+
+def is_inward(site: Site, vector: Tensor) -> bool:
+    """Whether a vector of (IA)^3 scales what a module reads: a row [1, I], where the other is a column [O, 1]."""
+    return vector.dim() == 2 and vector.shape[0] == 1 and not (site.outputs == 1 and vector.shape[1] == 1)
+
+
+def check_copy(model: Transformer, place: Place, copy: Tensor | None) -> None:
+    """Raises CheckpointError for the base's own weight in an adapter's file, which PEFT writes of embeddings, unless it
+    is what the base has."""
+    if copy is None:
+        return
+    own = weight_at(model, place)[: place.site.outputs if place.site.kind == "output" else place.site.inputs]
+    if own.shape != copy.shape or not torch.equal(own, copy.to(own)):
+        raise CheckpointError(
+            f"adapter: {place.site.name}.{COPY}: expected the base's own weight, got another: a vocabulary that grew, "
+            "or was trained, is not read"
+        )
+
+
+def site_named(known: dict[str, Site], name: str) -> Site:
+    """The place that a file calls `name`, with or without what stands before it. Raises CheckpointError."""
+    if name in known:
+        return known[name]
+    alike = [site for own, site in known.items() if own.endswith(f".{name}")]
+    if len(alike) != 1:
+        some = ", ".join(sorted({own.rpartition(".")[2] for own in known}))
+        raise CheckpointError(f"adapter: expected modules of the base, got {name[:80]!r}; there are {some}")
+    return alike[0]
+
+
+def save_adapter(
+    model: Transformer, folder: str | Path, config: TuneConfig, base: Path, tokenizer: Tokenizer | None = None
+) -> None:
+    """Write a model's adapters into a folder, with tokenizer and chat template where there are any, and no card."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = stored(model)
+    write_json(folder / CONFIG, described(model, found, config, base))
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in named(found).items()}
+    write_safetensors(folder / WEIGHTS, tensors, {DIGEST: base_digest(base)})
+    if tokenizer is not None:
+        tokenizer.save(folder)
+        renderer = chat_renderer(tokenizer)
+        if renderer is not None:
+            (folder / "chat_template.jinja").write_text(renderer.template(), encoding="utf-8")
+
+
+def described(model: Transformer, found: dict[str, Stored], config: TuneConfig, base: Path) -> dict[str, Any]:
+    """adapter_config.json of a model's adapters."""
+    known, names = sites(model), set(found)
+    more: dict[str, Any] = {
+        "target_modules": list(ends_of(names, known)),
+        "fan_in_fan_out": any(known[name].lies_transposed for name in names),
+    }
+    own = list(adapters(model))
+    if any(isinstance(adapter, Scale) for _, adapter in own):
+        inward = {place.site.name for place, one in own if isinstance(one, Scale) and one.side == "in"}
+        return peft_config(
+            "IA3", str(base), model.config, {**more, "feedforward_modules": list(ends_of(inward, known))}
+        )
+    alphas = {name: alpha_of(one, config.rslora) for name, one in found.items()}
+    first = next(iter(found.values()))
+    rank, alpha = first.rank, alphas[next(iter(found))]
+    more |= {
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": config.dropout,
+        "bias": "none",
+        "use_rslora": config.rslora,
+        "use_dora": any(isinstance(one, LowRank) and one.magnitude is not None for _, one in own),
+        "init_lora_weights": True,
+        "rank_pattern": {name: one.rank for name, one in found.items() if one.rank != rank},
+        "alpha_pattern": {name: one for name, one in alphas.items() if one != alpha},
+    }
+    return peft_config("LORA", str(base), model.config, more)
+
+
+def alpha_of(one: Stored, rslora: bool) -> float | int:
+    """PEFT's alpha of an update: a whole number where it is one."""
+    alpha = one.scale * (math.sqrt(one.rank) if rslora else one.rank)
+    return round(alpha) if abs(alpha - round(alpha)) < 1e-9 * abs(alpha) else alpha
+
+
+def base_digest(base: Path) -> str:
+    """Digest of a base's config.json and weights; of files that its card knows, as the card has them."""
+    try:
+        known = read_card(base)["files"]
+    except CheckpointError:
+        known = {}
+    digest = hashlib.sha256()
+    for path in (base / "config.json", *sorted(base.glob("*.safetensors"))):
+        digest.update(str(known.get(path.name) or sha256_file(path)).encode())
+    return digest.hexdigest()
+
+
+def base_folder(path: str | Path) -> Path:
+    """The model folder beside whose weights an adapter was trained. Raises CheckpointError if it isn't here."""
+    folder = adapter_folder(path)
+    assert folder is not None
+    return find_model(base_of(read_peft_config(folder), folder))

@@ -1,0 +1,118 @@
+"""adapter_config.json: what PEFT says of an adapter, read strictly, and written."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from fledge.config import read_json
+from fledge.errors import CheckpointError, ConfigError
+from fledge.model.config import ModelConfig
+from fledge.tune.config import MAX_RANK, MAX_TARGETS, TuneConfig, check_pattern
+
+CONFIG = "adapter_config.json"
+MAX_BYTES = 2 << 20
+READ = {
+    "peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias",
+    "init_lora_weights", "base_model_name_or_path", "target_modules", "feedforward_modules",
+}  # fmt: skip
+IGNORED = {
+    "task_type", "inference_mode", "auto_mapping", "revision", "peft_version", "exclude_modules", "layers_to_transform",
+    "layers_pattern", "fan_in_fan_out", "megatron_core", "eva_config", "qalora_group_size",
+    "init_ia3_weights", "runtime_config",
+}  # fmt: skip
+INITS = (True, False, None, "gaussian", "orthogonal", "eva")
+
+
+def read_peft_config(folder: Path) -> dict[str, Any]:
+    """What a folder's adapter_config.json says. Raises ConfigError for what is not computed here: a key that is not
+    known and says something changes how an adapter is computed, or may."""
+    raw = read_json(folder / CONFIG, MAX_BYTES, unique=True)
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{CONFIG}: expected a mapping, got {type(raw).__name__}; download it again")
+    if raw.get("peft_type") not in ("LORA", "IA3"):
+        raise ConfigError(f"{CONFIG}: peft_type: expected LORA or IA3, got {str(raw.get('peft_type'))[:40]!r}")
+    if raw.get("bias", "none") != "none":
+        raise ConfigError(f"{CONFIG}: bias: expected none, got {str(raw['bias'])[:40]!r}: trained biases are not read")
+    if raw.get("init_lora_weights", True) not in INITS:
+        raise ConfigError(
+            f"{CONFIG}: init_lora_weights: expected one that leaves the base as it is, got "
+            f"{str(raw['init_lora_weights'])[:40]!r}; save the adapter converted to plain LoRA"
+        )
+    for key, value in raw.items():
+        if key not in READ and key not in IGNORED and value not in (None, False, [], {}, ""):
+            raise ConfigError(
+                f"{CONFIG}: {key[:40]!r}: {str(value)[:40]!r} is not known here, and may change the answers"
+            )
+    return raw
+
+
+def tune_config_of(raw: dict[str, Any]) -> TuneConfig:
+    """The method of an adapter_config.json; which modules, its tensors say. Raises ConfigError."""
+    if raw["peft_type"] == "IA3":
+        return TuneConfig("ia3")
+    ranks = pattern_of(raw, "rank_pattern")
+    if not all(isinstance(rank, int) for rank in ranks.values()):
+        raise ConfigError(f"{CONFIG}: rank_pattern: expected whole numbers, got {str(ranks)[:60]}")
+    for key in ("use_rslora", "use_dora"):
+        if raw.get(key) not in (None, True, False):
+            raise ConfigError(f"{CONFIG}: {key}: expected true or false, got {str(raw[key])[:40]!r}")
+    rank = number_of(raw, "r", 8)
+    if rank != int(rank) or not 1 <= rank <= MAX_RANK:
+        raise ConfigError(f"{CONFIG}: r: expected 1 to {MAX_RANK}, got {rank}")
+    return TuneConfig(
+        "lora", int(rank), number_of(raw, "lora_alpha", 8.0), rank_pattern={k: int(v) for k, v in ranks.items()},
+        alpha_pattern=pattern_of(raw, "alpha_pattern"), rslora=bool(raw.get("use_rslora")),
+        dora=bool(raw.get("use_dora")),
+    )  # fmt: skip
+
+
+def number_of(raw: dict[str, Any], key: str, default: float) -> float:
+    value = raw.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30 or math.isnan(value):
+        raise ConfigError(f"{CONFIG}: {key}: expected a number, got {str(value)[:40]!r}")
+    return float(value)
+
+
+def pattern_of(raw: dict[str, Any], key: str) -> dict[str, float]:
+    """Names of modules, or expressions, with numbers. Raises ConfigError."""
+    found = raw.get(key) or {}
+    if not isinstance(found, dict) or len(found) > MAX_TARGETS:
+        raise ConfigError(f"{CONFIG}: {key}: expected a mapping of at most {MAX_TARGETS} modules")
+    for name in found:
+        check_pattern(name, f"{CONFIG}: {key}")
+    return {name: value if isinstance(value, int) else number_of(found, name, 0) for name, value in found.items()}
+
+
+def base_of(raw: dict[str, Any], folder: Path) -> Path:
+    """The folder of the base that an adapter names, as it is or seen from the adapter's own. Raises CheckpointError if
+    there is none: nothing is downloaded."""
+    name = raw.get("base_model_name_or_path")
+    if isinstance(name, str) and name and "\0" not in name and len(name) < 4096:
+        for candidate in (Path(name), folder / name):
+            if candidate.is_dir():
+                return candidate
+    raise CheckpointError(
+        f"{folder / CONFIG}: expected base_model_name_or_path to be a folder here, got {str(name)[:80]!r}; put the "
+        "base there, or name it: fledge merge BASE ADAPTER --out FOLDER"
+    )
+
+
+def task_type_of(config: ModelConfig) -> str | None:
+    """PEFT's word for the class of a model; only for those whose word adds no modules to save."""
+    if not config.lm or config.heads or config.decoder is None:
+        return None
+    return "CAUSAL_LM" if config.encoder is None else "SEQ_2_SEQ_LM"
+
+
+def peft_config(kind: str, base: str, config: ModelConfig, more: dict[str, Any]) -> dict[str, Any]:
+    """What stands in adapter_config.json."""
+    return {
+        "peft_type": kind,
+        "task_type": task_type_of(config),
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "modules_to_save": None,
+        **more,
+    }

@@ -1,0 +1,124 @@
+"""PEFT folders both ways: its adapters on its models and ours on ours have the same logits, whoever wrote them."""
+
+from __future__ import annotations
+
+import json
+
+import peft
+import pytest
+import torch
+
+from fledge.errors import CheckpointError
+from fledge.model.folder import load_model
+from fledge.tune.attach import adapters, tune
+from fledge.tune.config import TuneConfig
+from fledge.tune.folder import load_adapter, save_adapter
+from fledge.tune.merge import merged
+from tests.parity.reference import limit
+from tests.tune.theirs import base, our_logits, ours, ours_with_adapter, random_adapters, their_logits, with_peft
+
+LORA = {"r": 4, "lora_alpha": 6}
+THEIRS = {
+    "llama": peft.LoraConfig(
+        **LORA, target_modules=["q_proj", "v_proj", "down_proj", "embed_tokens", "lm_head"],
+        rank_pattern={"q_proj": 3, "layers.1.mlp.down_proj": 2}, alpha_pattern={"v_proj": 9},
+    ),
+    "llama-wide": peft.LoraConfig(**LORA, target_modules=["embed_tokens", "o_proj"]),
+    "gpt2": peft.LoraConfig(**LORA, target_modules=["c_attn", "c_proj", "wte"], fan_in_fan_out=True),
+    "bert": peft.LoraConfig(**LORA, target_modules=["query", "value", "dense", "word_embeddings"], use_rslora=True),
+    "gpt-neox": peft.LoraConfig(**LORA, target_modules=["query_key_value", "dense_h_to_4h"]),
+    "gptj": peft.LoraConfig(**LORA, target_modules=r".*\.(q_proj|k_proj|fc_in)"),
+    "phi3": peft.LoraConfig(**LORA, target_modules="all-linear"),
+    "falcon": peft.LoraConfig(**LORA, target_modules=["query_key_value"]),
+    "deberta": peft.LoraConfig(**LORA, target_modules=["in_proj"]),
+    "deberta-v3": peft.LoraConfig(**LORA, target_modules=["query_proj", "key_proj"]),
+}  # fmt: skip
+DORA = {
+    "llama": peft.LoraConfig(**LORA, use_dora=True, target_modules=["q_proj", "up_proj"]),
+    "gpt2": peft.LoraConfig(**LORA, use_dora=True, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True),
+    "bert": peft.LoraConfig(**LORA, use_dora=True, target_modules=["key", "dense"]),
+}
+IA3 = {
+    "llama": peft.IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "gpt2": peft.IA3Config(target_modules=["c_attn", "mlp.c_proj"], feedforward_modules=["mlp.c_proj"],
+                           fan_in_fan_out=True),
+    "bert": peft.IA3Config(target_modules=["key", "value", "output.dense"], feedforward_modules=["output.dense"]),
+}  # fmt: skip
+EVERY = [(kind, name, config) for kind, configs in (("lora", THEIRS), ("dora", DORA), ("ia3", IA3))
+         for name, config in configs.items()]  # fmt: skip
+TIED = "ignore:Model has `tie_word_embeddings=True`:UserWarning"  # PEFT's advice about its own merging
+pytestmark = pytest.mark.filterwarnings(TIED)
+NAMES = [f"{kind}-{name}" for kind, name, _ in EVERY]
+
+
+@pytest.mark.parametrize(("kind", "name", "config"), EVERY, ids=NAMES)
+def test_their_adapter_has_their_logits_here_beside_the_base_and_in_its_weights(kind, name, config, tmp_path):
+    wanted = their_logits(name, with_peft(base(name, tmp_path / "base"), config, tmp_path / "adapter"))
+    model = ours_with_adapter(tmp_path)
+    assert (our_logits(name, model) - wanted).abs().max() <= limit(wanted)
+    assert not any(p.requires_grad for p in model.parameters())
+    assert (our_logits(name, merged(model)) - wanted).abs().max() <= 2 * limit(wanted)
+    assert (our_logits(name, ours(tmp_path)) - wanted).abs().max() > 100 * limit(wanted)  # the control: the base alone
+
+
+OURS = {
+    "llama": TuneConfig("lora", 4, 6, targets=("q_proj", "down", "embed_tokens", "lm_head"), rank_pattern={"down": 2},
+                        alpha_pattern={"q_proj": 5.5}),
+    "llama-wide": TuneConfig("lora", 4, targets=("embed_tokens", "lm_head"), rslora=True),
+    "gpt2": TuneConfig("lora", 4, 6, targets=("q", "v", "c_proj", "wte")),
+    "gpt-neox": TuneConfig("lora", 4, 6, targets=("k", "q"), dora=True),
+    "bert": TuneConfig("lora", 4, 6, targets=("query", "dense")),
+    "gptj": TuneConfig("lora", 3, 5, targets=("q", "k", "out"), rslora=True),
+    "phi3": TuneConfig("ia3", targets=("k", "gate", "down")),
+    "falcon": TuneConfig("ia3"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_adapter_has_our_logits_in_peft_and_comes_back_the_same(name, tmp_path):
+    """Maps that are one module in transformers too: GPT-2's q and v are two adapters here, and one in the file."""
+    reference = base(name, tmp_path / "base")
+    model = random_adapters(tune(ours(tmp_path), OURS[name]))
+    save_adapter(model, tmp_path / "adapter", OURS[name], tmp_path / "base")
+    wanted = our_logits(name, model)
+    theirs = peft.PeftModel.from_pretrained(reference, tmp_path / "adapter").eval()
+    assert (their_logits(name, theirs) - wanted).abs().max() <= limit(wanted)
+    assert (our_logits(name, ours_with_adapter(tmp_path)) - wanted).abs().max() <= limit(wanted)
+    with theirs.disable_adapter():
+        assert (their_logits(name, theirs) - wanted).abs().max() > 100 * limit(wanted)  # the control
+
+
+def test_all_linear_means_the_modules_that_it_means_in_peft(tmp_path):
+    for name in ("llama", "gpt2", "bert"):
+        theirs = peft.get_peft_model(
+            base(name, tmp_path / name), peft.LoraConfig(target_modules="all-linear", fan_in_fan_out=name == "gpt2")
+        )
+        wanted = {n.removeprefix("base_model.model.") for n, m in theirs.named_modules() if hasattr(m, "lora_A")}
+        model = tune(load_model(tmp_path / name), TuneConfig("lora", targets=("all-linear",)))
+        assert {place.site.name for place, _ in adapters(model)} == wanted and len(wanted) > 10
+
+
+def test_an_embedding_that_peft_saves_beside_its_adapter_must_be_the_bases(tmp_path):
+    config = peft.LoraConfig(**LORA, target_modules=["embed_tokens", "lm_head"])
+    made = with_peft(base("llama", tmp_path / "base"), config, tmp_path / "adapter")
+    made.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    wanted = their_logits("llama", made)
+    assert (our_logits("llama", ours_with_adapter(tmp_path)) - wanted).abs().max() <= limit(wanted)
+    other = ours(tmp_path)
+    with torch.no_grad():
+        other.embedding.weight[0, 0] += 1
+    with pytest.raises(CheckpointError, match="expected the base's own weight"):
+        load_adapter(other, tmp_path / "adapter")
+
+
+def test_the_config_is_what_peft_itself_writes_for_the_same_adapter(tmp_path):
+    reference = base("llama", tmp_path / "base")
+    config = TuneConfig("lora", 4, 6, targets=("q_proj", "v_proj"), dropout=0.1)
+    save_adapter(tune(ours(tmp_path), config), tmp_path / "ours", config, tmp_path / "base")
+    mine = json.loads((tmp_path / "ours/adapter_config.json").read_text())
+    asked = peft.LoraConfig(**LORA, target_modules=["q_proj", "v_proj"], lora_dropout=0.1, task_type="CAUSAL_LM")
+    with_peft(reference, asked, tmp_path / "theirs")
+    theirs = json.loads((tmp_path / "theirs/adapter_config.json").read_text())
+    theirs["base_model_name_or_path"] = mine["base_model_name_or_path"]
+    theirs["target_modules"] = sorted(theirs["target_modules"])
+    assert {key: theirs[key] for key in mine} == mine

@@ -162,6 +162,14 @@ VERBS = (
         ("model",),
     ),
     Verb(
+        "fill",
+        "the likeliest tokens for each mask in a text, by an encoder",
+        "fledge.engine.config:FillConfig",
+        "fledge.engine.fill:fill",
+        ("model", "[text]"),
+        yaml=False,
+    ),
+    Verb(
         "chat", "talk to a model in the terminal", "fledge.engine.config:ChatConfig", "fledge.cli.chat:chat", ("model",)
     ),
     Verb(

@@ -164,6 +164,28 @@ class GenerateConfig:
 
 
 @dataclass(frozen=True)
+class FillConfig:
+    """Which masks to fill."""
+
+    model: str
+    """Model folder or run folder of an encoder with a masked-language-model output."""
+    text: str | None = None
+    """A text with [MASK] (or <mask>, as the tokenizer has it) where a token is wanted."""
+    file: str | None = None
+    """File with a text a line; - is standard input."""
+    top_k: int = 5
+    """Tokens for each mask."""
+    threads: int = 0
+    """CPU threads; 0 is one for each core."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.top_k <= 1000:
+            raise ConfigError(f"top_k: expected 1 to 1000, got {self.top_k}")
+        if self.threads < 0:
+            raise ConfigError(f"threads: expected at least 0, got {self.threads}")
+
+
+@dataclass(frozen=True)
 class ChatConfig:
     """Talk to an instruction-tuned model in the terminal."""
 

@@ -26,8 +26,8 @@ from fledge.evals.score import Score, change_score, mean_score, ratio_score
 from fledge.evals.summary import summary
 from fledge.lineage import check_output_file, read_card, sha256_file, sha256_json, write_text_durably
 from fledge.log import json_safe, say
-from fledge.model.folder import find_model
 from fledge.text.chat import read_conversations
+from fledge.tune.load import find_served
 
 SHOWN_ANSWERS = 8
 
@@ -71,7 +71,7 @@ def inputs_digest(config: EvaluateConfig) -> str | None:
     try:
         for name in ("model", "compare"):
             path = getattr(config, name)
-            parts[name] = None if path is None else read_card(find_model(path))["digest"]
+            parts[name] = None if path is None else read_card(find_served(path))["digest"]
         for name in ("text", "questions"):
             path = getattr(config, name)
             if path is not None:

@@ -180,13 +180,13 @@ def alpha_of(one: Stored, rslora: bool) -> float | int:
 
 
 def base_digest(base: Path) -> str:
-    """Digest of a base's config.json and weights; of files that its card knows, as the card has them."""
+    """Digest of a base's files of weights; of those that its card knows, as the card has them."""
     try:
         known = read_card(base)["files"]
     except CheckpointError:
         known = {}
     digest = hashlib.sha256()
-    for path in (base / "config.json", *sorted(base.glob("*.safetensors"))):
+    for path in sorted(base.glob("*.safetensors")):
         digest.update(str(known.get(path.name) or sha256_file(path)).encode())
     return digest.hexdigest()
 

@@ -8,12 +8,13 @@ import peft
 import pytest
 import torch
 
-from fledge.errors import CheckpointError
+from fledge.errors import CheckpointError, ConfigError
 from fledge.model.folder import load_model
 from fledge.tune.attach import adapters, tune
 from fledge.tune.config import TuneConfig
 from fledge.tune.folder import load_adapter, save_adapter
 from fledge.tune.merge import merged
+from tests.parity.cases import first_of_each_family
 from tests.parity.reference import limit
 from tests.tune.theirs import base, our_logits, ours, ours_with_adapter, random_adapters, their_logits, with_peft
 
@@ -25,6 +26,7 @@ THEIRS = {
     ),
     "llama-wide": peft.LoraConfig(**LORA, target_modules=["embed_tokens", "o_proj"]),
     "gpt2": peft.LoraConfig(**LORA, target_modules=["c_attn", "c_proj", "wte"], fan_in_fan_out=True),
+    "t5": peft.LoraConfig(**LORA, target_modules=["q", "v", "wo"]),
     "bert": peft.LoraConfig(**LORA, target_modules=["query", "value", "dense", "word_embeddings"], use_rslora=True),
     "gpt-neox": peft.LoraConfig(**LORA, target_modules=["query_key_value", "dense_h_to_4h"]),
     "gptj": peft.LoraConfig(**LORA, target_modules=r".*\.(q_proj|k_proj|fc_in)"),
@@ -69,6 +71,7 @@ OURS = {
     "gpt-neox": TuneConfig("lora", 4, 6, targets=("k", "q"), dora=True),
     "bert": TuneConfig("lora", 4, 6, targets=("query", "dense")),
     "gptj": TuneConfig("lora", 3, 5, targets=("q", "k", "out"), rslora=True),
+    "t5": TuneConfig("lora", targets=("q", "k", "down")),
     "phi3": TuneConfig("ia3", targets=("k", "gate", "down")),
     "falcon": TuneConfig("ia3"),
 }  # fmt: skip
@@ -86,6 +89,35 @@ def test_our_adapter_has_our_logits_in_peft_and_comes_back_the_same(name, tmp_pa
     assert (our_logits(name, ours_with_adapter(tmp_path)) - wanted).abs().max() <= limit(wanted)
     with theirs.disable_adapter():
         assert (their_logits(name, theirs) - wanted).abs().max() > 100 * limit(wanted)  # the control
+
+
+MIXTURES = ("mixtral", "qwen3-moe", "olmoe")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in first_of_each_family() if name not in MIXTURES])
+def test_every_family_has_the_logits_of_an_adapter_on_all_of_its_linear_maps_both_ways(name, tmp_path):
+    reference = base(name, tmp_path / "base")
+    in_out = any(type(part).__name__ == "Conv1D" for part in reference.modules())
+    asked = peft.LoraConfig(**LORA, target_modules="all-linear", fan_in_fan_out=in_out)
+    wanted = their_logits(name, with_peft(reference, asked, tmp_path / "adapter"))
+    assert (our_logits(name, ours_with_adapter(tmp_path)) - wanted).abs().max() <= limit(wanted)
+    config = TuneConfig("lora", 3, 5, targets=("all-linear",))
+    model = random_adapters(tune(ours(tmp_path), config))
+    save_adapter(model, tmp_path / "own", config, tmp_path / "base")
+    wanted = our_logits(name, model)
+    theirs = peft.PeftModel.from_pretrained(base(name, tmp_path / "base"), tmp_path / "own").eval()
+    assert (their_logits(name, theirs) - wanted).abs().max() <= limit(wanted)
+
+
+def test_experts_which_are_no_modules_in_transformers_are_refused_by_name(tmp_path):
+    asked = peft.LoraConfig(**LORA, target_modules=["q_proj"], target_parameters=["experts.gate_up_proj"])
+    with_peft(base("mixtral", tmp_path / "base"), asked, tmp_path / "adapter")
+    with pytest.raises(ConfigError, match="'target_parameters'"):
+        ours_with_adapter(tmp_path)
+    with pytest.raises(ConfigError, match="means none"):
+        tune(ours(tmp_path), TuneConfig("lora", targets=("w1",)))
+    tune(ours(tmp_path), TuneConfig("lora", targets=("q_proj", "v")))  # the control
 
 
 def test_all_linear_means_the_modules_that_it_means_in_peft(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import peft
@@ -16,12 +17,16 @@ from fledge.cli.main import main
 from fledge.config import from_dict
 from fledge.engine.load import load_engine
 from fledge.engine.loaded import load
-from fledge.errors import CheckpointError, ConfigError, Interrupted
+from fledge.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
+from fledge.evals.config import EvaluateConfig
+from fledge.evals.run import evaluate
 from fledge.model.folder import load_model, save_model
+from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
 from fledge.recipes import sft as sft_module
 from fledge.recipes.config import SftConfig
 from fledge.recipes.sft import sft
 from fledge.text.tokenizer import byte_level
+from fledge.train.checkpointing import check_finite
 from fledge.tune.folder import load_adapter
 from tests.compress.tiny import tiny
 
@@ -146,6 +151,28 @@ def test_a_checkpoint_of_another_adapter_is_refused(place, tmp_path):
         sft(config_for(place, tmp_path / "run", stop_after_steps=4))
     with pytest.raises(CheckpointError, match="expected"):
         sft(config_for(place, tmp_path / "run", {**TUNING, "rank": 6}, allow_changes=True))
+
+
+def test_an_adapter_that_is_not_finite_is_not_written_into_a_checkpoint(trained, tmp_path):
+    shutil.copytree(trained / "model", tmp_path / "model")
+    check_finite(tmp_path / "model")  # the control
+    path = tmp_path / "model/adapter_model.safetensors"
+    with SafetensorsFile(path) as file:
+        tensors = {name: file.read(name) for name in file.entries}
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    write_safetensors(path, tensors)
+    with pytest.raises(NonFiniteError, match="lora_A.weight: not finite"):
+        check_finite(tmp_path / "model")
+
+
+def test_an_adapter_is_evaluated_as_its_merged_model_is(place, trained, tmp_path):
+    text = tmp_path / "held-out.txt"
+    text.write_text("say 2 and say 3 and say 1. " * 12)
+    assert main(["merge", str(place / "base"), str(trained), "--out", str(tmp_path / "merged")]) == 0
+    folders = {"adapter": trained, "merged": tmp_path / "merged", "base": place / "base"}
+    bits = {n: evaluate(EvaluateConfig(folder, text), json=True)["bits_per_byte"] for n, folder in folders.items()}
+    assert bits["adapter"] == pytest.approx(bits["merged"], rel=1e-5)
+    assert bits["adapter"] != pytest.approx(bits["base"], rel=1e-3)  # the control
 
 
 def test_several_processes_are_refused(place, tmp_path, monkeypatch):

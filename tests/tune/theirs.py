@@ -13,7 +13,7 @@ from fledge.model.folder import load_model
 from fledge.model.transformer import Transformer
 from fledge.tune.folder import load_adapter
 from tests.parity import encoders
-from tests.parity.cases import ENCODERS, model_of
+from tests.parity.cases import BOTH, ENCODERS, model_of
 from tests.parity.reference import some_ids
 
 STD = 0.2
@@ -49,6 +49,8 @@ def with_peft(model: Any, config: peft.PeftConfig, folder: Path) -> Any:
 
 @torch.no_grad()
 def their_logits(name: str, model: Any) -> torch.Tensor:
+    if name in BOTH:
+        return model(input_ids=some_ids(2, 33), decoder_input_ids=some_ids(2)).logits
     given = encoders.inputs(name, (40, 40))[0] if name in ENCODERS else {"input_ids": some_ids(2)}
     return model(**given).logits
 
@@ -57,7 +59,8 @@ def their_logits(name: str, model: Any) -> torch.Tensor:
 def our_logits(name: str, model: Transformer) -> torch.Tensor:
     if name in ENCODERS:
         return model(*encoders.inputs(name, (40, 40))[1])
-    return model(one_document(some_ids(2)), OneDocument())
+    source = (one_document(some_ids(2, 33)), OneDocument()) if name in BOTH else None
+    return model(one_document(some_ids(2)), OneDocument(), source=source)
 
 
 def ours(folder: Path) -> Transformer:

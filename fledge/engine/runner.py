@@ -46,6 +46,7 @@ class Runner:
         cache_tokens: int = 0,
         cache_dtype: CacheDtype = "float32",
     ):
+        refuse_other_kinds(model)
         longest = model.config.context_tokens
         if not 0 <= context_tokens <= longest:
             raise ConfigError(f"context_tokens: expected at most the model's {longest}, got {context_tokens}")
@@ -170,6 +171,18 @@ def tie(model: Transformer) -> None:
         model.embedding = PanelEmbedding(model.output)  # type: ignore[assignment]  # answers as one
     else:
         model.output = PackedLinear(weight.t(), None, {})
+
+
+def refuse_other_kinds(model: Transformer) -> None:
+    """Raises ConfigError for what is no decoder alone."""
+    family = model.config.family
+    if model.decoder is None:
+        raise ConfigError(f"engine: expected a decoder, got {family}, an encoder; fledge fill and heads use those")
+    if model.encoder is not None:
+        raise ConfigError(
+            f"engine: expected a decoder alone, got {family}, which reads a source: a request has none to give; "
+            "decode with fledge.model and a cache (docs/encoders.md)"
+        )
 
 
 def load_runner(folder: str | Path, config: EngineConfig | None = None) -> tuple[Runner, Tokenizer, frozenset[int]]:

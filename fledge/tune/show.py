@@ -27,7 +27,7 @@ def show(config: ShowTunedConfig, json: bool = False) -> dict[str, Any]:
         )
         print(
             f"           {size(tuned['training_bytes'])} of weights, gradients and AdamW in FP32 (all weights: "
-            f"{size(tuned['full_training_bytes'])}), {size(tuned['adapter_bytes'])} of these; without activations"
+            f"{size(tuned['full_training_bytes'])}), {size(tuned['adapter_bytes'])} to store; without activations"
         )
         if "memory" in tuned:
             print(f"           {size(tuned['memory']['peak'])} at its peak in training, activations included")

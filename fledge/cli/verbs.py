@@ -24,7 +24,7 @@ class Verb:
 
 
 OUT = (("out", "run.dir"),)
-TUNE = ("rank", "alpha", "targets", "rslora", "dora")
+TUNE = ("rank", "alpha", "targets", "rslora", "dora", "freeze")
 READING = (("text-field", "reading.text_field"), ("max-bad-share", "reading.max_bad_share"), ("html", "reading.html"))
 
 VERBS = (

@@ -29,6 +29,7 @@ from fledge.train.recipe import Hook, Recipe
 from fledge.tune.attach import trained_parameters, tune
 from fledge.tune.config import TuneConfig
 from fledge.tune.folder import read_stored, save_adapter
+from fledge.tune.freeze import freeze_parts
 from fledge.tune.tensors import fill
 
 
@@ -71,6 +72,8 @@ def sft(config: SftConfig) -> dict[str, Any]:
     def make_recipe(load: Callable[[], Transformer] | None) -> LanguageRecipe:
         fresh = load_model if adapter is None else adapter.begin
         model = with_dropout(load() if load else fresh(base), 0.0, config.train.dropout)
+        if config.tune.freeze:
+            freeze_parts(model, config.tune.freeze)
         pad = tokenizer.pad_id or 0
         rendered = render_all(renderer, training, config.data.path)
         source = ChatBatches(rendered, row_tokens, config.train.rows, config.train.seed, pad)
@@ -82,9 +85,11 @@ def sft(config: SftConfig) -> dict[str, Any]:
         )
         parents = {"base": artefact_digest(base)}
         recipe = LanguageRecipe(model, tokenizer, source, HeldOutChats(checks), digest, parents)
+        if not config.tune.trains_all:
+            all_of_them = sum(parameter.numel() for parameter in model.parameters())
+            say(f"{config.tune.method}: {trained_parameters(model):,} of {all_of_them:,} parameters are trained")
         if adapter is None:
             return recipe
-        say(f"{config.tune.method}: {trained_parameters(model):,} parameters are trained beside the base's")
         return replace(recipe, writes=adapter.write, kind="adapter")
 
     def make_hooks(recipe: Recipe, log: RunLog) -> Sequence[Hook]:
@@ -94,8 +99,8 @@ def sft(config: SftConfig) -> dict[str, Any]:
         return [sample_hook(recipe, tokenizer, ids, config.sample, log, config.train.sample_every_steps)]
 
     with in_run_folder(config) as group:
-        if adapter is not None and not group.alone:
-            raise ConfigError(f"tune.method: expected full on several processes, got {config.tune.method}; use one")
+        if not (config.tune.trains_all or group.alone):
+            raise ConfigError("tune: expected to train every weight on several processes, got a part; use one process")
         read = None if adapter is None else adapter.go_on
         return run_recipe(config, base_config, make_recipe, make_hooks, digest, group, read)
 

@@ -14,6 +14,7 @@ from fledge.nn.adapter import Adapter, LowRank, LowRankEmbedding, Scale
 from fledge.nn.linear import Joined, Linear
 from fledge.nn.quantized import Int4Linear, Int8Linear
 from fledge.tune.config import TuneConfig, by_pattern
+from fledge.tune.freeze import freeze_parts
 from fledge.tune.sites import EMBEDDING, OUTPUT, Place, Site, chosen, sites
 
 ATTRIBUTES = {EMBEDDING: "embedding_adapter", OUTPUT: "output_adapter"}
@@ -21,9 +22,10 @@ ATTRIBUTES = {EMBEDDING: "embedding_adapter", OUTPUT: "output_adapter"}
 
 def tune(model: Transformer, config: TuneConfig, seed: int = 0) -> Transformer:
     """`model`, frozen, with the adapters of `config` beside its maps, at first changing nothing: its logits are the
-    same bits. Method full leaves it as it is. Raises ConfigError for targets that a model doesn't have."""
+    same bits. Method full leaves
+    it as it is, but for what it freezes. Raises ConfigError for targets that a model doesn't have."""
     if config.method == "full":
-        return model
+        return freeze_parts(model, config.freeze) if config.freeze else model
     scales: dict[str, float] = {}
     for place in chosen(freeze(model), config):
         with torch.device("meta"):  # `put` gives it memory where the map has its own

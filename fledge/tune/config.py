@@ -33,6 +33,9 @@ class TuneConfig:
     """Modules, each by the end of its name (q_proj) or a regular expression for all of it, as transformers calls them
     or as fledge does (q, attention.out); all-linear: every linear map but the output. Empty: q and v for lora, k, v
     and down for ia3."""
+    freeze: tuple[str, ...] = ()
+    """full: modules whose weights, and those of all in them, stay as they are, by names as in targets (layers.0,
+    embed_tokens)."""
     exclude: tuple[str, ...] = ()
     """Modules that are left out, written as targets are."""
     rank_pattern: dict[str, int] = field(default_factory=dict)
@@ -53,7 +56,7 @@ class TuneConfig:
                 raise ConfigError(f"tune.{at}: expected a finite number other than 0, got {alpha}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"tune.dropout: expected a share from 0 to below 1, got {self.dropout}")
-        patterns = (*self.targets, *self.exclude, *self.rank_pattern, *self.alpha_pattern)
+        patterns = (*self.targets, *self.freeze, *self.exclude, *self.rank_pattern, *self.alpha_pattern)
         if len(patterns) > MAX_TARGETS:
             raise ConfigError(f"tune.targets: expected at most {MAX_TARGETS} patterns, got {len(patterns)}")
         for pattern in patterns:
@@ -61,6 +64,16 @@ class TuneConfig:
         asked = [name for name in ("rank_pattern", "alpha_pattern", "rslora", "dora", "dropout") if getattr(self, name)]
         if asked and self.method != "lora":
             raise ConfigError(f"tune.{asked[0]}: read with tune.method=lora only, got method={self.method}")
+
+        if self.freeze and self.method != "full":
+            raise ConfigError(
+                f"tune.freeze: read with tune.method=full only, where {self.method} freezes all of the base"
+            )
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether every weight is trained."""
+        return self.method == "full" and not self.freeze
 
     @property
     def patterns(self) -> tuple[str, ...]:

@@ -17,17 +17,17 @@ BYTES, NUMBERS_IN_TRAINING = 4, 4  # FP32: weight, gradient and AdamW's two mome
 def show(config: ShowTunedConfig, json: bool = False) -> dict[str, Any]:
     """`fledge.model.show.show`, and what `config.tune` trains."""
     result = show_model(config, json)
-    if config.tune.method == "full":
+    if config.tune.trains_all:
         return result
     result["tuning"] = tuned = tuning(config, result)
     if not json:
         print(
             f"tuning     {config.tune.method}: {tuned['trainable']:,} trained beside {tuned['frozen']:,} frozen "
-            f"({tuned['share']:.4%}), {tuned['modules']} modules"
+            f"({tuned['share']:.4%})" + (f", {tuned['modules']} adapters" if tuned["modules"] else "")
         )
         print(
             f"           {size(tuned['training_bytes'])} of weights, gradients and AdamW in FP32 (all weights: "
-            f"{size(tuned['full_training_bytes'])}), {size(tuned['adapter_bytes'])} an adapter; activations come on top"
+            f"{size(tuned['full_training_bytes'])}), {size(tuned['adapter_bytes'])} to store; without activations"
         )
         if "memory" in tuned:
             print(f"           {size(tuned['memory']['peak'])} at its peak in training, activations included")
@@ -46,7 +46,7 @@ def tuning(config: ShowTunedConfig, result: dict[str, Any]) -> dict[str, Any]:
         "modules": sum(isinstance(part, Adapter) for part in model.modules()),
         "adapter_bytes": BYTES * trainable,
         "training_bytes": BYTES * (frozen + NUMBERS_IN_TRAINING * trainable),
-        "full_training_bytes": BYTES * NUMBERS_IN_TRAINING * frozen,
+        "full_training_bytes": BYTES * NUMBERS_IN_TRAINING * result["parameters"],
     }
     if config.rows:
         from fledge.model.memory import training_memory  # torch's fake tensors take seconds to import

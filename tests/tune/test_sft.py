@@ -14,47 +14,24 @@ import transformers
 from fledge import lineage
 from fledge.batch import OneDocument, one_document
 from fledge.cli.main import main
-from fledge.config import from_dict
 from fledge.engine.load import load_engine
 from fledge.engine.loaded import load
 from fledge.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
 from fledge.evals.config import EvaluateConfig
 from fledge.evals.run import evaluate
-from fledge.model.folder import load_model, save_model
+from fledge.model.folder import load_model
 from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
 from fledge.recipes import sft as sft_module
-from fledge.recipes.config import SftConfig
 from fledge.recipes.sft import sft
 from fledge.text.tokenizer import byte_level
 from fledge.train.checkpointing import check_finite
 from fledge.tune.folder import load_adapter
-from tests.compress.tiny import tiny
-
-TUNING = {"method": "lora", "rank": 4, "dropout": 0.2}
-N_STEPS = 10
+from tests.tune.running import TUNING, config_for, made_place
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A base and conversations."""
-    folder = tmp_path_factory.mktemp("sft")
-    save_model(tiny("gpt2", noise=0.0, context_tokens=96), folder / "base", byte_level())
-    rows = [
-        {"messages": [{"role": "user", "content": f"say {n % 4}"}, {"role": "assistant", "content": "abcd"[n % 4] * 3}]}
-        for n in range(24)
-    ]
-    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-def config_for(place: Path, run: Path, tune: dict | None = None, **train) -> SftConfig:
-    settings = {
-        "steps": N_STEPS, "rows": 2, "row_tokens": 64, "learning_rate": 0.02, "device": "cpu", "threads": 1,
-        "save_every_steps": 4, "sample_every_steps": 6, "weight_decay": 0.0, "seed": 3, **train,
-    }  # fmt: skip
-    data = {"path": str(place / "chats.jsonl")}
-    raw = {"model": {"path": str(place / "base")}, "data": data, "train": settings, "run": {"dir": str(run)}}
-    return from_dict(SftConfig, raw | {"tune": TUNING if tune is None else tune})
+    return made_place(tmp_path_factory.mktemp("sft"))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +57,14 @@ def test_a_run_publishes_an_adapter_alone_and_leaves_its_base_as_it_was(place, t
     assert losses[-1] < losses[0] - 0.3  # it learns
 
 
-@pytest.mark.parametrize("tune", [TUNING, {**TUNING, "dora": True, "targets": ["all-linear"]}, {"method": "ia3"}])
+DORA = {**TUNING, "dora": True, "targets": ["all-linear"]}
+
+
+@pytest.mark.parametrize(
+    "tune",
+    [TUNING, pytest.param(DORA, marks=pytest.mark.slow), pytest.param({"method": "ia3"}, marks=pytest.mark.slow)],
+    ids=["lora", "dora", "ia3"],
+)
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(place, tmp_path, tune):
     sft(config_for(place, tmp_path / "whole", tune))
     with pytest.raises(Interrupted):
@@ -184,5 +168,5 @@ def test_several_processes_are_refused(place, tmp_path, monkeypatch):
         yield SimpleNamespace(alone=False)
 
     monkeypatch.setattr(sft_module, "in_run_folder", two)
-    with pytest.raises(ConfigError, match=r"tune\.method: expected full on several processes"):
+    with pytest.raises(ConfigError, match="tune: expected to train every weight on several processes"):
         sft(config_for(place, tmp_path / "run"))

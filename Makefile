@@ -23,7 +23,7 @@ CHECK_TESTS ?= tests --ignore=tests/house --ignore=tests/trials --ignore=tests/p
   --ignore=tests/exact/test_variants.py --ignore=tests/exact/test_blockwise.py --ignore=tests/exact/test_leaks.py \
   --ignore=tests/exact/test_quickstart_whole.py --ignore=tests/model/test_families.py --ignore=tests/model/test_memory.py \
   --ignore=tests/recipes/test_objectives.py --ignore=tests/scaling/test_sweep.py --ignore=tests/data/test_qa.py \
-  --ignore=tests/text/test_export.py
+  --ignore=tests/text/test_export.py --ignore=tests/tune --ignore=tests/compress --ignore=tests/parallel
 
 .DELETE_ON_ERROR:
 .PHONY: setup setup-test quickstart test test-all check bench docs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +31,16 @@ class Module:
 def modules(root: Path = ROOT, package: str = "fledge") -> dict[str, Module]:
     """Every module of the package under `root`, by dotted name."""
     paths = {module_name(path, root): path for path in sorted((root / package).rglob("*.py"))}
-    found = {}
-    for name, path in paths.items():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        here = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        found[name] = Module(name, path, tree, tuple(imports(tree, here, set(paths))))
-    return found
+    names = frozenset(paths)
+    return {name: module_of(name, path, path.read_text(encoding="utf-8"), names) for name, path in paths.items()}
+
+
+@functools.cache
+def module_of(name: str, path: Path, text: str, known: frozenset[str]) -> Module:
+    """A module whose text is `text`, in a package of the `known` ones; the rules share what was parsed once."""
+    tree = ast.parse(text)
+    here = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    return Module(name, path, tree, tuple(imports(tree, here, known)))
 
 
 def module_name(path: Path, root: Path) -> str:
@@ -43,7 +48,7 @@ def module_name(path: Path, root: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(tree: ast.Module, package: str, known: set[str]) -> Iterator[Import]:
+def imports(tree: ast.Module, package: str, known: frozenset[str]) -> Iterator[Import]:
     """Every import in the tree: statements at any depth and importlib.import_module("...")."""
     typing_lines = {
         line
@@ -56,7 +61,7 @@ def imports(tree: ast.Module, package: str, known: set[str]) -> Iterator[Import]
             yield Import(target, node.lineno, node.lineno in typing_lines)  # type: ignore[attr-defined]
 
 
-def targets(node: ast.AST, package: str, known: set[str]) -> Iterator[str]:
+def targets(node: ast.AST, package: str, known: frozenset[str]) -> Iterator[str]:
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):

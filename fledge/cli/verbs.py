@@ -127,6 +127,13 @@ VERBS = (
         aliases=OUT,
     ),
     Verb(
+        "finetune",
+        "tune a model with a task head on labelled rows: classes, numbers, tags, spans, choices",
+        "fledge.recipes.finetune_config:FinetuneConfig",
+        "fledge.recipes.finetune:finetune",
+        aliases=OUT,
+    ),
+    Verb(
         "lr-range",
         "learning-rate range test of a pre-training: which rates learn, and a suggestion",
         "fledge.recipes.config:LrRangeConfig",
@@ -166,6 +173,14 @@ VERBS = (
         "the likeliest tokens for each mask in a text, by an encoder",
         "fledge.engine.config:FillConfig",
         "fledge.engine.fill:fill",
+        ("model", "[text]"),
+        yaml=False,
+    ),
+    Verb(
+        "predict",
+        "what a task head answers to a text or to the rows of a file",
+        "fledge.engine.config:PredictConfig",
+        "fledge.engine.predict:predict",
         ("model", "[text]"),
         yaml=False,
     ),

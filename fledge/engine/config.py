@@ -186,6 +186,37 @@ class FillConfig:
 
 
 @dataclass(frozen=True)
+class PredictConfig:
+    """What to answer with a task head."""
+
+    model: str
+    """Model folder or run folder of a model with a task head."""
+    text: str | None = None
+    """A text to classify or score."""
+    pair: str | None = None
+    """A second text, for a head on pairs."""
+    file: str | None = None
+    """File of rows, in the forms that `finetune` reads; they may lack their answers."""
+    column: str = ""
+    """Column of the text in the file's rows; empty: text, sentence, sentence1, premise…"""
+    pair_column: str = ""
+    """Column of the second text; empty: text_pair, sentence2, hypothesis…, where a row has one."""
+    header: bool = True
+    """Whether the first line of a table names its columns."""
+    max_tokens: int = 0
+    """Longest row in tokens; 0: the model's context."""
+    stride: int = 128
+    """Tokens that neighbouring windows of a question's context share."""
+    threads: int = 0
+    """CPU threads; 0 is one for each core."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "stride", "threads"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: expected at least 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
 class ChatConfig:
     """Talk to an instruction-tuned model in the terminal."""
 

@@ -301,9 +301,18 @@ def save_description(config: ModelConfig, dtype: torch.dtype, folder: Path, toke
     generation = {"bos_token_id": ids.get("bos"), "eos_token_id": stops or None, "pad_token_id": ids.get("pad")}
     write_json(folder / "generation_config.json", {key: v for key, v in generation.items() if v is not None})
     if tokenizer is not None:
-        tokenizer.save(folder)
+        naming_inputs(tokenizer, config).save(folder)
     if renderer is not None:
         (folder / "chat_template.jinja").write_text(renderer.template(), encoding="utf-8")
+
+
+def naming_inputs(tokenizer: Tokenizer, config: ModelConfig) -> Tokenizer:
+    """The tokenizer, telling transformers to number two segments for a model that tells them apart; it would not, and
+    the model would read pairs otherwise than it was trained."""
+    if config.stack.inputs.kinds < 2 or "model_input_names" in tokenizer.config:
+        return tokenizer
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    return Tokenizer(tokenizer.file, {**tokenizer.config, "model_input_names": names}, tokenizer.template)
 
 
 def chat_renderer(tokenizer: Tokenizer) -> ChatRenderer | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fledge.model.config import ModelConfig
 from fledge.model.families import family
 from fledge.model.families.family import Family
 from fledge.model.families.task import task_named
@@ -26,17 +27,22 @@ def retask(
     that the family has no class for.
     """
     own = family(model.config.family)
-    raw: dict[str, Any] = config_json(model.config, torch.float32)
+    return with_body_of(model, own, task_config(model.config, task, labels, problem), seed)
+
+
+def task_config(config: ModelConfig, task: str, labels: int | Sequence[str] = 2, problem: str = "") -> ModelConfig:
+    """The config of the model for `task` on the body of `config`'s. Raises as `retask`."""
+    own = family(config.family)
+    raw: dict[str, Any] = config_json(config, torch.float32)
     raw = {key: value for key, value in raw.items() if key not in ("id2label", "label2id", "problem_type")}
     raw["architectures"] = [task_named(own.all_tasks, task).architecture]
     raw |= {"num_labels": labels} if isinstance(labels, int) else {"id2label": dict(enumerate(labels))}
     if problem:
         raw["problem_type"] = problem
-    return with_body_of(model, own, raw, seed)
+    return own.config_of(raw)
 
 
-def with_body_of(model: Transformer, own: Family, raw: dict[str, Any], seed: int) -> Transformer:
-    config = own.config_of(raw)
+def with_body_of(model: Transformer, own: Family, config: ModelConfig, seed: int) -> Transformer:
     target = build(config)
     shapes = {name: tuple(p.shape) for name, p in target.named_parameters()}
     device, dtype = model.embedding.weight.device, model.embedding.weight.dtype

@@ -1,0 +1,234 @@
+"""`fledge predict`: what a task head answers. The same pass and the same reading of it as in training's validation.
+
+B rows, T tokens of a row, L labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fledge.data.task_batches import ChoiceBatches, Reader, SpanBatches, TaskBatches, TextBatches, WordBatches
+from fledge.data.task_config import Task, TaskDataConfig
+from fledge.data.task_rows import Example, TextExample, read_examples
+from fledge.engine.config import PredictConfig
+from fledge.errors import ConfigError
+from fledge.model.config import HeadConfig, ModelConfig
+from fledge.model.folder import find_model, load_model
+from fledge.model.transformer import Transformer
+from fledge.nn.config import Longformer
+from fledge.text.tokenizer import Tokenizer
+
+TASK_HEADS = ("sequence", "token", "span", "choice")
+BATCH_ROWS = 32
+SEVERAL = "multi_label_classification"
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """A task with its head's labels: `names` in order; `several`: each label holds or not, by itself."""
+
+    task: Task
+    names: tuple[str, ...] = ()
+    several: bool = False
+
+    @property
+    def head(self) -> str:
+        """The head's name on the model."""
+        return "sequence" if self.task == "regression" else self.task
+
+
+def predict(config: PredictConfig, json: bool = False) -> dict[str, Any]:
+    """The head's answer to a text, or to each row of a file: printed, and as `answers` of the result.
+
+    Raises ConfigError for a model without a task head or a text that fits no task, DataError for a file.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    folder = find_model(config.model)
+    tokenizer, model = Tokenizer.load(folder), load_model(folder).eval()
+    kind = kind_of(model.config)
+    examples = asked(config, kind)
+    reader = reader_of(model.config, tokenizer, config.max_tokens, kind)
+    found = answers(model, kind, batches_of(reader, kind, examples, config.stride))
+    if not json:
+        for one in found:
+            print(shown(one))
+    return {"model": config.model, "task": kind.task, "labels": list(kind.names), "answers": found}
+
+
+def asked(config: PredictConfig, kind: TaskKind) -> list[Example]:
+    """What is to be answered. Raises ConfigError unless it is a text or a file."""
+    if (config.text is None) == (config.file is None):
+        raise ConfigError('text: expected a text or --file, got both or neither; write fledge predict MODEL "text"')
+    if config.file is not None:
+        columns = TaskDataConfig(text=config.column, pair=config.pair_column, header=config.header)
+        return read_examples(config.file, kind.task, columns, answered=False)
+    if kind.task not in ("sequence", "regression"):
+        raise ConfigError(f"text: expected a file of rows for the task {kind.task}, got a text; use --file")
+    assert config.text is not None
+    return [TextExample("text", config.text, config.pair, None)]
+
+
+def kind_of(config: ModelConfig) -> TaskKind:
+    """The task of a model with one task head. Raises ConfigError for a model without."""
+    head = next((head for head in config.heads if head.name in TASK_HEADS), None)
+    if head is None:
+        raise ConfigError(
+            f"model: expected a task head ({', '.join(TASK_HEADS)}), got {config.family} with "
+            f"{', '.join(one.name for one in config.heads) or 'none'}; tune one with fledge finetune"
+        )
+    if head.name == "sequence" and head.labels == 1:
+        return TaskKind("regression")
+    return TaskKind(head.name, names_of(head), head.problem == SEVERAL)  # type: ignore[arg-type]
+
+
+def names_of(head: HeadConfig) -> tuple[str, ...]:
+    if head.name not in ("sequence", "token"):
+        return ()
+    return head.label_names or tuple(f"LABEL_{number}" for number in range(head.labels))
+
+
+def reader_of(config: ModelConfig, tokenizer: Tokenizer, max_tokens: int, kind: TaskKind) -> Reader:
+    """How the model wants its texts. Raises ConfigError for rows longer than its context."""
+    stack = config.encoder or config.decoder
+    assert stack is not None
+    most = max_tokens or config.context_tokens
+    if not 8 <= most <= config.context_tokens:
+        raise ConfigError(f"max_tokens: expected 8 to the context of {config.context_tokens}, got {most}")
+    looks_all_over = any(isinstance(layer.pattern, Longformer) for layer in stack.layers)
+    marked = looks_all_over and kind.task in ("span", "choice")
+    return Reader(tokenizer, most, stack.inputs.kinds > 1 and not looks_all_over, marked)
+
+
+def batches_of(
+    reader: Reader,
+    kind: TaskKind,
+    examples: Sequence[Any],
+    stride: int = 128,
+    rows: int = BATCH_ROWS,
+    seed: int = 0,
+    targets: Tensor | None = None,
+) -> TaskBatches:
+    """The batches of a task's examples. `targets`: the answers of a sequence's or a regression's rows."""
+    if kind.task == "token":
+        return WordBatches(reader, examples, kind.names, rows, seed)
+    if kind.task == "span":
+        return SpanBatches(reader, examples, min(stride, reader.max_tokens // 4), rows, seed)
+    if kind.task == "choice":
+        return ChoiceBatches(reader, examples, rows, seed)
+    return TextBatches(reader, examples, targets, rows, seed)
+
+
+def answers(model: Transformer, kind: TaskKind, batches: TaskBatches) -> list[dict[str, Any]]:
+    """An answer to each example, in order."""
+    if isinstance(batches, SpanBatches):
+        return span_answers(model, kind, batches)
+    found: list[dict[str, Any]] = []
+    was_training = model.training
+    model.eval()
+    for start, logits in passes(model, kind, batches):
+        if isinstance(batches, ChoiceBatches):
+            found += [chosen(row, batches, start + n) for n, row in enumerate(logits.reshape(-1, batches.n_choices))]
+        elif isinstance(batches, WordBatches):
+            found += [tagged(row, batches, kind, start + n) for n, row in enumerate(logits)]
+        elif kind.task == "regression":
+            found += [{"score": float(row[0])} for row in logits]
+        else:
+            found += [labelled(row, kind) for row in logits]
+    model.train(was_training)
+    return found
+
+
+@torch.no_grad()
+def passes(model: Transformer, kind: TaskKind, batches: TaskBatches) -> Iterator[tuple[int, Tensor]]:
+    """The head's numbers of all rows in their order, on the CPU, with the number of the first."""
+    device = model.embedding.weight.device
+    for start in range(0, batches.rows_per_epoch, BATCH_ROWS):
+        batch = batches.in_order(start, start + BATCH_ROWS).to(device)
+        yield start, model.head(kind.head, batch.tokens, batch.layout).float().cpu()
+
+
+def labelled(logits_L: Tensor, kind: TaskKind) -> dict[str, Any]:
+    """The likeliest label with every label's probability; of several, those above a half."""
+    if kind.several:
+        shares = torch.sigmoid(logits_L).tolist()
+        return {
+            "labels": [name for name, share in zip(kind.names, shares, strict=True) if share > 0.5],
+            "probabilities": dict(zip(kind.names, shares, strict=True)),
+        }
+    shares = torch.softmax(logits_L, 0).tolist()
+    best = int(logits_L.argmax())
+    return {
+        "label": kind.names[best],
+        "probability": shares[best],
+        "probabilities": dict(zip(kind.names, shares, strict=True)),
+    }
+
+
+def tagged(logits_TL: Tensor, batches: WordBatches, kind: TaskKind, number: int) -> dict[str, Any]:
+    """A tag for each word; words that had no place in the row get O, or the first label."""
+    outside = "O" if "O" in kind.names else kind.names[0]
+    best = logits_TL.argmax(-1).tolist()
+    words = batches.examples[number].words
+    tags = [kind.names[best[place]] if place >= 0 else outside for place in batches.firsts[number]]
+    return {"tokens": list(words), "tags": tags}
+
+
+def chosen(logits_C: Tensor, batches: ChoiceBatches, number: int) -> dict[str, Any]:
+    shares = torch.softmax(logits_C, 0)
+    best = int(logits_C.argmax())
+    return {"answer": best, "text": batches.examples[number].choices[best], "probability": float(shares[best])}
+
+
+def span_answers(
+    model: Transformer, kind: TaskKind, batches: SpanBatches, longest: int = 30, n_best: int = 20
+) -> list[dict[str, Any]]:
+    """The best span of each question over its windows: start before end, at most `longest` tokens, by the sum of the
+    two numbers; `null_score` is that of the first token, which stands for no answer (the least over the windows)."""
+    best: list[tuple[float, str, int]] = [(-np.inf, "", 0)] * len(batches.examples)
+    null = [np.inf] * len(batches.examples)
+    was_training = model.training
+    model.eval()
+    for start, logits in passes(model, kind, batches):
+        for window, row in zip(batches.windows[start : start + len(logits)], logits.numpy(), strict=True):
+            number, context = window.example, batches.examples[window.example].context
+            null[number] = min(null[number], float(row[0, 0] + row[0, 1]))
+            inside = row[window.first : window.first + len(window.offsets)]
+            if not len(inside):
+                continue
+            score, first, last = best_span(inside[:, 0], inside[:, 1], longest, n_best)
+            if score > best[number][0]:
+                begin, end = int(window.offsets[first, 0]), int(window.offsets[last, 1])
+                text = context[begin:end]
+                best[number] = (score, text.strip(), begin + len(text) - len(text.lstrip()))
+    model.train(was_training)
+    return [
+        {"id": example.name, "answer": text, "start": begin, "score": float(score), "null_score": float(none)}
+        for example, (score, text, begin), none in zip(batches.examples, best, null, strict=True)
+    ]
+
+
+def best_span(start_N: np.ndarray, end_N: np.ndarray, longest: int, n_best: int) -> tuple[float, int, int]:
+    """(score, first, last) of the best pair among the `n_best` starts and ends."""
+    starts, ends = np.argsort(-start_N)[:n_best], np.argsort(-end_N)[:n_best]
+    pairs = [(float(start_N[a] + end_N[b]), int(a), int(b)) for a in starts for b in ends if a <= b < a + longest]
+    return max(pairs, default=(float(start_N[starts[0]] + end_N[starts[0]]), int(starts[0]), int(starts[0])))
+
+
+def shown(answer: dict[str, Any]) -> str:
+    """One answer as a line."""
+    if "tags" in answer:
+        return " ".join(f"{word}/{tag}" for word, tag in zip(answer["tokens"], answer["tags"], strict=True))
+    if "labels" in answer:
+        return ", ".join(answer["labels"]) or "none"
+    if "label" in answer:
+        return f"{answer['label']}  {answer['probability']:.4f}"
+    return (
+        f"{answer.get('text', answer.get('answer', ''))}  {answer.get('probability', answer.get('score')):.4f}".strip()
+    )

@@ -97,6 +97,9 @@ class PretrainConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    init_from: str = ""
+    """A model or run folder whose weights training goes on from (continued pre-training): its shape and its tokenizer
+    are taken, model.* is left alone. Empty: initial weights."""
     objective: Objective = "causal"
     """What is learnt: causal, the next token (decoders); masked, hidden tokens (encoders); masked+next and
     masked+order, these and whether the second of two segments is the next one, or in order (bert, albert, big_bird);

@@ -17,8 +17,8 @@ from fledge.model.config import ShapeConfig
 from fledge.model.folder import build
 from fledge.recipes.config import InspectConfig
 from fledge.recipes.language import row_tokens_of
-from fledge.recipes.objective import MASKED, objective_model, objective_shape, objective_tokenizer
-from fledge.recipes.pretrain import objective_recipe, resolve_shape
+from fledge.recipes.objective import MASKED, objective_tokenizer
+from fledge.recipes.pretrain import first_config, objective_recipe
 from fledge.text.documents import Tally
 from fledge.text.tokenizer import Tokenizer
 
@@ -61,10 +61,10 @@ def of_source(config: InspectConfig) -> dict[str, Any]:
 
 def row_of(config: InspectConfig, dataset: Dataset) -> dict[str, Any]:
     """Row `config.row` of training, or of validation, under the config's objective."""
-    if not config.model.width and not config.model.preset:
+    if not (config.model.width or config.model.preset or config.init_from):
         config = replace(config, model=sketched(config))
     tokenizer = objective_tokenizer(config, dataset.tokenizer)
-    model_config = objective_model(config, resolve_shape(objective_shape(config), tokenizer))
+    model_config = first_config(config, tokenizer)
     row_tokens = row_tokens_of(config.train, model_config.context_tokens)
     recipe = objective_recipe(config, dataset, tokenizer, build(model_config, "meta"), row_tokens)
     if config.split == "train":

@@ -14,10 +14,13 @@ from fledge.data.mixed_batches import RowSource
 from fledge.data.mixture import Mixture, Source, plan_lines
 from fledge.data.shards import Dataset, Shard, open_shards
 from fledge.errors import ConfigError, DataError
+from fledge.lineage import artefact_digest, sha256_json
 from fledge.log import RunLog, say
 from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families import family, over_preset
+from fledge.model.folder import config_of, find_model, load_model, read_config
 from fledge.model.init import initialise
+from fledge.model.quantization import read_quantization
 from fledge.model.transformer import Transformer, build
 from fledge.recipes.config import PretrainConfig
 from fledge.recipes.denoise import denoise_reading
@@ -43,9 +46,9 @@ def fresh_recipe(config: PretrainConfig, folder: Path) -> LanguageRecipe:
     prepare_data(config, folder)
     data = open_data(config, folder)
     tokenizer = objective_tokenizer(config, data.tokenizer)
-    model_config = objective_model(config, resolve_shape(objective_shape(config), tokenizer))
+    model_config = first_config(config, tokenizer)
     row_tokens = row_tokens_of(config.train, model_config.context_tokens)
-    model = initialise(build(model_config, "cpu"), config.train.seed)
+    model = first_model(config, model_config)
     return objective_recipe(
         config, data, tokenizer, with_dropout(model, config.model.dropout, config.train.dropout), row_tokens
     )
@@ -67,21 +70,24 @@ def check_config(config: PretrainConfig, folder: Path) -> None:
     if not config.data.path and not config.data.mixture:
         raise ConfigError("data.path: expected a dataset folder, a folder of text or a text file; set data.path=…")
     if config.data.path:
-        check_text_path(config.data.path, config.data.tokenizer or "bytes", folder / DATA)
-    shape = objective_shape(config)
-    sketch = objective_model(config, shaped(shape, shape.vocab_size or 1))
+        check_text_path(config.data.path, tokenizer_source(config), folder / DATA)
+    if config.init_from:
+        sketch = objective_model(config, config_to_go_on_from(config))
+    else:
+        shape = objective_shape(config)
+        sketch = objective_model(config, shaped(shape, shape.vocab_size or 1))
     row_tokens_of(config.train, sketch.context_tokens)
 
 
 def pretrain_on(config: PretrainConfig, data: Data, group: Group = ALONE) -> dict[str, Any]:
     """`pretrain` on opened data, in a run folder that the caller has locked."""
     tokenizer = objective_tokenizer(config, data.tokenizer)
-    model_config = objective_model(config, resolve_shape(objective_shape(config), tokenizer))
+    model_config = first_config(config, tokenizer)
     family(model_config.family).write(model_config)  # refused now if these ids can't be saved, not at a checkpoint
     row_tokens = row_tokens_of(config.train, model_config.context_tokens)
 
     def make_recipe(load: Callable[[], Transformer] | None) -> LanguageRecipe:
-        fresh = load or (lambda: initialise(build(model_config, "cpu"), config.train.seed))
+        fresh = load or (lambda: first_model(config, model_config))
         return objective_recipe(
             config, data, tokenizer, with_dropout(fresh(), config.model.dropout, config.train.dropout), row_tokens
         )
@@ -98,7 +104,62 @@ def pretrain_on(config: PretrainConfig, data: Data, group: Group = ALONE) -> dic
         every = config.train.sample_every_steps
         return [sample_hook(recipe, tokenizer, ids, config.sample, log, every)]
 
-    return run_recipe(config, model_config, make_recipe, make_hooks, data.digest, group)
+    return run_recipe(config, model_config, make_recipe, make_hooks, run_digest(config, data), group)
+
+
+def tokenizer_source(config: PretrainConfig) -> str:
+    """What tokenises raw text: the tokenizer that is named, that of the model to go on from, or bytes."""
+    return config.data.tokenizer or (str(find_model(config.init_from)) if config.init_from else "bytes")
+
+
+def config_to_go_on_from(config: PretrainConfig) -> ModelConfig:
+    """The model that training goes on from. Raises ConfigError for a shape or a tokenizer beside it, and for quantized
+    weights."""
+    folder = find_model(config.init_from)
+    if config.model != replace(ShapeConfig(), dropout=config.model.dropout):
+        raise ConfigError("model: expected no shape beside init_from, whose model has one; leave model.* out")
+    if config.data.tokenizer:
+        raise ConfigError("data.tokenizer: expected none beside init_from, whose model has one; leave it out")
+    if read_quantization(config_of(folder)):
+        raise ConfigError(
+            f"init_from: expected weights in floating point, got quantized ones in {folder}; train the original"
+        )
+    return read_config(folder)[1]
+
+
+def first_config(config: PretrainConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """The model that is trained, on text by `tokenizer`. Raises ConfigError and DataError where the model to go on
+    from reads another one."""
+    if not config.init_from:
+        return objective_model(config, resolve_shape(objective_shape(config), tokenizer))
+    found, own = config_to_go_on_from(config), Tokenizer.load(find_model(config.init_from))
+    if objective_tokenizer(config, own).digest != tokenizer.digest:
+        raise DataError(
+            f"data: expected tokens of {config.init_from}'s tokenizer, got another's; build the dataset with "
+            f"tokenizer={config.init_from}"
+        )
+    if tokenizer.vocab_size > found.vocab_size:
+        raise ConfigError(
+            f"objective: {config.objective} needs {tokenizer.vocab_size} tokens, the model of init_from has "
+            f"{found.vocab_size}; give it more first (fledge.model.resize)"
+        )
+    return objective_model(config, found)
+
+
+def first_model(config: PretrainConfig, model_config: ModelConfig) -> Transformer:
+    """The model before its first step: initial weights, or those of `init_from`."""
+    if not config.init_from:
+        return initialise(build(model_config, "cpu"), config.train.seed)
+    model = load_model(find_model(config.init_from))
+    model.config = model_config
+    return model
+
+
+def run_digest(config: PretrainConfig, data: Data) -> str:
+    """Of all that a run reads: its data, and the weights that it goes on from."""
+    if not config.init_from:
+        return data.digest
+    return sha256_json([data.digest, artefact_digest(find_model(config.init_from))])
 
 
 def objective_recipe(
@@ -109,12 +170,15 @@ def objective_recipe(
     make = causal_reading if config.objective == "causal" else denoise_reading
     reading = (masked_reading if config.objective in MASKED else make)(config, tokenizer, model.config, row_tokens)
     parents = data.parents | {"tokenizer": tokenizer.digest}
+    if config.init_from:
+        parents |= {"base": artefact_digest(find_model(config.init_from))}
+    digest = run_digest(config, data)
     if isinstance(data, Mixture):
         source, sources, plan = mixed(reading, data, train, rows, tokenizer.pad_id or 0)
-        recipe = LanguageRecipe(model, tokenizer, source, (), data.digest, parents, sources, plan)
+        recipe = LanguageRecipe(model, tokenizer, source, (), digest, parents, sources, plan)
     else:
         endless, held_out = reading.batches(data.train, train.rows, train.seed), reading.held_out(data.val, rows)
-        recipe = LanguageRecipe(model, tokenizer, endless, held_out, data.digest, parents)
+        recipe = LanguageRecipe(model, tokenizer, endless, held_out, digest, parents)
     if config.objective in MASKED:
         return MaskedRecipe(**vars(recipe), relation=relation_of(model.config, config.objective))
     return recipe
@@ -136,7 +200,7 @@ def prepare_data(config: PretrainConfig, run_folder: Path) -> None:
     """Make shards from raw text under the run folder, where they aren't there: by one process, as it writes."""
     path = Path(config.data.path)
     if not config.data.mixture and not (path / TRAIN).is_file():
-        from_text_path(path, config.data.tokenizer or "bytes", config.data.val_fraction, run_folder / DATA)
+        from_text_path(path, tokenizer_source(config), config.data.val_fraction, run_folder / DATA)
 
 
 def open_data(config: PretrainConfig, run_folder: Path) -> Data:

@@ -1,0 +1,89 @@
+"""Pre-training that goes on from a model: its shape, its tokenizer, its weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fledge.compress.config import QuantizeConfig
+from fledge.errors import ConfigError, DataError, Interrupted
+from fledge.lineage import artefact_digest, read_card
+from fledge.log import read_log
+from fledge.model.config import ShapeConfig
+from fledge.recipes.config import PretrainConfig, TextDataConfig
+from fledge.recipes.pretrain import pretrain
+from fledge.recipes.quantize import quantize_model
+from fledge.text.tokenizer import Tokenizer
+from fledge.train.config import RunConfig, TrainConfig
+from tests.data.corrupted import story, wordpiece
+
+TRAIN = TrainConfig(steps=6, rows=4, row_tokens=32, learning_rate=3e-3, eval_every_steps=0, threads=1, clip_norm=0.0)
+SHAPE = ShapeConfig("llama", width=32, layers=2, heads=2, context_tokens=32)
+
+
+def text(folder: Path, first: int) -> str:
+    path = folder / f"{first}.txt"
+    path.write_text("\n".join(story(n, 20) for n in range(first, first + 8)), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    wordpiece().save(folder / "tokenizer")
+    data = TextDataConfig(path=text(folder, 0), tokenizer=str(folder / "tokenizer"))
+    return Path(pretrain(PretrainConfig(SHAPE, data, TRAIN, RunConfig(str(folder / "run"))))["model"])
+
+
+def config_of(base: Path, folder: Path, **more) -> PretrainConfig:
+    data = TextDataConfig(path=text(folder, 100))
+    return replace(PretrainConfig(data=data, train=TRAIN, run=RunConfig(str(folder / "run")), init_from=str(base)), **more)
+
+
+def test_the_first_loss_is_the_models_own_and_a_rate_of_next_to_nothing_changes_no_bit(base, tmp_path):
+    frozen = pretrain(config_of(base, tmp_path, train=replace(TRAIN, learning_rate=1e-30)))
+    weights = [Path(folder, "model.safetensors").read_bytes() for folder in (base, frozen["model"])]
+    assert weights[0] == weights[1]
+    (tmp_path / "moved").mkdir()
+    moved = pretrain(config_of(base, tmp_path / "moved"))
+    assert Path(moved["model"], "model.safetensors").read_bytes() != weights[0]  # the control
+    assert Tokenizer.load(moved["model"]).digest == Tokenizer.load(base).digest
+    first = [e for e in read_log(tmp_path / "moved" / "run" / "log.jsonl") if e["kind"] == "step"][0]["loss"]
+    still = [e for e in read_log(tmp_path / "run" / "log.jsonl") if e["kind"] == "step"][0]["loss"]
+    assert first == still
+    fresh = PretrainConfig(SHAPE, config_of(base, tmp_path).data, TRAIN, RunConfig(str(tmp_path / "fresh")))
+    fresh = replace(fresh, data=replace(fresh.data, tokenizer=str(base)))
+    pretrain(fresh)
+    begun = [e for e in read_log(tmp_path / "fresh" / "log.jsonl") if e["kind"] == "step"][0]["loss"]
+    assert begun > first + 0.05  # initial weights know less
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits_and_names_its_base(base, tmp_path):
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    straight = pretrain(config_of(base, tmp_path / "a"))
+    config = config_of(base, tmp_path / "b")
+    with pytest.raises(Interrupted):
+        pretrain(replace(config, train=replace(TRAIN, stop_after_steps=2)))
+    stopped = pretrain(config)
+    files = [Path(result["model"], "model.safetensors").read_bytes() for result in (straight, stopped)]
+    assert files[0] == files[1]
+    assert read_card(stopped["model"])["parents"]["base"] == artefact_digest(base)
+
+
+def test_a_shape_a_tokenizer_other_text_and_quantized_weights_are_refused(base, tmp_path):
+    config = config_of(base, tmp_path)
+    with pytest.raises(ConfigError, match="leave model"):
+        pretrain(replace(config, model=ShapeConfig(width=64)))
+    with pytest.raises(ConfigError, match="data.tokenizer: expected none beside init_from"):
+        pretrain(replace(config, data=replace(config.data, tokenizer="bytes")))
+    with pytest.raises(ConfigError, match="objective: masked"):
+        pretrain(replace(config, objective="masked"))
+    other = pretrain(PretrainConfig(SHAPE, TextDataConfig(path=config.data.path), TRAIN, RunConfig(str(tmp_path / "x"))))
+    shards = Path(other["model"]).parent / "data"
+    with pytest.raises(DataError, match="got another's"):
+        pretrain(replace(config, data=TextDataConfig(path=str(shards))))
+    small = tmp_path / "int8"
+    quantize_model(QuantizeConfig(base, small, method="rtn"), json=True)
+    with pytest.raises(ConfigError, match="got quantized ones"):
+        pretrain(replace(config, init_from=str(small)))

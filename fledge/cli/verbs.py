@@ -227,6 +227,14 @@ VERBS = (
         ("source", "target"),
     ),
     Verb(
+        "prune",
+        "take weights, neurons, heads or layers out of a model; size, quality and speed before and after",
+        "fledge.compress.prune_config:PruneConfig",
+        "fledge.recipes.prune:prune_model",
+        ("model", "out"),
+        yaml=False,
+    ),
+    Verb(
         "quantize",
         "a model's linear maps in 8 or 4 bits: measured before and after, refused where it loses too much",
         "fledge.compress.config:QuantizeConfig",

@@ -55,13 +55,13 @@ def quantize_model(config: QuantizeConfig, json: bool = False) -> dict[str, Any]
     model = load_model(folder)
     tokenizer = tokenizer_of(folder, config)
     check_measurable(model, config)
-    before = quality(model, tokenizer, config, "before")
+    before = quality(model, tokenizer, config.evaluate, "before")
     outcomes, found = changed(model, tokenizer, config)
     parents = {"base": lineage.artefact_digest(folder)}
     with scratch_beside(out) as scratch:
         save_model(model, scratch, tokenizer, card=False)
         written = load_model(scratch)
-        after = quality(written, tokenizer, config, "after")
+        after = quality(written, tokenizer, config.evaluate, "after")
         result = figures(config, folder, scratch, outcomes, found, before, after)
         refuse_loss(before, after, config)
         if model.config.decoder is not None and model.config.encoder is None:
@@ -139,12 +139,12 @@ def changed(
     return outcomes, found
 
 
-def quality(model: Transformer, tokenizer: Tokenizer | None, config: QuantizeConfig, what: str) -> Quality | None:
-    """On the text to evaluate; None without one."""
-    if config.evaluate is None:
+def quality(model: Transformer, tokenizer: Tokenizer | None, text: Path | None, what: str) -> Quality | None:
+    """On the text at `text`; None without one."""
+    if text is None:
         return None
     assert tokenizer is not None
-    documents = evaluation_text(config.evaluate, tokenizer.digest).documents
+    documents = evaluation_text(text, tokenizer.digest).documents
     stride = max(1, model.config.context_tokens // 2)
     bits = document_bits(SimpleNamespace(transformer=model, tokenizer=tokenizer), documents, stride, what)
     return Quality(math.log(bits.perplexity), bits.perplexity, sum(bits.bits) / sum(bits.n_bytes))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from fledge.compress.config import QuantizeConfig
 from fledge.errors import ConfigError, DataError, Interrupted
 from fledge.lineage import artefact_digest, read_card
@@ -38,7 +39,9 @@ def base(tmp_path_factory):
 
 def config_of(base: Path, folder: Path, **more) -> PretrainConfig:
     data = TextDataConfig(path=text(folder, 100))
-    return replace(PretrainConfig(data=data, train=TRAIN, run=RunConfig(str(folder / "run")), init_from=str(base)), **more)
+    return replace(
+        PretrainConfig(data=data, train=TRAIN, run=RunConfig(str(folder / "run")), init_from=str(base)), **more
+    )
 
 
 def test_the_first_loss_is_the_models_own_and_a_rate_of_next_to_nothing_changes_no_bit(base, tmp_path):
@@ -79,7 +82,9 @@ def test_a_shape_a_tokenizer_other_text_and_quantized_weights_are_refused(base, 
         pretrain(replace(config, data=replace(config.data, tokenizer="bytes")))
     with pytest.raises(ConfigError, match="objective: masked"):
         pretrain(replace(config, objective="masked"))
-    other = pretrain(PretrainConfig(SHAPE, TextDataConfig(path=config.data.path), TRAIN, RunConfig(str(tmp_path / "x"))))
+    other = pretrain(
+        PretrainConfig(SHAPE, TextDataConfig(path=config.data.path), TRAIN, RunConfig(str(tmp_path / "x")))
+    )
     shards = Path(other["model"]).parent / "data"
     with pytest.raises(DataError, match="got another's"):
         pretrain(replace(config, data=TextDataConfig(path=str(shards))))

@@ -160,18 +160,20 @@ class Scheduler:
     def computed(self, choice: Choice) -> None:
         """The choice has taken its tokens: note what its full blocks hold, free those it needs no more, and put it
         where it belongs."""
-        full, choice.n_unread = choice.n_cached // self.block_tokens, 0
+        full = choice.n_cached // self.block_tokens
         if self.shares and full > choice.n_known:
             root = self.root(choice)
             for number in range(choice.n_known, full):
                 self.pool.index.add(choice.blocks[number], choice.content(number, root, self.block_tokens))
             choice.n_known = full
         self.drop_unseen(choice)
-        if choice in self.prefilling and choice.decodes:
-            self.prefilling.remove(choice)
-            self.decoding.append(choice)
-            for follower in reversed(self.followers.pop(choice.request.id, [])):
-                self.waiting.push_front(follower)
+        if choice in self.prefilling:
+            choice.n_unread = 0
+            if choice.decodes:
+                self.prefilling.remove(choice)
+                self.decoding.append(choice)
+                for follower in reversed(self.followers.pop(choice.request.id, [])):
+                    self.waiting.push_front(follower)
 
     def drop_unseen(self, choice: Choice) -> None:
         """Free the blocks that lie before every layer's window."""

@@ -174,12 +174,13 @@ class CrossAttention(nn.Module):
     def kept(self, layout: Cached, cache: KeyValueCache | None) -> list[tuple[Tensor, Tensor]]:
         """What the cache keeps of each row's source."""
         assert cache is not None
-        if len(layout.sources) != len(layout.tables):
+        kept = [cache.sources[name][self] for name in layout.sources if name in cache.sources]
+        if len(kept) != len(layout.tables):
             raise ConfigError(
-                f"decoder: expected a source for each of {len(layout.tables)} rows, got {len(layout.sources)}; have "
-                "the cache keep them (Transformer.keep_source) and name them in the layout"
+                f"decoder: expected a kept source for each of {len(layout.tables)} rows, got {len(kept)}; have the "
+                "cache keep them (Transformer.keep_source) and name them in the layout"
             )
-        return [cache.sources[name][self] for name in layout.sources]
+        return kept
 
 
 def in_training(mixer: Attention | CrossAttention, sight: Sight) -> Sight:

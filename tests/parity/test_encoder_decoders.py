@@ -262,8 +262,9 @@ def test_keys_and_values_of_the_source_are_computed_once_while_decoding(tmp_path
         [names] * 5 + [names[::-1]] * (TARGET - 5)
     )  # the control: the other's source is not mistaken for it
     assert torch.equal(other[:, :5], once[:, :5]) and (other - once)[:, 5:].abs().max() > limit(whole)
-    with pytest.raises(ConfigError, match="expected a source for each of 2 rows, got 0"):
-        decoded([()])
+    for unknown, n_kept in (((), 0), ((b"first", b"third"), 1)):
+        with pytest.raises(ConfigError, match=f"expected a kept source for each of 2 rows, got {n_kept}"):
+            decoded([unknown])
 
 
 HEADS = {

@@ -47,14 +47,15 @@ class Readers:
 
 def source_of(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     """A text's ids as an encoder reads them: in the frame that the tokenizer's file says; where it says none, with eos
-    behind."""
+    behind (sep where there is no eos), as `spans` and `prefix` train."""
     return framed(tokenizer, tokenizer.encode(text))
 
 
 def framed(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[int, ...]:
     """As `source_of`, of ids."""
-    found, eos = tokenizer.frame(ids).ids, tokenizer.eos_id
-    return (*found, eos) if len(found) == len(ids) and eos is not None else found
+    found, roles = tokenizer.frame(ids).ids, tokenizer.special
+    end = roles.get("eos", roles.get("sep"))
+    return (*found, end) if len(found) == len(ids) and end is not None else found
 
 
 def check_length(source_tokens: int, most: int) -> None:

@@ -6,10 +6,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from fledge.batch import OneDocument, one_document
 from fledge.cli.main import main
+from fledge.data.denoise import prefix_split
 from fledge.engine.config import EngineConfig
 from fledge.engine.core import Engine
 from fledge.engine.load import load_drafter
@@ -23,6 +26,7 @@ from fledge.model.families import family
 from fledge.model.folder import save_model
 from fledge.model.init import initialise
 from fledge.model.transformer import Transformer, build
+from fledge.recipes.objective import started
 from fledge.text.tokenizer import Tokenizer, from_text
 from tests.engine.stub_engine import TOKENIZER, drain, joined, stub_engine
 
@@ -177,6 +181,24 @@ def test_a_tokenizer_s_own_frame_stands_around_a_source_and_where_it_has_none_eo
     tree["post_processor"] = {"type": "RobertaProcessing", "cls": ["<a>", 7], "sep": ["<b>", 9]}
     own: Tokenizer = from_text(json.dumps(tree))
     assert framed(own, SOURCE) == (7, *SOURCE, 9)
+
+
+def test_a_source_is_served_as_training_reads_it():
+    ids = np.array(SOURCE)
+    source, target = prefix_split(TOKENIZER)(ids, 1, 2)
+    n_read = len(ids) + 1 - len(target)
+    assert framed(TOKENIZER, SOURCE[:n_read]) == tuple(source.tolist()) != SOURCE[:n_read]
+    start = started(tiny().config).special_ids["start"]
+    runner = Runner(copied(tiny()), 1)
+    assert runner.start_id == start
+    batch = (one_document(torch.tensor([[start, *target[:-1].tolist()]])), OneDocument())
+    read = (one_document(torch.tensor(source[None])), OneDocument())
+    with torch.no_grad():
+        loss = tiny().loss_sum(*batch, torch.tensor(target[None]), torch.ones(1, len(target)), read)
+    measured = replace(asked("r", framed(TOKENIZER, SOURCE[:n_read]), max_tokens=1), prompt_logprobs=True)
+    prompt = (start, *target.tolist())
+    (done,) = Engine(runner, TOKENIZER).complete([replace(measured, prompt_ids=prompt)])
+    assert -sum(one.logprob for one in done.prompt_logprobs[1:]) == pytest.approx(float(loss), rel=1e-5)
 
 
 def test_a_loaded_model_answers_a_text(model):

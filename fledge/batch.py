@@ -68,13 +68,15 @@ class Cached:
     `tables[b]`, in order, up to the last of these tokens.
 
     Only the first `counts[b]` tokens of the row are real; the rest is padding, written nowhere. `sequences[b]` names
-    the document where something is kept for it and not for its blocks (recurrent states).
+    the document where something is kept for it and not for its blocks (recurrent states). `sources[b]` names the source
+    that a decoder with an encoder reads in row b, as the cache keeps it; () for a decoder alone.
     """
 
     tables: tuple[tuple[int, ...], ...]
     starts: tuple[int, ...]
     counts: tuple[int, ...]
     sequences: tuple[int, ...]
+    sources: tuple[bytes, ...] = ()
 
     @cached_property
     def straight(self) -> tuple[int, ...]:
@@ -201,7 +203,8 @@ def slice_layout(layout: Layout, start: int, stop: int, row_tokens: int) -> Layo
         return Packed(bounds, max(b - a for a, b in zip(bounds, bounds[1:], strict=False)))
     if isinstance(layout, Cached):
         cut = slice(start, stop)
-        return Cached(layout.tables[cut], layout.starts[cut], layout.counts[cut], layout.sequences[cut])
+        each = (layout.tables, layout.starts, layout.counts, layout.sequences, layout.sources)
+        return Cached(*(one[cut] for one in each))  # type: ignore[arg-type]
     return layout
 
 

@@ -44,6 +44,10 @@ def chat(config: ChatConfig, json: bool = False) -> dict[str, Any]:
     from fledge.text.chat import renderer_for
 
     engine = load_engine(config.model, EngineConfig(n_slots=1, threads=config.threads))
+    if engine.reads_source:
+        raise ConfigError(
+            f"{config.model}: an encoder-decoder has no chat format; fledge generate answers a text that it reads"
+        )
     talk = Talk(engine, renderer_for(engine.tokenizer), sampling, config.system, config.max_tokens)
     interactive = sys.stdin.isatty()
     if interactive:

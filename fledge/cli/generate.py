@@ -1,4 +1,5 @@
-"""`fledge generate MODEL --prompt TEXT`: standard output is the prompt's text, its continuation and one newline."""
+"""`fledge generate MODEL --prompt TEXT`: standard output is the prompt's text, its continuation and one newline; of an
+encoder–decoder, which reads the prompt as its source, the answer and one newline."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from fledge.engine.config import EngineConfig, GenerateConfig
 from fledge.engine.constraint import Constraint
 from fledge.engine.length import answer_room
 from fledge.engine.request import Completion, Request, TokenLogprob
+from fledge.engine.source import check_length, source_of
 from fledge.engine.stub_spec import is_stub
 from fledge.errors import ConfigError, DataError, EngineError, RequestError
 from fledge.log import say
@@ -30,7 +32,7 @@ NOT_OF_SEARCH = (
 
 
 def generate(config: GenerateConfig, json: bool = False) -> dict[str, Any]:
-    """Continue a prompt: text on standard output (as it comes on a terminal), all figures in the result.
+    """Continue a prompt, or answer it: text on standard output (as it comes on a terminal), all figures in the result.
 
     Raises ConfigError (a setting, or no prompt), RequestError (too long) and what loading the model raises.
     """
@@ -43,22 +45,20 @@ def generate(config: GenerateConfig, json: bool = False) -> dict[str, Any]:
         config.model,
         EngineConfig(n_slots=max(config.n, config.beams), prefill_chunk=config.prefill_chunk, threads=config.threads),
     )
-    prompt_ids = encode_prompt(engine.tokenizer, prompt)
-    max_tokens = answer_room(len(prompt_ids), config.max_tokens, engine.context_tokens)
+    request = request_of(engine, config, prompt, constraint)
+    before = "" if engine.reads_source else prompt
     scores: list[float] = []
-    sampling = config.sampling(max_tokens, constraint)
-    request = Request(REQUEST_ID, prompt_ids, sampling, prompt_logprobs=config.prompt_logprobs)
     began = time.perf_counter()
     if searches(config):
-        completions, scores = search(engine, config, prompt_ids, max_tokens)
+        completions, scores = search(engine, config, request)
         if not json:
-            write_completions(prompt, completions)
+            write_completions(before, completions)
     elif not json and config.n == 1 and sys.stdout.isatty():
-        completions = stream(engine, request, prompt)
+        completions = stream(engine, request, before)
     else:
         completions = engine.complete([request])
         if not json:
-            write_completions(prompt, completions)
+            write_completions(before, completions)
     seconds = time.perf_counter() - began
     result = report(config, prompt, request, completions, seconds, engine.tokenizer)
     for choice, score in zip(result["choices"], scores, strict=False):
@@ -66,15 +66,34 @@ def generate(config: GenerateConfig, json: bool = False) -> dict[str, Any]:
     return result
 
 
-def search(
-    engine: Engine, config: GenerateConfig, prompt_ids: tuple[int, ...], max_tokens: int
-) -> tuple[list[Completion], list[float]]:
+def request_of(engine: Engine, config: GenerateConfig, prompt: str, constraint: Constraint | None) -> Request:
+    """What is asked of the engine. Raises ConfigError, RequestError (too long)."""
+    source_ids: tuple[int, ...] = ()
+    if engine.reads_source:
+        if config.prompt_logprobs:
+            raise ConfigError(
+                "prompt_logprobs: expected a decoder alone, got a model that reads the prompt as its source and gives "
+                "it no probability; leave it out"
+            )
+        source_ids = source_of(engine.tokenizer, prompt)
+        if not source_ids:
+            raise ConfigError("prompt: expected some text, got none; this model has no EOS token to read alone")
+        check_length(len(source_ids), engine.runner.source_tokens)
+    prompt_ids = (engine.runner.start_id,) if engine.reads_source else encode_prompt(engine.tokenizer, prompt)
+    sampling = config.sampling(answer_room(len(prompt_ids), config.max_tokens, engine.context_tokens), constraint)
+    return Request(REQUEST_ID, prompt_ids, sampling, "", config.prompt_logprobs, source_ids=source_ids)
+
+
+def search(engine: Engine, config: GenerateConfig, request: Request) -> tuple[list[Completion], list[float]]:
     """(completions, their scores, none from contrastive search): what takes the place of sampling."""
     from fledge.engine.beam import BeamSearch, beam_completions, completion_of
 
+    prompt_ids, max_tokens = request.prompt_ids, request.sampling.max_tokens
     if config.penalty_alpha > 0:
         if is_stub(config.model):
             raise ConfigError("penalty_alpha: expected a model, got a stub, which has no vectors")
+        if engine.reads_source:
+            raise ConfigError("penalty_alpha: expected a decoder, got an encoder-decoder; leave it out, or set beams")
         from fledge.engine.contrastive import ContrastiveSearch, contrastive_search
 
         contrast = ContrastiveSearch(config.penalty_alpha, config.top_k, max_tokens)
@@ -85,7 +104,7 @@ def search(
         config.beams, max_tokens, config.length_penalty, config.early_stopping, config.beam_groups,
         config.diversity_penalty,
     )  # fmt: skip
-    return beam_completions(engine, prompt_ids, wanted, config.n)
+    return beam_completions(engine, request, wanted, config.n)
 
 
 def searches(config: GenerateConfig) -> bool:
@@ -214,7 +233,7 @@ def report(
         choices.append(choice)
     result: dict[str, Any] = {
         "prompt": prompt,
-        "prompt_tokens": len(request.prompt_ids),
+        "prompt_tokens": request.prompt_tokens,
         "generated_tokens": generated_tokens,
         "seconds": round(seconds, 4),
         "tokens_per_second": round(generated_tokens / max(seconds, 1e-9), 2),

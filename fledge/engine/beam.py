@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from fledge.engine.length import answer_room
-from fledge.engine.request import Completion, check
-from fledge.engine.row import Row, RunnerFace, as_array
+from fledge.engine.request import Completion, Request, check
+from fledge.engine.row import Row, RunnerFace, Source, as_array
+from fledge.engine.source import named, with_start
 from fledge.errors import EngineError, RequestError
 from fledge.text.stream import TextStream
 
@@ -86,18 +87,24 @@ class Beam:
 
 
 def beam_search(
-    runner: RunnerFace, prompt_ids: Sequence[int], search: BeamSearch, stop_ids: Collection[int], vocab_size: int
+    runner: RunnerFace,
+    prompt_ids: Sequence[int],
+    search: BeamSearch,
+    stop_ids: Collection[int],
+    vocab_size: int,
+    source: Source | None = None,
 ) -> list[Found]:
     """The answers that the search finds, best first; those that `max_tokens` cut count as finished.
 
     Raises RequestError (ranges, length, a model with recurrent layers, a cache too small) and EngineError (logits that
-    are not finite). `vocab_size`: ids that may be chosen.
+    are not finite). `vocab_size`: ids that may be chosen. `source` is for the encoder of a model that has one; the
+    runner keeps it until it is told to `forget`.
     """
     search.validated()
     answer_room(len(prompt_ids), search.max_tokens, runner.context_tokens)
     if not prompt_ids or not 0 <= min(prompt_ids) <= max(prompt_ids) < vocab_size:
         raise RequestError(f"prompt: expected some token ids in 0..{vocab_size - 1}", "prompt")
-    places = Places(runner, len(prompt_ids) + search.max_tokens, search.n_beams)
+    places = Places(runner, len(prompt_ids) + search.max_tokens, search.n_beams, source)
     stops = np.array(sorted(i for i in stop_ids if i < vocab_size), dtype=np.int64)
     running, groups = [Beam(tuple(prompt_ids), 0.0)], [Group(search, stops, [0]) for _ in range(search.n_groups)]
     for length in range(1, search.max_tokens + 1):
@@ -117,16 +124,22 @@ def beam_search(
 
 
 def beam_completions(
-    engine: Engine, prompt_ids: Sequence[int], search: BeamSearch, n: int
+    engine: Engine, request: Request, search: BeamSearch, n: int
 ) -> tuple[list[Completion], list[float]]:
-    """The `n` best answers of a search on an idle engine's runner, and their scores. Raises as `beam_search`, and
-    RequestError for more answers than beams."""
+    """The `n` best answers of a search on an idle engine's runner, and their scores; prompt and source are the
+    request's. Raises as `beam_search`, and RequestError for more answers than beams."""
+    request = with_start(request, engine.runner, engine.vocab_size)
+    prompt_ids, source = request.prompt_ids, named(request.source_ids)
     if not 1 <= n <= search.n_beams:
         raise RequestError(f"n: expected 1..{search.n_beams}, the number of beams, got {n}", "n")
     if engine.has_work:
         raise EngineError("engine: expected nothing else to do beside a beam search, got other requests")
     engine.scheduler.forget_all(engine.scheduler.version)  # the search writes over whatever the cache holds
-    found = beam_search(engine.runner, prompt_ids, search, engine.stop_ids, engine.vocab_size)[:n]
+    try:
+        found = beam_search(engine.runner, prompt_ids, search, engine.stop_ids, engine.vocab_size, source)[:n]
+    finally:
+        if source is not None:
+            engine.runner.forget(source.name)
     completions = [completion_of(engine, prompt_ids, index, one.token_ids) for index, one in enumerate(found)]
     return completions, [one.score for one in found]
 
@@ -209,7 +222,7 @@ class Finished:
 class Places:
     """The blocks of a runner's cache, dealt out to beams and counted."""
 
-    def __init__(self, runner: RunnerFace, n_tokens: int, n_beams: int):
+    def __init__(self, runner: RunnerFace, n_tokens: int, n_beams: int, source: Source | None):
         if not runner.shares:
             raise RequestError("n_beams: this model's recurrent layers can't go on from one place twice", "n_beams")
         need = n_beams * -(-n_tokens // runner.block_tokens)
@@ -219,7 +232,7 @@ class Places:
                 f"{runner.n_slots}; ask for fewer beams or tokens, or give the engine more",
                 "n_beams",
             )
-        self.runner, self.size = runner, runner.block_tokens
+        self.runner, self.size, self.source = runner, runner.block_tokens, source
         self.free = list(range(runner.n_blocks))
 
     def logits(self, beams: list[Beam]) -> np.ndarray:
@@ -234,7 +247,7 @@ class Places:
         while len(beam.blocks) * self.size < end:
             beam.blocks += (self.free.pop(),)
         start, beam.n_cached = beam.n_cached, end
-        return Row(beam.blocks, start, beam.ids[start:end], sequence=number)
+        return Row(beam.blocks, start, beam.ids[start:end], sequence=number, source=self.source)
 
     def follow(self, parents: list[Beam], steps: list[tuple[int, int, float]]) -> list[Beam]:
         """The beams that go on from `parents` by (parent, token, log-probability) steps. The first child of a parent

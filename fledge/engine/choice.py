@@ -9,7 +9,7 @@ import numpy as np
 
 from fledge.engine.prefix import Content, chain_key
 from fledge.engine.request import Event, FinishReason, Request, TokenLogprob
-from fledge.engine.row import Row
+from fledge.engine.row import Row, Source
 from fledge.engine.sampling import Sampler, token_logprob
 from fledge.text.stream import TextStream
 
@@ -24,7 +24,8 @@ class Choice:
 
     `arrival` counts requests as they came. `model_stops`: the model's own stop ids. `vocab_size` is the number of ids
     that may be chosen: a model's vocabulary may be padded beyond its tokenizer's. `automaton`: the request's constraint
-    at its beginning, this choice's own.
+    at its beginning, this choice's own. While it runs, `source` is what its rows read besides, by name, and `n_unread`
+    how many tokens of that are to be encoded with its next row.
     """
 
     def __init__(
@@ -42,6 +43,8 @@ class Choice:
         self.index = index
         self.arrival = arrival
         self.slot: int | None = None
+        self.source: Source | None = None
+        self.n_unread = 0
         self.blocks: list[int] = []
         self.contents: list[Content] = []  # of its full blocks, as far as anyone asked
         self.n_known = 0  # full blocks whose content others can find
@@ -98,7 +101,8 @@ class Choice:
         assert self.slot is not None
         start, end = self.n_cached, self.next_end(chunk_tokens, self.n_cached)
         blocks = tuple(self.blocks[: -(-end // block_tokens)])
-        return Row(blocks, start, self.ids(start, end), self.measures_prompt or end > self.n_tokens, self.slot)
+        all_logits = self.measures_prompt or end > self.n_tokens
+        return Row(blocks, start, self.ids(start, end), all_logits, self.slot, self.source)
 
     def content(self, number: int, root: bytes, block_tokens: int) -> Content:
         """What its block `number` holds when it is full, which its tokens must be enough for."""
@@ -136,8 +140,8 @@ class Choice:
 
     def give_back(self) -> None:
         """It holds nothing of the cache any more."""
-        self.slot, self.blocks, self.draft = None, [], []
-        self.n_cached = self.n_known = self.n_dropped = 0
+        self.slot, self.blocks, self.draft, self.source = None, [], [], None
+        self.n_cached = self.n_known = self.n_dropped = self.n_unread = 0
 
     def advance(self, logits: np.ndarray) -> Event:
         """Choose the answer's next token from the model's raw logits [V]; the event with its text and figures."""

@@ -24,6 +24,7 @@ from fledge.engine.config import EngineConfig
 from fledge.engine.length import answer_room
 from fledge.engine.pending import PendingEvents
 from fledge.engine.request import Event, Request
+from fledge.engine.source import check_length
 from fledge.errors import CapacityError, EngineError, FledgeError, RequestError
 from fledge.log import warn
 
@@ -42,7 +43,7 @@ class EngineClient:
 
     `await start()` returns when the process is started; `await wait_ready()` when it can answer. `state` tells loading,
     ready, draining, dead (a restart is under way), failed (the model can't be loaded: `failure`) and stopped apart.
-    After the first `ready`, `facts` holds context_tokens, vocab_size, n_slots, pid and files.
+    After the first `ready`, `facts` holds context_tokens, vocab_size, n_slots, source_tokens, start_id, pid and files.
     """
 
     def __init__(self, model: str, config: EngineConfig | None = None):
@@ -98,6 +99,7 @@ class EngineClient:
             raise CapacityError(f"engine: expected it ready, got {self.state}; try again later")
         request.check_urgency()
         sampling = request.sampling.validated(self.facts["vocab_size"])
+        check_length(len(request.source_ids), self.facts["source_tokens"])
         answer_room(len(request.prompt_ids), sampling.max_tokens, self.facts["context_tokens"])
         if request.id in self.pending:
             raise RequestError(f"id: expected a new request id, got {request.id!r:.60}, which is running", "id")

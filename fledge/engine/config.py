@@ -63,12 +63,12 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Continue a prompt with a model."""
+    """Continue a prompt with a model, or answer it with an encoder-decoder."""
 
     model: str
     """Model folder or run folder."""
     prompt: str | None = None
-    """Text to continue; the empty text begins at the BOS token."""
+    """Text to continue; the empty text begins at the BOS token. An encoder-decoder reads it as its source."""
     prompt_file: str | None = None
     """File with the text to continue; - is standard input."""
     max_tokens: int | None = 128

@@ -24,6 +24,7 @@ from fledge.engine.length import answer_room
 from fledge.engine.request import Completion, Event, FinishReason, Request
 from fledge.engine.row import Row, RunnerFace, as_array
 from fledge.engine.scheduler import Scheduler
+from fledge.engine.source import with_start
 from fledge.engine.speculate import Drafter
 from fledge.errors import CapacityError, EngineError, FledgeError, RequestError
 
@@ -82,6 +83,11 @@ class Engine:
         return longest if fits else n_blocks * self.runner.block_tokens
 
     @property
+    def reads_source(self) -> bool:
+        """Whether the model is an encoder–decoder: requests then have `source_ids`."""
+        return self.runner.source_tokens > 0
+
+    @property
     def has_work(self) -> bool:
         """Whether another `step` would do or tell something."""
         return bool(self.live or self.unsent)
@@ -90,6 +96,8 @@ class Engine:
         """Put a request in the line. Raises RequestError or CapacityError and then nothing has changed."""
         request.check_urgency()
         sampling = request.sampling.validated(self.vocab_size)
+        if request.source_ids or self.reads_source:
+            request = with_start(request, self.runner, self.vocab_size)
         if request.id in self.live:
             raise RequestError(f"id: expected a new request id, got {request.id!r:.60}, which is running", "id")
         if not request.prompt_ids:
@@ -115,7 +123,7 @@ class Engine:
         if request.deadline_seconds is not None:
             self.deadlines[request.id] = self.clock() + request.deadline_seconds
         self.totals["requests"] += 1
-        self.totals["prompt_tokens"] += len(request.prompt_ids)
+        self.totals["prompt_tokens"] += request.prompt_tokens
 
     def cancel(self, request_id: str) -> None:
         """End a request now; its slots are free at once and its last events come with the next step. An unknown or

@@ -51,6 +51,8 @@ def load_drafter(config: EngineConfig, runner: Runner, tokenizer: Tokenizer) -> 
             raise ConfigError(f"draft: expected a number of layers, as layers:4, got {config.draft!r:.60}")
         return DraftModel(Runner(first_layers(runner.model, int(n)), runner.n_slots, runner.context_tokens))
     theirs, words, _ = load_runner(config.draft, replace(config, cache_tokens=0, cache_dtype="float32"))
+    if theirs.source_tokens:
+        raise ConfigError(f"draft: expected a decoder alone, got {config.draft}, which reads a source")
     if words.digest != tokenizer.digest:
         raise ConfigError(f"draft: expected a model of the same tokenizer, got {config.draft}; train one on it")
     if theirs.n_blocks < theirs.n_slots * -(-theirs.context_tokens // theirs.block_tokens):

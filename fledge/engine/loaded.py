@@ -15,6 +15,7 @@ from fledge.engine.config import EngineConfig
 from fledge.engine.core import Engine
 from fledge.engine.request import Completion, Request, Sampling
 from fledge.engine.runner import Runner, pack_in_place
+from fledge.engine.source import source_of
 from fledge.errors import ConfigError, EngineError
 from fledge.model.transformer import Transformer
 from fledge.text.chat import ChatRenderer, Message, renderer_for
@@ -24,15 +25,17 @@ from fledge.tune.load import find_served, load_served, served_stop_ids, served_t
 
 class Model:
     """A loaded model. `transformer(tokens, layout)` gives logits; `tokenizer` and `renderer` are those it was trained
-    with; `renderer` is None for a base model without role tokens. Weights are packed for inference."""
+    with; `renderer` is None for a base model without role tokens and for an encoder–decoder, which reads a prompt as
+    its source and answers it. Weights are packed for inference."""
 
     def __init__(self, folder: Path, transformer: Transformer, tokenizer: Tokenizer, n_slots: int):
         self.folder, self.tokenizer, self.n_slots = folder, tokenizer, n_slots
         self.transformer = pack_in_place(transformer.eval().requires_grad_(False))
         self.numbers = itertools.count()
+        self.reads_source = transformer.encoder is not None and transformer.decoder is not None
         self.renderer: ChatRenderer | None
         try:
-            self.renderer = renderer_for(tokenizer)
+            self.renderer = None if self.reads_source else renderer_for(tokenizer)
         except ConfigError:
             self.renderer = None
 
@@ -48,20 +51,28 @@ class Model:
         return frozenset() if self.renderer is None else frozenset(self.renderer.stop_ids)
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """A text prompt as the model was trained to see a document begin: <bos>, where there is one, then the text."""
+        """A text prompt as the model was trained to see a document begin: <bos>, where there is one, then the text. As
+        a source is read, for an encoder–decoder."""
+        if self.reads_source:
+            return list(source_of(self.tokenizer, prompt))
         start = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
         return start + self.tokenizer.encode(prompt)
 
     def complete(self, ids: Sequence[int], **sampling: Any) -> list[Completion]:
         """Completions (one for each of `n`) of token ids; keywords are the fields of `Sampling`."""
-        chosen = Sampling(**{"max_tokens": self.room(len(ids)), **sampling})
-        return self.engine.complete([Request("api", tuple(ids), chosen)])
+        return self.engine.complete([self.request("api", ids, sampling)])
 
-    def room(self, n_prompt: int) -> int:
-        return max(1, min(256, self.transformer.config.context_tokens - n_prompt))
+    def request(self, name: str, ids: Sequence[int], sampling: dict[str, Any]) -> Request:
+        """`ids` are the prompt, or the source of an encoder–decoder, whose prompt is its start."""
+        n_prompt = 1 if self.reads_source else len(ids)
+        room = max(1, min(256, self.transformer.config.context_tokens - n_prompt))
+        chosen = Sampling(**{"max_tokens": room, **sampling})
+        if self.reads_source:
+            return Request(name, (), chosen, source_ids=tuple(ids))
+        return Request(name, tuple(ids), chosen)
 
     def generate(self, prompt: str, **sampling: Any) -> str:
-        """The continuation of `prompt` (without it)."""
+        """The continuation of `prompt` (without it), or the answer to it as a source."""
         return self.complete(self.prompt_ids(prompt), **sampling)[0].text
 
     def chat(self, messages: str | Sequence[Message], **sampling: Any) -> str:
@@ -71,17 +82,16 @@ class Model:
     def chat_ids(self, messages: str | Sequence[Message]) -> list[int]:
         if self.renderer is None:
             raise ConfigError(
-                f"{self.folder}: a base model has no chat format; use generate, or tune it with fledge sft"
+                f"{self.folder}: {'an encoder-decoder' if self.reads_source else 'a base model'} has no chat format; "
+                "use generate, or tune a decoder with fledge sft"
             )
         turns = (Message("user", messages),) if isinstance(messages, str) else tuple(messages)
         return self.renderer.render(turns, generation_prompt=True).ids
 
     def stream(self, prompt: str, **sampling: Any) -> Iterator[str]:
         """The continuation of `prompt` piece by piece; several may be read in turn. Raises EngineError."""
-        ids = tuple(self.prompt_ids(prompt))
-        chosen = Sampling(**{"max_tokens": self.room(len(ids)), **sampling, "n": 1})
         own = (f"stream-{next(self.numbers)}",)
-        self.engine.submit(Request(*own, ids, chosen))
+        self.engine.submit(self.request(*own, self.prompt_ids(prompt), {**sampling, "n": 1}))
         try:
             while True:
                 for event in self.engine.step_for(own):

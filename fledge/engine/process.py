@@ -100,6 +100,8 @@ class Worker:
             "context_tokens": self.engine.context_tokens,
             "vocab_size": self.engine.vocab_size,
             "n_slots": self.engine.runner.n_slots,
+            "source_tokens": self.engine.runner.source_tokens,
+            "start_id": self.engine.runner.start_id,
             "pid": os.getpid(),
             "files": self.files,
         }

@@ -1,7 +1,7 @@
 """What goes into the engine and what comes out: `Request`, `Event`, `Completion`. Plain data; imports no torch.
 
-A request's tokens depend on its prompt, its `Sampling` and its seed alone. Log-probabilities are natural logs of the
-model's own distribution: before penalties, temperature and truncation.
+A request's tokens depend on its prompt, its source, its `Sampling` and its seed alone. Log-probabilities are natural
+logs of the model's own distribution: before penalties, temperature and truncation.
 """
 
 from __future__ import annotations
@@ -129,7 +129,8 @@ class Request:
     """One prompt and how to answer it. Tenants of equal priority take turns, and share nothing of the cache.
 
     A higher `priority` goes first. An answer that has not ended `deadline_seconds` after `submit` ends then, with the
-    finish reason "deadline"; one that still waited is never begun.
+    finish reason "deadline"; one that still waited is never begun. `source_ids` are for the encoder of a model that has
+    one; `prompt_ids` then begin the decoder's text, and () stands for the id that the model starts with.
     """
 
     id: str
@@ -139,6 +140,12 @@ class Request:
     prompt_logprobs: bool = False
     priority: int = 0
     deadline_seconds: float | None = None
+    source_ids: tuple[int, ...] = ()
+
+    @property
+    def prompt_tokens(self) -> int:
+        """What was given to read: the source's tokens where there is one, else the prompt's."""
+        return len(self.source_ids) or len(self.prompt_ids)
 
     def check_urgency(self) -> None:
         """Raise RequestError unless priority and deadline are in their ranges."""

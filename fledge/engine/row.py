@@ -16,12 +16,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """Token ids for an encoder. `name` is a hash of them and of what else their keys and values depend on."""
+
+    name: bytes
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """Tokens `ids` that stand at positions `start`… of the document whose cache blocks are `blocks`, in order, up to
     the last of these tokens. A block that no layer looks back to any more may stand as -1.
 
     `sequence`, below the runner's `n_slots`, names the document for what is kept of it beside its blocks. A row with
     start 0 begins a new document. `all_logits` asks for the logits after every token, not after the last alone.
+    `source` is what a decoder with an encoder reads besides.
     """
 
     blocks: tuple[int, ...]
@@ -29,6 +38,7 @@ class Row:
     ids: tuple[int, ...]
     all_logits: bool = False
     sequence: int = 0
+    source: Source | None = None
 
 
 class RunnerFace(Protocol):
@@ -38,6 +48,9 @@ class RunnerFace(Protocol):
     len(ids). Giving the same row again must be harmless: after an error the engine retries rows one by one.
     `n_slots` documents at most go side by side. `window`: how many tokens, itself among them, a token reads of its
     document at most; None: all. `shares`: whether a document may go on from the blocks of another that begins alike.
+
+    `source_tokens`: the longest source of an encoder; 0: there is none. Its rows name a source each, which the runner
+    encodes when it first meets it and keeps until `forget`. `start_id` begins the decoder's document.
     """
 
     n_slots: int
@@ -47,8 +60,12 @@ class RunnerFace(Protocol):
     block_tokens: int
     window: int | None
     shares: bool
+    source_tokens: int
+    start_id: int
 
     def forward(self, rows: list[Row]) -> Sequence[Tensor | np.ndarray]: ...
+
+    def forget(self, source_name: bytes) -> None: ...
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None: ...
 

@@ -19,6 +19,7 @@ from fledge.engine.config import CacheDtype, EngineConfig
 from fledge.engine.native import NativeDecoder, why_not
 from fledge.engine.row import Row
 from fledge.errors import CheckpointError, ConfigError
+from fledge.model.start import start_id
 from fledge.model.transformer import Transformer, new_cache, window_of
 from fledge.nn.cache import BLOCK_TOKENS
 from fledge.nn.config import Kernelised
@@ -46,7 +47,7 @@ class Runner:
         cache_tokens: int = 0,
         cache_dtype: CacheDtype = "float32",
     ):
-        refuse_other_kinds(model)
+        refuse_encoders(model)
         longest = model.config.context_tokens
         if not 0 <= context_tokens <= longest:
             raise ConfigError(f"context_tokens: expected at most the model's {longest}, got {context_tokens}")
@@ -57,6 +58,8 @@ class Runner:
         self.cache = new_cache(model, n_slots, self.context_tokens, cache_tokens, cache_dtype == "int8")
         self.n_blocks, self.block_tokens, self.window = self.cache.n_blocks, BLOCK_TOKENS, window_of(model)
         self.shares = not any(isinstance(layer.mixer, Kernelised) for layer in model.config.stack.layers)
+        both = model.encoder is not None
+        self.source_tokens, self.start_id = (longest, start_id(model.config)) if both else (0, 0)
         self.compiled = self.compile()
 
     def compile(self) -> NativeDecoder | None:
@@ -77,6 +80,8 @@ class Runner:
     @torch.inference_mode()
     def torch_forward(self, rows: list[Row]) -> list[Tensor]:
         """As `forward`, by the transformer itself."""
+        if self.source_tokens:
+            self.read_sources(rows)
         results: list[Tensor | None] = [None] * len(rows)
         single = [i for i, row in enumerate(rows) if len(row.ids) == 1]
         if single:
@@ -95,9 +100,20 @@ class Runner:
         starts = tuple(row.start for row in rows)
         pos = torch.tensor(starts, device=self.device)[:, None] + torch.arange(length, device=self.device)
         tables, sequences = tuple(row.blocks for row in rows), tuple(row.sequence for row in rows)
-        layout = Cached(tables, starts, (length,) * len(rows), sequences)
+        sources = tuple(row.source.name for row in rows if row.source is not None)
+        layout = Cached(tables, starts, (length,) * len(rows), sequences, sources)
         hidden = self.model.hidden(Tokens(ids, pos, torch.zeros_like(ids)), layout, self.cache)
         return self.model.logits(hidden[:, -1:] if last_only else hidden).float()
+
+    def read_sources(self, rows: list[Row]) -> None:
+        """Have the cache keep every source that these rows read; one by one, so that none depends on its company."""
+        for row in rows:
+            if row.source is not None and row.source.name not in self.cache.sources:
+                self.model.keep_source(self.cache, row.source.name, torch.tensor(row.source.ids, device=self.device))
+
+    def forget(self, source_name: bytes) -> None:
+        """Keep nothing more of a source."""
+        self.cache.sources.pop(source_name, None)
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
         """Other weights of the same shapes, by the names of the model's own `state_dict()`, into every packed copy, in
@@ -173,16 +189,11 @@ def tie(model: Transformer) -> None:
         model.output = PackedLinear(weight.t(), None, {})
 
 
-def refuse_other_kinds(model: Transformer) -> None:
-    """Raises ConfigError for what is no decoder alone."""
-    family = model.config.family
+def refuse_encoders(model: Transformer) -> None:
+    """Raises ConfigError for what writes nothing."""
     if model.decoder is None:
+        family = model.config.family
         raise ConfigError(f"engine: expected a decoder, got {family}, an encoder; fledge fill and heads use those")
-    if model.encoder is not None:
-        raise ConfigError(
-            f"engine: expected a decoder alone, got {family}, which reads a source: a request has none to give; "
-            "decode with fledge.model and a cache (docs/encoders.md)"
-        )
 
 
 def load_runner(folder: str | Path, config: EngineConfig | None = None) -> tuple[Runner, Tokenizer, frozenset[int]]:

@@ -15,6 +15,7 @@ from fledge.engine.choice import Choice
 from fledge.engine.config import EngineConfig
 from fledge.engine.prefix import root_key
 from fledge.engine.row import RunnerFace
+from fledge.engine.source import Readers, named
 from fledge.engine.waiting import WaitingLine
 
 TOTALS = ("preemptions", "prefix_hits", "prefix_hit_tokens", "prefix_query_tokens")
@@ -32,6 +33,7 @@ class Scheduler:
         self.shares = config.prefix_cache and runner.shares
         self.pool = BlockPool(runner.n_blocks)
         self.version = ""
+        self.readers = Readers(runner)
         self.free_slots = list(range(runner.n_slots))
         self.waiting = WaitingLine()
         self.followers: dict[str, list[Choice]] = {}  # request id -> answers that wait for the first one's prompt
@@ -84,6 +86,7 @@ class Scheduler:
         can grow by a block too."""
         if not self.free_slots:
             return False
+        choice.source = named(choice.request.source_ids, choice.request.tenant, self.version)
         known = self.known_blocks(choice)
         n_known = len(known) * self.block_tokens
         end = choice.n_tokens if self.window is None else choice.next_end(self.chunk_tokens, n_known)
@@ -94,6 +97,8 @@ class Scheduler:
             self.pool.hold(block)
         choice.slot, choice.blocks, choice.n_cached = heapq.heappop(self.free_slots), known, n_known
         choice.n_known = len(known)
+        if choice.source is not None:
+            choice.n_unread = len(choice.source.ids) if self.readers.add(choice.source) else 0
         self.drop_unseen(choice)
         self.grow(choice, end)
         if self.shares and not choice.measures_prompt:
@@ -108,13 +113,19 @@ class Scheduler:
         known: list[int] = []
         if not self.shares or choice.measures_prompt:
             return known
-        root = root_key(choice.request.tenant, self.version)
+        root = self.root(choice)
         for number in range((choice.n_tokens - 1) // self.block_tokens):
             block = self.pool.index.find(choice.content(number, root, self.block_tokens))
             if block is None:
                 break
             known.append(block)
         return known
+
+    def root(self, choice: Choice) -> bytes:
+        """The key before its first block, of all that its keys and values depend on beside its tokens: an answer to
+        another source shares none of its blocks."""
+        source = choice.source
+        return root_key(choice.request.tenant, self.version) if source is None else source.name
 
     def grow(self, choice: Choice, n_tokens: int) -> None:
         """Take blocks until the first `n_tokens` tokens have theirs; they must be available."""
@@ -151,16 +162,18 @@ class Scheduler:
         where it belongs."""
         full = choice.n_cached // self.block_tokens
         if self.shares and full > choice.n_known:
-            root = root_key(choice.request.tenant, self.version)
+            root = self.root(choice)
             for number in range(choice.n_known, full):
                 self.pool.index.add(choice.blocks[number], choice.content(number, root, self.block_tokens))
             choice.n_known = full
         self.drop_unseen(choice)
-        if choice in self.prefilling and choice.decodes:
-            self.prefilling.remove(choice)
-            self.decoding.append(choice)
-            for follower in reversed(self.followers.pop(choice.request.id, [])):
-                self.waiting.push_front(follower)
+        if choice in self.prefilling:
+            choice.n_unread = 0
+            if choice.decodes:
+                self.prefilling.remove(choice)
+                self.decoding.append(choice)
+                for follower in reversed(self.followers.pop(choice.request.id, [])):
+                    self.waiting.push_front(follower)
 
     def drop_unseen(self, choice: Choice) -> None:
         """Free the blocks that lie before every layer's window."""
@@ -184,6 +197,8 @@ class Scheduler:
         for block in reversed(choice.blocks):
             if block >= 0:
                 self.pool.release(block)
+        if choice.source is not None:
+            self.readers.remove(choice.source)
         choice.give_back()
 
     def forget_all(self, version: str) -> None:
@@ -196,11 +211,12 @@ class Scheduler:
 
     def next_chunks(self) -> list[Choice]:
         """The choices that read in this step: whole chunks, `chunk_tokens` tokens together or one chunk, from the front
-        of a line that goes round, so that a long prompt does not hold up short ones behind it."""
+        of a line that goes round, so that a long prompt does not hold up short ones behind it. A source that is not
+        encoded yet counts, and is read at once: its tokens see each other."""
         chosen: list[Choice] = []
         tokens = 0
         for choice in self.prefilling:
-            tokens += choice.next_end(self.chunk_tokens, choice.n_cached) - choice.n_cached
+            tokens += choice.n_unread + choice.next_end(self.chunk_tokens, choice.n_cached) - choice.n_cached
             if chosen and tokens > self.chunk_tokens:
                 break
             chosen.append(choice)

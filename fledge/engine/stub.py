@@ -39,6 +39,7 @@ class StubRunner:
     block_tokens = 16
     window: int | None = None
     shares = True
+    source_tokens = start_id = 0
 
     def __init__(
         self,
@@ -88,6 +89,9 @@ class StubRunner:
             raise EngineError(f"stub: expected a row that goes on from written tokens, got start {row.start}")
         first = len(row.ids) if not row.all_logits else 1
         return np.stack([self.logits_after(context[:n]) for n in range(row.start + first, end + 1)])
+
+    def forget(self, source_name: bytes) -> None:
+        """It has no encoder, and keeps nothing."""
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
         raise EngineError("stub: expected a model to give weights to, got a stub")

@@ -94,7 +94,8 @@ def request_from_plain(plain: Frame) -> Request:
         source = constraint["source"]
         source = source if isinstance(source, str) else tuple(source)
         sampling["constraint"] = Constraint(**{**constraint, "source": source})
-    return Request(**{**plain, "prompt_ids": tuple(plain["prompt_ids"]), "sampling": Sampling(**sampling)})
+    ids = {name: tuple(plain[name]) for name in ("prompt_ids", "source_ids")}
+    return Request(**{**plain, **ids, "sampling": Sampling(**sampling)})
 
 
 def event_to_plain(event: Event) -> list[Any]:

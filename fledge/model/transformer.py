@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fledge.batch import GLOBAL, Cached, Layout, OneDocument, Packed, Padded, Tokens
+from fledge.batch import GLOBAL, Cached, Layout, OneDocument, Packed, Padded, Tokens, one_document
 from fledge.device import available_bytes
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig
@@ -37,7 +37,7 @@ class Transformer(nn.Module):
     """A model built from `config`; weights are allocated but have no values yet (see `init` and `folder`).
 
     With encoder and decoder, `source` gives the encoder's tokens; what the encoder made of them can be kept and given
-    again as `encoded`.
+    again as `encoded`. With a cache, what is read of a source stays in it (`keep_source`) and the layout names it.
     """
 
     def __init__(self, config: ModelConfig):
@@ -96,7 +96,7 @@ class Transformer(nn.Module):
         """The last stack's output: [B, T, D]."""
         if self.decoder is None:
             return self.encode(tokens, layout)
-        if self.encoder is not None and encoded is None:
+        if self.encoder is not None and encoded is None and not isinstance(layout, Cached):
             if source is None:
                 raise ConfigError("model: expected source tokens for the encoder, got none")
             encoded = self.encode(*source)
@@ -109,6 +109,20 @@ class Transformer(nn.Module):
         if self.encoder is None:
             raise ConfigError("model: expected an encoder, got a decoder only")
         return self.encoder(self.embed(tokens), self.context(self.encoder.config, tokens, layout))
+
+    def keep_source(self, cache: KeyValueCache, name: bytes, ids: Tensor) -> None:
+        """Encode a source, int64 [S], and have the cache keep under `name` what the decoder reads of it, until it is
+        taken from `cache.sources`. Raises ConfigError for a model without an encoder or a decoder."""
+        if self.decoder is None:
+            raise ConfigError("model: expected a decoder that reads a source, got an encoder only")
+        encoded = self.encode(one_document(ids[None]), OneDocument())
+        kept: dict[object, tuple[Tensor, Tensor]] = {}
+        for block in self.decoder.blocks():
+            assert block.cross is not None
+            k, v = block.cross.keys_and_values(encoded)
+            # heads first and side by side, as every token reads them
+            kept[block.cross] = (k[0].transpose(0, 1).contiguous(), v[0].transpose(0, 1).contiguous())
+        cache.sources[name] = kept
 
     def embed(self, tokens: Tokens) -> Tensor:
         """[B, T, E]."""

@@ -29,7 +29,14 @@ from fledge.nn.config import (
     StackConfig,
 )
 from fledge.nn.disentangled import DistanceBias, DistanceMaps
-from fledge.nn.kernels import attend, attend_cached, attend_cross, each_document, from_global_tokens
+from fledge.nn.kernels import (
+    attend,
+    attend_cached,
+    attend_cached_cross,
+    attend_cross,
+    each_document,
+    from_global_tokens,
+)
 from fledge.nn.linear import Joined, Linear
 from fledge.nn.linear_attention import kernelised
 from fledge.nn.low_rank import low_rank
@@ -149,24 +156,31 @@ class CrossAttention(nn.Module):
         self.out = Linear(inner, stack.width, config.out_bias)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
+        config, layout = self.config, context.layout
+        q = self.q(x).unflatten(-1, (config.n_heads, config.head_channels))
+        if isinstance(layout, Cached):
+            return self.out(attend_cached_cross(q, self.kept(layout, context.cache), layout, self.sight).flatten(2))
         if context.source is None or context.source_tokens is None:
             raise ConfigError("decoder: expected the encoder's output to attend to, got none; give source tokens")
-        config = self.config
-        q = self.q(x).unflatten(-1, (config.n_heads, config.head_channels))
-        k, v = self.keys_and_values(context.source, context.cache)
-        here = (context.tokens, context.layout)
+        k, v = self.keys_and_values(context.source)
         sight = in_training(self, self.sight)
-        return self.out(attend_cross(q, k, v, here, context.source_tokens, sight).flatten(2))
+        return self.out(attend_cross(q, k, v, (context.tokens, layout), context.source_tokens, sight).flatten(2))
 
-    def keys_and_values(self, source: Tensor, cache: KeyValueCache | None) -> tuple[Tensor, Tensor]:
-        """Of the source, [B, S, K, C] each; with a cache computed once for as long as the same tensor is given."""
-        known = cache.sources.get(self) if cache is not None else None
-        if known is not None and known[0] is source:
-            return known[1], known[2]
+    def keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the encoder's output [B, S, D]: [B, S, K, C] each."""
         k, v = self.kv(source).unflatten(-1, (-1, self.config.head_channels)).split(self.config.n_kv_heads, 2)
-        if cache is not None:
-            cache.sources[self] = (source, k, v)
         return k, v
+
+    def kept(self, layout: Cached, cache: KeyValueCache | None) -> list[tuple[Tensor, Tensor]]:
+        """What the cache keeps of each row's source."""
+        assert cache is not None
+        kept = [cache.sources[name][self] for name in layout.sources if name in cache.sources]
+        if len(kept) != len(layout.tables):
+            raise ConfigError(
+                f"decoder: expected a kept source for each of {len(layout.tables)} rows, got {len(kept)}; have the "
+                "cache keep them (Transformer.keep_source) and name them in the layout"
+            )
+        return kept
 
 
 def in_training(mixer: Attention | CrossAttention, sight: Sight) -> Sight:

@@ -42,8 +42,8 @@ class KeyValueCache:
         self.key_scales = [torch.zeros(shape[:2], device=device) if int8 else None for shape in shapes]
         self.value_scales = [torch.zeros(shape[:2], device=device) if int8 else None for shape in shapes]
         self.states: dict[tuple[int, int], tuple[tuple[int, State | None], tuple[int, State]]] = {}
-        self.sources: dict[object, tuple[Tensor, Tensor, Tensor]] = {}
-        """By cross-attention: what the encoder gave, and keys and values made of it (see CrossAttention)."""
+        self.sources: dict[bytes, dict[object, State]] = {}
+        """By a source's name: its keys and values, [K, S, C] each, for every cross-attention (see keep_source)."""
 
     def whole_table(self, number: int) -> Table:
         """The blocks of document `number` where every document has room for its whole context."""

@@ -5,7 +5,7 @@ B rows, T query tokens, S key tokens, H heads, K key/value heads, C head channel
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -70,9 +70,9 @@ def attend_cross(
     q_layout, k_layout = queries[1], keys[1]
     if isinstance(q_layout, Packed) and isinstance(k_layout, Packed):
         return by_document(q_BTHC, k_BSKC, v_BSKC, q_layout, k_layout, sight, None)
-    if isinstance(k_layout, OneDocument) and isinstance(q_layout, OneDocument | Cached):
+    if isinstance(k_layout, OneDocument) and isinstance(q_layout, OneDocument):
         return rows(q_BTHC, k_BSKC, v_BSKC, sight, None)
-    if isinstance(k_layout, Padded) and isinstance(q_layout, OneDocument | Padded | Cached):
+    if isinstance(k_layout, Padded) and isinstance(q_layout, OneDocument | Padded):
         n_tokens = q_BTHC.shape[1]
         lengths = q_layout.lengths if isinstance(q_layout, Padded) else (n_tokens,) * q_BTHC.shape[0]
         return padded_rows(q_BTHC, k_BSKC, v_BSKC, lengths, k_layout.lengths, sight, None)
@@ -399,6 +399,21 @@ def attend_cached(
             out[b, 0] = one_query(q_BTHC[b, 0], keys, values, sight)
         else:
             out[b, :count] = chunk(q_BTHC[b, :count], keys, values, start, begin, sight, bias)
+    return out
+
+
+def attend_cached_cross(
+    q_BTHC: Tensor, sources: Sequence[tuple[Tensor, Tensor]], layout: Cached, sight: Sight
+) -> Tensor:
+    """Decoding: each row's tokens attend to keys and values [K, S, C] of a source of its own, one row after another as
+    in `attend_cached`. [B, T, H, C]."""
+    out = torch.zeros_like(q_BTHC)
+    for b, ((keys, values), count) in enumerate(zip(sources, layout.counts, strict=True)):
+        if count == 1:
+            out[b, 0] = one_query(q_BTHC[b, 0], keys, values, sight)
+        else:
+            k, v = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
+            out[b : b + 1, :count] = rows(q_BTHC[b : b + 1, :count], k, v, sight, None)
     return out
 
 

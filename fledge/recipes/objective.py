@@ -8,6 +8,7 @@ from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families import family, over_preset
 from fledge.model.families.family import Family
+from fledge.model.start import start_id
 from fledge.recipes.config import PretrainConfig
 from fledge.recipes.denoise import with_prefix
 from fledge.recipes.masked import PAIRED, relation_of
@@ -95,9 +96,4 @@ def after_padding(model: ModelConfig) -> ModelConfig:
 
 def started(model: ModelConfig) -> ModelConfig:
     """An encoder-decoder with the id that its decoder begins with, which its folder would state."""
-    if "start" in model.special_ids:
-        return model
-    start = family(model.family).write(model).get("decoder_start_token_id")
-    if start is None:
-        start = model.special_ids.get("pad", model.special_ids.get("eos"))
-    return replace(model, special_ids={**model.special_ids, "start": int(start or 0)})
+    return replace(model, special_ids={**model.special_ids, "start": start_id(model)})

@@ -129,7 +129,7 @@ class Answer(ABC):
         return progress
 
     def usage(self, generation: Generation) -> Usage:
-        return Usage(sum(len(request.prompt_ids) for request in self.requests), generation.generated_tokens)
+        return Usage(sum(request.prompt_tokens for request in self.requests), generation.generated_tokens)
 
     def event_choices(self, progress: Progress, event: Event) -> list[Choice]:
         placed = progress.take(event)

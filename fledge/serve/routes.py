@@ -12,6 +12,7 @@ from starlette.types import Scope
 
 import fledge
 from fledge.engine.request import Request, Sampling
+from fledge.engine.source import check_length, framed
 from fledge.errors import RequestError
 from fledge.serve.access import AccessLog
 from fledge.serve.answer import Answer, ChatAnswer, CompletionAnswer
@@ -87,6 +88,8 @@ class Routes:
         self.check(call, len(call.prompts))
         await service.wait_open()
         head = ReplyHead.completion(service.model.name, service.model.fingerprint)
+        if service.source_tokens:
+            return await self.source_answer(call, head, arrival)
         requests, n_added = [], []
         for number, prompt in enumerate(call.prompts):
             ids, added = await self.prompt_ids(call, prompt)
@@ -96,6 +99,38 @@ class Routes:
             n_added.append(added)
         texts = [self.prompt_text(prompt) for prompt in call.prompts] if call.echo else None
         return CompletionAnswer(texts, n_added, service, call, requests, head, arrival)
+
+    async def source_answer(self, call: CompletionCall, head: ReplyHead, arrival: Arrival) -> Answer:
+        """An encoder–decoder's: each prompt is a source, and the decoder begins at its start."""
+        if call.echo:
+            message = "echo: this model answers its prompt and does not continue it; leave echo out"
+            raise RequestError(message, "echo", "unsupported_parameter")
+        start = (self.service.engine.facts["start_id"],)
+        requests = []
+        for number, prompt in enumerate(call.prompts):
+            source = await self.source_ids(call, prompt)
+            check_length(len(source), self.service.source_tokens)
+            sampling = self.sampling(call, len(start), DEFAULT_COMPLETION_TOKENS)
+            requests.append(Request(f"{head.id}-{number}", start, sampling, arrival.tenant, source_ids=source))
+        return CompletionAnswer(None, [0] * len(requests), self.service, call, requests, head, arrival)
+
+    async def source_ids(self, call: CompletionCall, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
+        """A source's ids: a text stands in the tokenizer's frame, ids are used as they are."""
+        if isinstance(prompt, tuple):
+            check_length(len(prompt), self.service.source_tokens)  # first: it may be millions
+            self.check_ids(prompt)
+            return prompt
+        ids = tuple(await self.service.encode(prompt))
+        source = framed(self.service.model.tokenizer, ids) if call.add_special_tokens else ids
+        if not source:
+            raise RequestError("prompt: expected at least one token, got an empty text", "prompt")
+        return source
+
+    def check_ids(self, ids: tuple[int, ...]) -> None:
+        vocab_size = self.service.model.tokenizer.vocab_size
+        outside = next((token for token in ids if not 0 <= token < vocab_size), None)
+        if outside is not None:
+            raise RequestError(f"prompt: expected token ids in 0..{vocab_size - 1}, got {outside}", "prompt")
 
     def check(self, call: Call, n_prompts: int) -> None:
         """What can be refused before anything is encoded or the model is there."""
@@ -115,10 +150,7 @@ class Routes:
         tokenizer = self.service.model.tokenizer
         if isinstance(prompt, tuple):
             call.answer_tokens(len(prompt), self.service.context_tokens or 0)  # its length first: it may be millions
-            outside = next((token for token in prompt if not 0 <= token < tokenizer.vocab_size), None)
-            if outside is not None:
-                last = tokenizer.vocab_size - 1
-                raise RequestError(f"prompt: expected token ids in 0..{last}, got {outside}", "prompt")
+            self.check_ids(prompt)
             return prompt, 0
         ids = await self.service.encode(prompt)
         added = [tokenizer.bos_id] if call.add_special_tokens and tokenizer.bos_id is not None else []

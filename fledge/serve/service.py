@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -35,12 +36,14 @@ MAX_IN_TEMPLATE = 32  # conversations that wait for a template's process, which 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """The model as the HTTP process knows it: text in, ids out. `renderer` is None for a base model."""
+    """The model as the HTTP process knows it: text in, ids out. `renderer` is None for a base model and for one whose
+    prompt is an encoder's source (`reads_source`)."""
 
     name: str
     fingerprint: str
     tokenizer: Tokenizer
     renderer: ChatRenderer | None
+    reads_source: bool = False
 
     @cached_property
     def longest_token(self) -> int:
@@ -52,18 +55,34 @@ def open_model(config: ServeConfig) -> ServedModel:
     """Tokenizer, renderer, name and fingerprint of the model to serve. Raises CheckpointError or TokenizerError."""
     if is_stub(config.model):
         tokenizer, name, digest = parse_stub(config.model).tokenizer(), "stub", config.model
+        both = False
     else:
         folder = model_folder(config.model)
         tokenizer, name, digest = Tokenizer.load(folder), folder_name(folder), content_digest(folder)
+        both = reads_source(folder)
     renderer: ChatRenderer | None
     try:
-        renderer = renderer_for(tokenizer)
+        renderer = None if both else renderer_for(tokenizer)
     except ConfigError:
         renderer = None  # a base model
     if renderer is not None:
         _ = renderer.stop_ids  # a foreign template tells them by running; better now than in the first request
     fingerprint = hashlib.sha256(f"{fledge.__version__} {digest} {tokenizer.digest}".encode()).hexdigest()[:12]
-    return ServedModel(config.name or name, f"fp_{fingerprint}", tokenizer, renderer)
+    return ServedModel(config.name or name, f"fp_{fingerprint}", tokenizer, renderer, both)
+
+
+def reads_source(folder: Path) -> bool:
+    """Whether a folder's config.json says that its model is an encoder–decoder. Raises CheckpointError."""
+    try:
+        raw = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder}/config.json: expected JSON, found none ({type(error).__name__})") from None
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{folder}/config.json: expected a mapping, got {type(raw).__name__}")
+    own = raw.get("model")  # of fledge's own format
+    return raw.get("is_encoder_decoder") is True or (
+        isinstance(own, dict) and isinstance(own.get("encoder"), dict) and isinstance(own.get("decoder"), dict)
+    )
 
 
 def model_folder(path: str) -> Path:
@@ -126,6 +145,12 @@ class Service:
         """Known once the engine was ready."""
         return self.engine.facts.get("context_tokens")
 
+    @property
+    def source_tokens(self) -> int:
+        """The longest prompt of an encoder–decoder, which reads it as its source; 0 for other models, and before the
+        engine was ready."""
+        return int(self.engine.facts.get("source_tokens", 0))
+
     def state(self) -> str:
         """`loading`, `ready`, `draining`, `restarting` or `failed`."""
         if self.draining:
@@ -169,7 +194,10 @@ class Service:
         """The ids of a conversation and of the head of the answer. Raises ApiError 400 for a base model."""
         renderer = self.model.renderer
         if renderer is None:
-            message = "This model has no chat format (it is a base model, or has one of its own); use /v1/completions."
+            kind = "it is a base model, or has one of its own"
+            if self.model.reads_source:
+                kind = "an encoder-decoder: it reads one text and answers it"
+            message = f"This model has no chat format ({kind}); use /v1/completions."
             raise ApiError(400, message, "messages", "chat_not_supported")
         texts = [message.content for message in messages]
 
@@ -209,7 +237,7 @@ class Service:
 
     def refuse_hopeless(self, characters: int, param: str) -> None:
         """Refuse a text that is large and can't fit however it is encoded: encoding takes some 100 bytes a token."""
-        context_tokens = self.context_tokens or 0
+        context_tokens = self.source_tokens or self.context_tokens or 0
         least = characters // self.model.longest_token
         if characters > EXACT_CHARACTERS and least > context_tokens:
             raise RequestError(
@@ -223,7 +251,7 @@ class Service:
         """Admit, run, count and stop one HTTP request's work. Raises ApiError 503 when there is no room."""
         arrival.place.release()
         with self.admission.room_for(sum(request.sampling.n for request in requests), arrival.tenant):
-            prompt_tokens = sum(len(request.prompt_ids) for request in requests)
+            prompt_tokens = sum(request.prompt_tokens for request in requests)
             generation = Generation(self.engine, requests)
             self.running.add(generation)
             failed: BaseException | None = None

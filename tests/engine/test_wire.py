@@ -45,7 +45,7 @@ def test_a_request_with_every_field_set_arrives_equal():
     )
     defaults = Sampling()
     assert all(getattr(sampling, f.name) != getattr(defaults, f.name) for f in dataclasses.fields(Sampling))
-    request = Request("id", (1, 2, 3), sampling, "tenant", True)
+    request = Request("id", (1, 2, 3), sampling, "tenant", True, 4, 2.5, (7, 8))
     frame = through({"kind": "submit", "request": wire.request_to_plain(request)})
     assert wire.request_from_plain(frame["request"]) == request
 

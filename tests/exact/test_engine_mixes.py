@@ -1,5 +1,6 @@
 """Random mixes of requests say what each says alone: in a batch, on scattered blocks, after a prefix hit, after giving
-blocks back, in chunks, row by row after an error, with an int8 cache, computed by torch and by the compiled kernels.
+blocks back, in chunks, row by row after an error, with an int8 cache, computed by torch and by the compiled kernels; of
+encoder–decoders too, some of whose requests read the same source and some begin alike after another.
 
 Log-probabilities within 1e-4 of the lone run (int8: within a rounding); tokens equal up to a tie: a place where
 the scores of the two tokens, noise included, are closer than 2e-4. Ties are counted and printed.
@@ -19,11 +20,13 @@ from fledge.engine.choice import Choice
 from fledge.engine.config import EngineConfig
 from fledge.engine.core import Engine
 from fledge.engine.noise import gumbel, position_key
-from fledge.engine.prefix import PrefixIndex, chain_key
+from fledge.engine.prefix import PrefixIndex, chain_key, root_key
 from fledge.engine.request import Completion, Request, Sampling
-from fledge.engine.row import Row
+from fledge.engine.row import Row, Source
 from fledge.engine.runner import Runner, copied
 from fledge.engine.sampling import Sampler
+from fledge.engine.scheduler import Scheduler
+from fledge.engine.source import named
 from fledge.model.config import ShapeConfig
 from fledge.model.families import family
 from fledge.model.init import initialise
@@ -40,7 +43,10 @@ FAMILIES = {
     "mistral": {"window": 20},
     "gemma2": {"window": 7, "head_channels": 8},
     "hybrid": {},  # LLaMA with linear attention in its second layer
+    "t5": {},
+    "bart": {},
 }
+BOTH = ("t5", "bart")
 MODELS: dict[str, Transformer] = {}
 Seen = tuple[int, float, int]  # ties, largest difference of log-probabilities, tokens compared
 
@@ -69,8 +75,9 @@ def engine_of(name: str, config: EngineConfig) -> Engine:
     return Engine(runner, TOKENIZER, config)
 
 
-def mix(seed: int) -> list[Request]:
-    """A handful of requests of all kinds; about half of them begin alike."""
+def mix(name: str, seed: int) -> list[Request]:
+    """A handful of requests of all kinds; about half of them begin alike. Encoder–decoders read one of three
+    sources."""
     chance = random.Random(seed)
     common = [chance.randrange(256) for _ in range(70)]
     requests = []
@@ -90,7 +97,11 @@ def mix(seed: int) -> list[Request]:
         )
         measured = chance.random() < 0.2
         requests.append(Request(f"r{number}", tuple(prompt), sampling, "", measured, chance.choice([0, 0, 1])))
-    return requests
+    if name not in BOTH:
+        return requests
+    sources = [tuple(chance.choices(range(256), k=n)) for n in (chance.randint(1, 5), 30, chance.randint(40, 128))]
+    read = [chance.choice(sources) for _ in requests]
+    return [replace(request, source_ids=source) for request, source in zip(requests, read, strict=True)]
 
 
 def alone(name: str, requests: list[Request], config: EngineConfig) -> list[Completion]:
@@ -164,7 +175,8 @@ def scores(name: str, request: Request, one: Completion, n: int, config: EngineC
     """What the sampler compares for the answer's token n: penalised logits, over the temperature, with noise."""
     runner = Runner(copied(model_of(name)), 1, cache_dtype=config.cache_dtype)
     ids = request.prompt_ids + one.token_ids[:n]
-    logits = np.asarray(runner.forward([Row(runner.cache.whole_table(0), 0, ids)])[0][-1])
+    row = Row(runner.cache.whole_table(0), 0, ids, source=named(request.source_ids))
+    logits = np.asarray(runner.forward([row])[0][-1])
     sampler = Sampler(request.sampling, one.index, request.prompt_ids, (), len(logits))
     for token in one.token_ids[:n]:
         sampler.accept(token)
@@ -205,14 +217,16 @@ def near(config: EngineConfig) -> float:
 
 
 def check(name: str, seed: int, config: EngineConfig, ways: tuple[str, ...] = tuple(WAYS)) -> dict[str, Seen]:
-    requests = mix(seed)
+    requests = mix(name, seed)
     expected = alone(name, requests, config)
     return {way: compared(name, requests, expected, WAYS[way](name, requests, config), config) for way in ways}
 
 
 SAMPLE = [
     *((name, "torch", "float32") for name in FAMILIES),
-    *((name, "compiled", "float32") for name in FAMILIES if name != "hybrid"),  # torch computes what kernels don't know
+    *(
+        (name, "compiled", "float32") for name in FAMILIES if name not in ("hybrid", *BOTH)
+    ),  # torch computes what kernels don't know
     ("llama", "torch", "int8"),
     ("gemma2", "compiled", "int8"),
 ]
@@ -271,6 +285,42 @@ def test_a_hash_that_ignores_tokens_would_be_noticed(monkeypatch):
     monkeypatch.setattr(PrefixIndex, "find", lambda self, content: self.block_of.get(content.key))
     with pytest.raises(AssertionError, match="apart"):
         check("llama", 1, EngineConfig(n_slots=4), ("prefix hit",))
+
+
+ALIKE = tuple(range(60, 100))  # two blocks and a half
+
+
+def read_by(name: str, sources: list[tuple[int, ...]]) -> dict[str, Seen]:
+    """Requests that differ in their source alone, in a batch and one after another, against each alone."""
+    sampling = Sampling(12, temperature=0.0, ignore_eos=True, logprobs=0)
+    requests = [Request(f"r{n}", ALIKE, sampling, source_ids=source) for n, source in enumerate(sources)]
+    config = EngineConfig(n_slots=2)
+    expected = alone(name, requests, config)
+    assert len({one.logprobs for one in expected}) == len(set(sources))
+    return {way: compared(name, requests, expected, WAYS[way](name, requests, config), config)
+            for way in ("batch", "prefix hit")}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_requests_that_differ_in_their_source_alone_share_no_block(name, monkeypatch):
+    sources = [(1, 2, 3, 4), (9, 8, 7), tuple(range(30))]
+    read_by(name, sources)
+    engine = engine_of(name, EngineConfig(n_slots=1))
+    sampling = Sampling(4, ignore_eos=True)
+    for n, (source, hits) in enumerate([(sources[0], 0), (sources[1], 0), (sources[0], 1)]):
+        engine.complete([Request(f"r{n}", ALIKE, sampling, source_ids=source)])
+        assert engine.counters()["prefix_hits_total"] == hits
+    # the control: blocks found by their tokens alone are another source's
+    monkeypatch.setattr(Scheduler, "root", lambda self, choice: root_key(choice.request.tenant, self.version))
+    with pytest.raises(AssertionError, match="apart"):
+        read_by(name, sources)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_sources_that_go_by_one_name_would_be_noticed(name, monkeypatch):
+    monkeypatch.setattr("fledge.engine.scheduler.named", lambda ids, *facts: Source(b"one", ids))
+    with pytest.raises(AssertionError, match="apart"):
+        read_by(name, [(1, 2, 3, 4), (9, 8, 7)])
 
 
 @pytest.mark.parametrize("kernels", ["torch", "compiled"])

@@ -127,12 +127,16 @@ def test_cached_decoding_gives_the_logits_of_one_pass_and_of_transformers(pair, 
     rows = padded([source[0].tolist(), source[1, :7].tolist()])
     mask = mask_of((SOURCE, 7), SOURCE)
     expected = model(input_ids=rows[0].ids, attention_mask=mask, decoder_input_ids=target).logits
-    encoded, cache, start, got = mine.encode(*rows), new_cache(mine, 3, TARGET), 0, []
+    cache, start, got = new_cache(mine, 3, TARGET), 0, []
+    for name, one in ((b"long", source[0]), (b"short", source[1, :7])):
+        mine.keep_source(cache, name, one)
     for n in chunks:
         pos = torch.arange(start, start + n).expand(2, -1)
         tokens = Tokens(target[:, start : start + n], pos, torch.zeros_like(pos))
-        layout = Cached((cache.whole_table(2), cache.whole_table(0)), (start, start), (n, n), (2, 0))
-        got.append(mine(tokens, layout, cache, source=rows, encoded=encoded))
+        layout = Cached(
+            (cache.whole_table(2), cache.whole_table(0)), (start, start), (n, n), (2, 0), (b"long", b"short")
+        )
+        got.append(mine(tokens, layout, cache))
         start += n
     assert (torch.cat(got, 1) - expected).abs().max() <= limit(expected)
     whole = mine(one_document(target), OneDocument(), source=rows)
@@ -235,27 +239,32 @@ def test_keys_and_values_of_the_source_are_computed_once_while_decoding(tmp_path
     for block in mine.decoder.blocks():
         block.cross.kv.register_forward_hook(lambda *_: computed.append(1))
     whole, n_layers = mine(one_document(target), OneDocument(), source=rows), len(computed)
+    assert n_layers == len(mine.decoder.blocks())
+    cache = new_cache(mine, 2, TARGET)
+    names = (b"first", b"second")
+    for name, one in zip(names, source, strict=True):
+        mine.keep_source(cache, name, one)
+    computed.clear()
 
-    def decoded(encoded: list[torch.Tensor]) -> torch.Tensor:
-        computed.clear()
-        cache, steps = new_cache(mine, 2, TARGET), []
-        for p, one in enumerate(encoded):
+    def decoded(names_at: list[tuple[bytes, bytes]]) -> torch.Tensor:
+        steps = []
+        for p, sources in enumerate(names_at):
             pos = torch.full((2, 1), p)
             tokens = Tokens(target[:, p : p + 1], pos, torch.zeros_like(pos))
-            layout = Cached((cache.whole_table(0), cache.whole_table(1)), (p, p), (1, 1), (0, 1))
-            steps.append(mine(tokens, layout, cache, source=rows, encoded=one))
+            tables = (cache.whole_table(0), cache.whole_table(1))
+            steps.append(mine(tokens, Cached(tables, (p, p), (1, 1), (0, 1), sources), cache))
         return torch.cat(steps, 1)
 
-    encoded = mine.encode(*rows)
-    once = decoded([encoded] * TARGET)
-    assert len(computed) == n_layers == len(mine.decoder.blocks())
+    once = decoded([names] * TARGET)
+    assert not computed
     assert (once - whole).abs().max() <= limit(whole)
-    assert torch.equal(once, decoded([encoded.clone() for _ in range(TARGET)]))  # computed for every token
-    assert len(computed) == n_layers * TARGET
     other = decoded(
-        [encoded] * 5 + [encoded + 1.0] * (TARGET - 5)
-    )  # the control: another source is not mistaken for it
+        [names] * 5 + [names[::-1]] * (TARGET - 5)
+    )  # the control: the other's source is not mistaken for it
     assert torch.equal(other[:, :5], once[:, :5]) and (other - once)[:, 5:].abs().max() > limit(whole)
+    for unknown, n_kept in (((), 0), ((b"first", b"third"), 1)):
+        with pytest.raises(ConfigError, match=f"expected a kept source for each of 2 rows, got {n_kept}"):
+            decoded([unknown])
 
 
 HEADS = {

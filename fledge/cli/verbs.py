@@ -120,6 +120,13 @@ VERBS = (
         aliases=OUT,
     ),
     Verb(
+        "distill",
+        "train a student on text beside a teacher",
+        "fledge.recipes.distill_config:DistillConfig",
+        "fledge.recipes.distill:distill",
+        aliases=OUT,
+    ),
+    Verb(
         "sft",
         "instruction-tune a model on conversations",
         "fledge.recipes.config:SftConfig",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from fledge.data.batches import TextBatches, windows
 from fledge.data.build import check_text_path, from_text_path
@@ -37,6 +37,11 @@ from fledge.train.recipe import Hook, Recipe
 
 DATA = "data"  # of the run folder: shards made from raw text
 TRAIN = "train.bin"  # what tells a dataset folder from raw text
+Beside: TypeAlias = Callable[[LanguageRecipe], LanguageRecipe]
+
+
+def itself(recipe: LanguageRecipe) -> LanguageRecipe:
+    return recipe
 
 
 def fresh_recipe(config: PretrainConfig, folder: Path) -> LanguageRecipe:
@@ -54,15 +59,18 @@ def fresh_recipe(config: PretrainConfig, folder: Path) -> LanguageRecipe:
     )
 
 
-def pretrain(config: PretrainConfig) -> dict[str, Any]:
+def pretrain(config: PretrainConfig, beside: Beside = itself, also: str = "") -> dict[str, Any]:
     """Train, or go on training, and publish `run.dir`/model.
 
     Gives `val_loss` (nats a token over all of the held-out text), `steps`, `tokens`, `seconds`, and the model's folder.
+    `beside` makes another recipe of the objective's; `also`: the digest of what that one reads too.
     """
     check_config(config, Path(config.run.dir))
     with in_run_folder(config) as group:  # from here on: raw text becomes shards inside the run folder
         group.once(lambda: prepare_data(config, Path(config.run.dir)))
-        return pretrain_on(config, open_data(config, Path(config.run.dir)), group)
+        if beside is not itself and not group.alone:
+            raise ConfigError("train: expected one process for a student beside its teacher, got several; start one")
+        return pretrain_on(config, open_data(config, Path(config.run.dir)), group, beside, also)
 
 
 def check_config(config: PretrainConfig, folder: Path) -> None:
@@ -79,18 +87,22 @@ def check_config(config: PretrainConfig, folder: Path) -> None:
     row_tokens_of(config.train, sketch.context_tokens)
 
 
-def pretrain_on(config: PretrainConfig, data: Data, group: Group = ALONE) -> dict[str, Any]:
+def pretrain_on(
+    config: PretrainConfig, data: Data, group: Group = ALONE, beside: Beside = itself, also: str = ""
+) -> dict[str, Any]:
     """`pretrain` on opened data, in a run folder that the caller has locked."""
     tokenizer = objective_tokenizer(config, data.tokenizer)
     model_config = first_config(config, tokenizer)
     family(model_config.family).write(model_config)  # refused now if these ids can't be saved, not at a checkpoint
     row_tokens = row_tokens_of(config.train, model_config.context_tokens)
+    digest = sha256_json([run_digest(config, data), also]) if also else run_digest(config, data)
 
     def make_recipe(load: Callable[[], Transformer] | None) -> LanguageRecipe:
         fresh = load or (lambda: first_model(config, model_config))
-        return objective_recipe(
-            config, data, tokenizer, with_dropout(fresh(), config.model.dropout, config.train.dropout), row_tokens
-        )
+        model = with_dropout(fresh(), config.model.dropout, config.train.dropout)
+        recipe = objective_recipe(config, data, tokenizer, model, row_tokens)
+        recipe.data_digest = digest
+        return beside(recipe)
 
     def make_hooks(recipe: Recipe, log: RunLog) -> Sequence[Hook]:
         if isinstance(recipe, LanguageRecipe) and recipe.plan:
@@ -104,7 +116,7 @@ def pretrain_on(config: PretrainConfig, data: Data, group: Group = ALONE) -> dic
         every = config.train.sample_every_steps
         return [sample_hook(recipe, tokenizer, ids, config.sample, log, every)]
 
-    return run_recipe(config, model_config, make_recipe, make_hooks, run_digest(config, data), group)
+    return run_recipe(config, model_config, make_recipe, make_hooks, digest, group)
 
 
 def tokenizer_source(config: PretrainConfig) -> str:

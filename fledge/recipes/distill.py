@@ -1,0 +1,184 @@
+"""`fledge distill`: a student that learns from text and from what a teacher says of the same text."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fledge.batch import Batch, Loss, Term
+from fledge.compress.distill import Lesson, hidden_distance, lesson, teacher_nats
+from fledge.errors import CheckpointError, ConfigError
+from fledge.lineage import artefact_digest, fsync_folder
+from fledge.model.folder import find_model, load_model
+from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
+from fledge.model.transformer import Transformer
+from fledge.recipes.distill_config import DistillConfig, TeacherConfig
+from fledge.recipes.language import LanguageRecipe
+from fledge.recipes.masked import MaskedRecipe
+from fledge.recipes.pretrain import pretrain
+from fledge.text.tokenizer import Tokenizer
+
+TEACHER = "teacher"  # of the run folder: what the teacher said, by what it was asked
+
+
+@dataclass
+class DistillRecipe(MaskedRecipe):
+    """A student beside `teacher`. `inner`: the recipe of the objective, whose batches and validation these are."""
+
+    teacher: Transformer | None = None
+    lessons: TeacherConfig = TeacherConfig()
+    said: Path | None = None
+    """Folder of what the teacher said; None: it is asked each time."""
+    masks: bool = False
+
+    def weights(self, batch: Batch) -> dict[str, float]:
+        there = float(batch.weight.sum())
+        return {name: there for name in self.terms()}
+
+    def terms(self) -> dict[str, float]:
+        """Coefficient of each term that counts."""
+        own = "masked" if self.masks else "nats"
+        found = {own: 1 - self.lessons.share, TEACHER: self.lessons.share, "hidden": self.lessons.hidden}
+        return {name: share for name, share in found.items() if share > 0}
+
+    def loss(self, batch: Batch) -> Loss:
+        there = batch.weight > 0
+        weight, targets = batch.weight[there], batch.targets[there]
+        hidden = self.model.hidden(batch.tokens, batch.layout)[there]
+        logits = self.model.logits(hidden).float()
+        taught, states = self.taught(batch)
+        terms, shares = {}, self.terms()
+        for name, share in shares.items():
+            if name == TEACHER:
+                assert taught is not None
+                known = logits[:, : taught.log_p.shape[-1]] if taught.ids is None else logits
+                total = teacher_nats(known, taught, weight, self.lessons.temperature)
+            elif name == "hidden":
+                assert states is not None
+                total = hidden_distance(hidden, states, weight)
+            else:
+                total = (weight * F.cross_entropy(logits, targets, reduction="none")).sum()
+            terms[name] = Term(total, float(weight.sum()), coefficient=share)
+        return Loss(terms)
+
+    @torch.no_grad()
+    def taught(self, batch: Batch) -> tuple[Lesson | None, Tensor | None]:
+        """What the teacher says at the places that are trained on, and its states there where they are looked at."""
+        shares, there = self.terms(), batch.weight > 0
+        path = self.said / f"{asked(batch)}.safetensors" if self.said is not None else None
+        if path is not None and path.is_file() and "hidden" not in shares:
+            return read_lesson(path, batch.weight.device), None
+        assert self.teacher is not None
+        states = self.teacher.hidden(batch.tokens, batch.layout)[there]
+        taught = None
+        if TEACHER in shares:
+            logits = self.teacher.logits(states)[:, : self.tokenizer.vocab_size]
+            taught = lesson(logits, self.lessons.temperature, self.lessons.top_k)
+            if path is not None:
+                write_lesson(path, taught)
+        return taught, states if "hidden" in shares else None
+
+    def measured(self, held_out: Sequence[Batch], rows: int) -> dict[str, float]:
+        kind = MaskedRecipe if self.masks else LanguageRecipe
+        return kind.measured(self, held_out, rows)
+
+    def sums(self, batch: Batch) -> list[float]:
+        return MaskedRecipe.sums(self, batch) if self.masks else LanguageRecipe.sums(self, batch)
+
+
+def distill(config: DistillConfig) -> dict[str, Any]:
+    """Train the student and publish `run.dir`/model. Gives the same figures as `pretrain`.
+
+    Raises ConfigError for an objective or a teacher that can't teach this student.
+    """
+    if not config.teacher.path:
+        raise ConfigError("teacher.path: expected a model folder; set teacher.path=…")
+    if config.objective not in ("causal", "masked"):
+        raise ConfigError(f"objective: expected causal or masked for a student, got {config.objective}")
+    folder = find_model(config.teacher.path)
+
+    def beside(recipe: LanguageRecipe) -> LanguageRecipe:
+        device = recipe.model.embedding.weight.device
+        teacher = load_model(folder, device).eval().requires_grad_(False)
+        check_pair(recipe, teacher, Tokenizer.load(folder), config)
+        said = said_folder(config, folder) if config.teacher.top_k else None
+        fields = {name: value for name, value in vars(recipe).items() if name != "relation"}
+        fields["parents"] = recipe.parents | {TEACHER: artefact_digest(folder)}
+        masks = isinstance(recipe, MaskedRecipe)
+        return DistillRecipe(**fields, teacher=teacher, lessons=config.teacher, said=said, masks=masks)
+
+    return pretrain(config, beside, artefact_digest(folder))
+
+
+def check_pair(recipe: LanguageRecipe, teacher: Transformer, tokenizer: Tokenizer, config: DistillConfig) -> None:
+    """Raises ConfigError unless the teacher can teach the student."""
+    if tokenizer.digest != recipe.tokenizer.digest:
+        raise ConfigError(
+            f"teacher.path: expected the student's tokenizer, got another; set "
+            f"data.tokenizer={config.teacher.path}, or build the dataset with it"
+        )
+    student = recipe.model
+    if (
+        (teacher.decoder is None) != (student.decoder is None)
+        or teacher.config.encoder is not None
+        and (student.config.encoder is None)
+    ):
+        raise ConfigError(
+            f"teacher.path: expected a model of the student's kind, got {teacher.config.family} for a "
+            f"{student.config.family}"
+        )
+    if config.teacher.hidden and teacher.config.stack.width != student.config.stack.width:
+        raise ConfigError(
+            f"teacher.hidden: expected states of one width, got the teacher's {teacher.config.stack.width} and the "
+            f"student's {student.config.stack.width}; set it to 0"
+        )
+    if teacher.config.context_tokens < (config.train.row_tokens or student.config.context_tokens):
+        raise ConfigError(
+            f"train.row_tokens: expected at most the teacher's context of {teacher.config.context_tokens}; lower it"
+        )
+
+
+def said_folder(config: DistillConfig, teacher: Path) -> Path:
+    """Where a teacher's lessons of this form are kept."""
+    key = f"{artefact_digest(teacher)}-{config.teacher.temperature!r}-{config.teacher.top_k}"
+    folder = Path(config.run.dir) / TEACHER / hashlib.sha256(key.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def asked(batch: Batch) -> str:
+    """A name for what a teacher is asked: tokens, their places and documents, and the places that count."""
+    tokens = batch.tokens
+    digest = hashlib.sha256()
+    for part in (tokens.ids, tokens.pos, tokens.doc, tokens.kind, batch.weight > 0):
+        digest.update(b"-" if part is None else part.cpu().contiguous().numpy().tobytes())
+        digest.update(str(None if part is None else tuple(part.shape)).encode())
+    return digest.hexdigest()[:32]
+
+
+def write_lesson(path: Path, taught: Lesson) -> None:
+    """Whole or not at all. Raises CheckpointError."""
+    assert taught.ids is not None
+    scratch = path.with_name(f".new-{path.name}-{os.getpid()}")
+    try:
+        write_safetensors(scratch, {"log_p": taught.log_p.cpu(), "ids": taught.ids.to(torch.int32).cpu()})
+        os.replace(scratch, path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path}: can't be written ({error.strerror}); make room, or set teacher.top_k=0"
+        ) from None
+
+
+def read_lesson(path: Path, device: torch.device) -> Lesson:
+    with SafetensorsFile(path) as file:
+        return Lesson(file.read("log_p").to(device), file.read("ids").to(device, torch.int64))

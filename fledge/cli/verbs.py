@@ -127,6 +127,13 @@ VERBS = (
         aliases=OUT,
     ),
     Verb(
+        "align dpo",
+        "move a tuned model towards preferred answers: DPO, hinge, IPO, KTO, ORPO, SimPO",
+        "fledge.recipes.preference_config:AlignConfig",
+        "fledge.recipes.align:align_dpo",
+        aliases=(*OUT, ("loss", "preference.loss")),
+    ),
+    Verb(
         "lr-range",
         "learning-rate range test of a pre-training: which rates learn, and a suggestion",
         "fledge.recipes.config:LrRangeConfig",

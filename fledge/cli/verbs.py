@@ -134,6 +134,13 @@ VERBS = (
         aliases=(*OUT, ("loss", "preference.loss")),
     ),
     Verb(
+        "align reward",
+        "train a reward model on pairs of answers, and tell its accuracy beside length's and its calibration",
+        "fledge.recipes.preference_config:AlignRewardConfig",
+        "fledge.recipes.reward:align_reward",
+        aliases=OUT,
+    ),
+    Verb(
         "lr-range",
         "learning-rate range test of a pre-training: which rates learn, and a suggestion",
         "fledge.recipes.config:LrRangeConfig",

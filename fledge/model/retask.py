@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fledge.model.config import ModelConfig
 from fledge.model.families import family
 from fledge.model.families.family import Family
 from fledge.model.families.task import task_named
@@ -25,14 +26,23 @@ def retask(
     no weights for starts at random from `seed`, except a pooler that both classes have. Raises ConfigError for a task
     that the family has no class for.
     """
-    own = family(model.config.family)
-    raw: dict[str, Any] = config_json(model.config, torch.float32)
+    return with_body_of(model, family(model.config.family), task_raw(model.config, task, labels, problem), seed)
+
+
+def task_config(config: ModelConfig, task: str, labels: int | Sequence[str] = 2, problem: str = "") -> ModelConfig:
+    """The config of what `retask` gives of a model of `config`. Raises ConfigError as it does."""
+    return family(config.family).config_of(task_raw(config, task, labels, problem))
+
+
+def task_raw(config: ModelConfig, task: str, labels: int | Sequence[str], problem: str) -> dict[str, Any]:
+    own = family(config.family)
+    raw: dict[str, Any] = config_json(config, torch.float32)
     raw = {key: value for key, value in raw.items() if key not in ("id2label", "label2id", "problem_type")}
     raw["architectures"] = [task_named(own.all_tasks, task).architecture]
     raw |= {"num_labels": labels} if isinstance(labels, int) else {"id2label": dict(enumerate(labels))}
     if problem:
         raw["problem_type"] = problem
-    return with_body_of(model, own, raw, seed)
+    return raw
 
 
 def with_body_of(model: Transformer, own: Family, raw: dict[str, Any], seed: int) -> Transformer:

@@ -42,6 +42,11 @@ def align_dpo(config: AlignConfig) -> dict[str, Any]:
     Raises ConfigError, DataError naming file and line, and CheckpointError where the reference of a run that goes on
     is not the one it began with."""
     base, base_config = opened_base(config, "preferences")
+    if base_config.decoder is None or base_config.encoder is not None:
+        raise ConfigError(
+            f"model.path: expected a decoder, which goes on from a prompt, got {base_config.family} in {base}; name "
+            "another model"
+        )
     tokenizer = with_format(Tokenizer.load(base), config.chat.format)
     renderer = renderer_for(tokenizer)
     row_tokens = row_tokens_of(config.train, base_config.context_tokens)

@@ -3,6 +3,7 @@ nothing."""
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -13,7 +14,9 @@ from torch.nn.functional import logsigmoid
 
 from fledge import lineage
 from fledge.batch import OneDocument, one_document
+from fledge.cli.main import main
 from fledge.errors import CheckpointError, ConfigError, Interrupted
+from fledge.model.folder import save_model
 from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
 from fledge.recipes import align as align_module
 from fledge.recipes.align import align_dpo
@@ -45,7 +48,7 @@ def model_bytes(run):
     return b"".join(path.read_bytes() for path in sorted((run / "model").glob("*.safetensors")))
 
 
-def test_the_first_step_knows_no_difference_and_the_last_one_does(trained):
+def test_the_first_step_knows_no_difference_and_the_last_one_does(trained, tmp_path):
     steps = steps_of(trained)
     first, last = steps[0], steps[-1]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
@@ -56,6 +59,9 @@ def test_the_first_step_knows_no_difference_and_the_last_one_does(trained):
     assert last["reward_margin"] == pytest.approx(last["reward_chosen"] - last["reward_rejected"], abs=1e-5)
     assert last["log_p_chosen"] > first["log_p_chosen"] - 5
     result = lineage.verify(trained / "model")["facts"]["result"]
+    page = tmp_path / "page.html"
+    assert main(["report", str(trained), "--out", str(page)]) == 0
+    assert all(title in page.read_text() for title in ("Rewards", "Log-probability of answers", "per pair"))
     assert result["val_pairs"] == 6 and result["val_reward_accuracy"] == 1.0 and result["val_loss"] < 0.6
 
 
@@ -88,12 +94,12 @@ def plain_loop(place, n_steps: int, beta: float = 0.1) -> list[float]:
 
 
 def test_a_run_has_the_losses_of_a_plain_loop_over_transformers(place, tmp_path):
-    train = {"rows": 18, "steps": 5, "schedule": "constant", "clip_norm": 0.0}
+    train = {"rows": 18, "steps": 4, "schedule": "constant", "clip_norm": 0.0}
     align_dpo(config_for(place, tmp_path / "run", **train))
     ours = [step["loss"] for step in steps_of(tmp_path / "run")]
-    theirs = plain_loop(place, 5)
+    theirs = plain_loop(place, 4)
     assert ours == pytest.approx(theirs, abs=1e-5) and theirs[-1] < theirs[0] - 0.05
-    assert ours != pytest.approx(plain_loop(place, 5, beta=0.11), abs=1e-4)  # the control
+    assert ours[:2] != pytest.approx(plain_loop(place, 2, beta=0.11), abs=1e-4)  # the control
 
 
 @pytest.mark.parametrize(
@@ -224,6 +230,23 @@ def test_nothing_is_relative_where_there_is_no_reference(place, tmp_path):
     assert not (tmp_path / "run" / FILE).exists()
     step = steps_of(tmp_path / "run")[0]
     assert step["reward_chosen"] == pytest.approx(0.1 * step["log_p_chosen"], rel=1e-5)
+
+
+def test_a_margin_of_the_data_and_a_share_of_wrong_labels_reach_the_loss(tmp_path):
+    place = made_place(tmp_path)
+    rows = [json.loads(line) | {"margin": 0.7} for line in (place / "pairs.jsonl").read_text().splitlines()]
+    (place / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = config_for(place, tmp_path / "run", steps=1)
+    align_dpo(replace(config, preference=PreferenceConfig(label_smoothing=0.2)))
+    wanted = 0.8 * math.log1p(math.exp(0.7)) + 0.2 * math.log1p(math.exp(-0.7))  # the first step knows no difference
+    assert steps_of(tmp_path / "run")[0]["loss"] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_model_that_does_not_go_on_from_a_prompt_is_refused(place, tmp_path):
+    save_model(tiny("bert", context_tokens=96), tmp_path / "bert", byte_level())
+    config = config_for(place, tmp_path / "run")
+    with pytest.raises(ConfigError, match="expected a decoder, which goes on from a prompt, got bert"):
+        align_dpo(replace(config, model=replace(config.model, path=str(tmp_path / "bert"))))
 
 
 @pytest.mark.parametrize(

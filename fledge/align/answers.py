@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from fledge.batch import Batch, OneDocument, one_document
 from fledge.errors import ConfigError
 from fledge.model.transformer import Transformer
+from fledge.nn.losses import exactly_as_written
 
 CHUNK_TARGETS = 2048  # whose logits are there at once
 HEAD = "sequence"
@@ -60,5 +61,6 @@ def answer_rewards(model: Transformer, batch: Batch, n_answers: int) -> Tensor:
     )  # fmt: skip
     picked = hidden[torch.arange(n_rows, device=hidden.device)[:, None], last_BS].reshape(n_rows * n_answers, 1, -1)
     alone = one_document(torch.zeros(picked.shape[:2], dtype=torch.int64, device=hidden.device))
-    found: Tensor = model.heads[HEAD](picked, alone, OneDocument(), None)
-    return found.float().reshape(n_rows, n_answers)
+    with exactly_as_written(hidden.device.type):  # rewards of 8 bits would be the same for many answers
+        found: Tensor = model.heads[HEAD](picked.float(), alone, OneDocument(), None)
+    return found.reshape(n_rows, n_answers)

@@ -179,7 +179,8 @@ def held_out_figures(config: AlignRewardConfig, items: Items, pad_id: int) -> di
     batches = EveryRow(PreferenceBatches(items.held_out, config.train.rows, 0, pad_id, scored=True))
     with torch.inference_mode():
         rewards = torch.cat([answer_rewards(model, batch.to(device), 2) for batch in batches]).tolist()
-    found = {"model": digest, **report(rewards, items, config.reward.bins, config.train.seed)}
-    write_text_durably(path, dumps(found, indent=1) + "\n")
-    write_page(folder, found)
-    return found
+    text = dumps({"model": digest, **report(rewards, items, config.reward.bins, config.train.seed)}, indent=1)
+    write_text_durably(path, text + "\n")
+    measured: dict[str, Any] = loads(text)
+    write_page(folder, measured)
+    return measured

@@ -95,8 +95,11 @@ def test_it_learns_and_tells_its_accuracy_beside_that_of_length(place, trained):
     assert low <= found["accuracy"]["value"] <= high
     page = (place / "run" / "calibration.html").read_text()
     assert "Reliability" in page and "<script" not in page
-    again = align_reward(config_for(place, place / "run", steps=16, learning_rate=0.01))
-    assert again == json.loads(json.dumps(trained))
+    config = config_for(place, place / "run", steps=16, learning_rate=0.01)
+    assert align_reward(config) == trained
+    for spoilt in ("{", json.dumps({"model": "0" * 64})):  # it is measured again where the file is not this model's
+        (place / "run" / "calibration.json").write_text(spoilt)
+        assert align_reward(config) == trained
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(place, tmp_path):

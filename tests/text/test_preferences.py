@@ -133,6 +133,19 @@ def test_a_file_that_is_not_there_or_not_json_is_named(tmp_path):
         list(read_preferences(tmp_path / "a.jsonl"))
 
 
+def test_a_compressed_file_is_read_as_what_is_in_it_and_a_damaged_one_is_refused(tmp_path):
+    plain = write(tmp_path / "a.jsonl", *[TEXTS] * 300)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    (tmp_path / "array.json.gz").write_bytes(gzip.compress(json.dumps([TEXTS] * 300).encode()))
+    wanted = [one.chosen for one in read_preferences(plain)]
+    for name in ("a.jsonl.gz", "array.json.gz"):
+        path = tmp_path / name
+        assert [one.chosen for one in read_preferences(path)] == wanted
+        path.write_bytes(path.read_bytes()[:-12])
+        with pytest.raises(DataError, match=r"gz, byte \d+: cut off gzip; get the file again"):
+            list(read_preferences(path))
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_mask_of_an_answer_is_the_answer_alone_after_the_prompt_that_is_served(name):
     renderer = renderer_for(every_token(), name)
@@ -159,15 +172,9 @@ REAL = {
 }
 
 
-def unpacked(path, folder):
-    plain = folder / path.name.removesuffix(".gz")
-    plain.write_bytes(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
-    return plain
-
-
 @pytest.mark.parametrize("name", REAL)
-def test_a_real_file_of_pairs_is_read_whole_and_rendered(name, data_file, tmp_path):
-    found = list(read_preferences(unpacked(data_file(name), tmp_path)))
+def test_a_real_file_of_pairs_is_read_whole_and_rendered(name, data_file):
+    found = list(read_preferences(data_file(name)))
     assert len(found) == REAL[name]
     assert all(one.prompt[-1].role == "user" for one in found)
     renderer = renderer_for(byte_level())
@@ -179,7 +186,7 @@ def test_a_real_file_of_pairs_is_read_whole_and_rendered(name, data_file, tmp_pa
             assert renderer.tokenizer.decode(said) == "".join(answers)
 
 
-def test_a_real_file_of_judged_answers_is_read_whole(data_file, tmp_path):
-    found = list(read_judged(unpacked(data_file("pref_llamafactory/kto_en_demo.jsonl.gz"), tmp_path)))
+def test_a_real_file_of_judged_answers_is_read_whole(data_file):
+    found = list(read_judged(data_file("pref_llamafactory/kto_en_demo.jsonl.gz")))
     assert len(found) == 300 and sum(one.good for one in found) == 150
     assert all(one.prompt[-1].role == "user" and len(one.answer) == 1 for one in found)

@@ -16,6 +16,8 @@ _WHERE = {
     "Message": "fledge.text.conversation:Message",
     "Sampling": "fledge.engine.request:Sampling",
     "Tokenizer": "fledge.text.tokenizer:Tokenizer",
+    "align_dpo": "fledge.recipes.align:align_dpo",
+    "align_reward": "fledge.recipes.reward:align_reward",
     "attention_maps": "fledge.model.attention_maps:attention_maps",
     "build_data": "fledge.data.build:build",
     "build_questions": "fledge.data.qa:build_qa",

@@ -105,7 +105,8 @@ Layout: TypeAlias = OneDocument | Padded | Packed | Cached
 class Batch:
     """One global batch: `tokens`; `targets` int64 [B, T] (the id each position must predict); `weight` float32 [B, T]
     (0: not trained on); `layout`; `sample_ids`, one name a row, for error messages. `source`: what an encoder reads,
-    where `tokens` are the decoder's; as many rows. `answers` int64 [B]: the label that a head must give each row."""
+    where `tokens` are the decoder's; as many rows. `answers` int64 [B]: the label that a head must give each row.
+    `items` int64 [B]: which item of the data each row is, for what is kept beside it."""
 
     tokens: Tokens
     targets: Tensor
@@ -114,6 +115,7 @@ class Batch:
     sample_ids: tuple[str, ...] = ()
     source: tuple[Tokens, Layout] | None = None
     answers: Tensor | None = None
+    items: Tensor | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -129,6 +131,7 @@ class Batch:
             weight=self.weight.to(device),
             source=None if self.source is None else (self.source[0].to(device), self.source[1]),
             answers=None if self.answers is None else self.answers.to(device),
+            items=None if self.items is None else self.items.to(device),
         )
 
 
@@ -147,10 +150,10 @@ class Term:
 @dataclass(frozen=True)
 class Loss:
     """Sums, never means: the step's loss is Σ coefficient · Σtotal / Σweight over micro-batches and ranks, each term by
-    its own global weight. `metrics` are plain sums for the log."""
+    its own global weight. `metrics` are for the log, each a sum and the number it is a sum of: it tells their mean."""
 
     terms: dict[str, Term]
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def one_document(ids: Tensor) -> Tokens:
@@ -182,6 +185,7 @@ def slice_rows(batch: Batch, start: int, stop: int) -> Batch:
         batch.sample_ids[start:stop],
         None if batch.source is None else slice_tokens(*batch.source, start, stop),
         None if batch.answers is None else batch.answers[start:stop],
+        None if batch.items is None else batch.items[start:stop],
     )
 
 
@@ -222,6 +226,7 @@ def join_rows(parts: Sequence[Batch], order: Sequence[int] | None = None, pad_id
     width = tokens.ids.shape[1]
     names = [name for part in parts for name in part.sample_ids]
     answers = [part.answers for part in parts if part.answers is not None]
+    items = [part.items for part in parts if part.items is not None]
     return Batch(
         tokens,
         below([part.targets for part in parts], width, pad_id)[rows],
@@ -230,6 +235,7 @@ def join_rows(parts: Sequence[Batch], order: Sequence[int] | None = None, pad_id
         tuple(names[row] for row in rows) if names else (),
         join_tokens(sources, rows, pad_id, paired) if sources else None,
         torch.cat(answers)[rows] if answers else None,
+        torch.cat(items)[rows] if items else None,
     )
 
 

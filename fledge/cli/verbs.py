@@ -141,6 +141,20 @@ VERBS = (
         aliases=OUT,
     ),
     Verb(
+        "align dpo",
+        "move a tuned model towards preferred answers: DPO, hinge, IPO, KTO, ORPO, SimPO",
+        "fledge.recipes.preference_config:AlignConfig",
+        "fledge.recipes.align:align_dpo",
+        aliases=(*OUT, ("loss", "preference.loss")),
+    ),
+    Verb(
+        "align reward",
+        "train a reward model on pairs of answers, and tell its accuracy beside length's and its calibration",
+        "fledge.recipes.preference_config:AlignRewardConfig",
+        "fledge.recipes.reward:align_reward",
+        aliases=OUT,
+    ),
+    Verb(
         "lr-range",
         "learning-rate range test of a pre-training: which rates learn, and a suggestion",
         "fledge.recipes.config:LrRangeConfig",

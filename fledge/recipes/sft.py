@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from fledge.data.batches import ChatBatches
 from fledge.errors import ConfigError, DataError
 from fledge.lineage import artefact_digest, sha256_file
 from fledge.log import RunLog, say
+from fledge.model.config import ModelConfig
 from fledge.model.folder import config_of, find_model, load_model, read_config
 from fledge.model.quantization import read_quantization
 from fledge.model.transformer import Transformer
@@ -50,17 +51,7 @@ class HeldOutChats(Sequence[Batch]):
 def sft(config: SftConfig) -> dict[str, Any]:
     """Tune, or go on tuning, and publish `run.dir`/model: a model, or by tune.method an adapter folder. Gives the
     same figures as `pretrain`."""
-    if not config.model.path:
-        raise ConfigError("model.path: expected a model folder; set model.path=…")
-    if not config.data.path:
-        raise ConfigError("data.path: expected conversations as JSON lines; set data.path=…")
-    base = find_model(config.model.path)
-    _, base_config = read_config(base)
-    if read_quantization(config_of(base)):
-        raise ConfigError(
-            f"model.path: expected weights in floating point, got quantized ones in {base}, which have no gradient; "
-            "tune the original and quantize what comes of it"
-        )
+    base, base_config = opened_base(config, "conversations")
     tokenizer = with_format(Tokenizer.load(base), config.chat.format)
     renderer = renderer_for(tokenizer)
     training, held_out = conversations(config)
@@ -105,6 +96,22 @@ def sft(config: SftConfig) -> dict[str, Any]:
         return run_recipe(config, base_config, make_recipe, make_hooks, digest, group, read)
 
 
+def opened_base(config: Any, what: str) -> tuple[Path, ModelConfig]:
+    """Folder and config of the model that a verb tunes on `what`. Raises ConfigError for paths that are not named, and
+    for a quantized model."""
+    if not config.model.path:
+        raise ConfigError("model.path: expected a model folder; set model.path=…")
+    if not config.data.path:
+        raise ConfigError(f"data.path: expected {what} as JSON lines; set data.path=…")
+    base = find_model(config.model.path)
+    if read_quantization(config_of(base)):
+        raise ConfigError(
+            f"model.path: expected weights in floating point, got quantized ones in {base}, which have no gradient; "
+            "tune the original and quantize what comes of it"
+        )
+    return base, read_config(base)[1]
+
+
 @dataclass(frozen=True)
 class Tuned:
     """An adapter beside a base: begun, gone on with from a checkpoint, written."""
@@ -131,25 +138,29 @@ def prompt_ids(renderer: ChatRenderer, question: str) -> list[int]:
 
 def conversations(config: SftConfig) -> tuple[list[Any], list[Any]]:
     """Training and held-out conversations. Raises DataError if either is empty."""
-    training = list(read_conversations(Path(config.data.path)))
-    if config.data.val:
-        held_out = list(read_conversations(Path(config.data.val)))
-        for key, path, found in (("path", config.data.path, training), ("val", config.data.val, held_out)):
+    return training_and_held_out(config.data, read_conversations, "conversations")
+
+
+def training_and_held_out(data: Any, read: Callable[[Path], Iterable[Any]], what: str) -> tuple[list[Any], list[Any]]:
+    """What `read` finds in data.path and data.val; without the latter the last val_fraction of the former is held out.
+    Raises DataError if either is empty."""
+    training = list(read(Path(data.path)))
+    if data.val:
+        held_out = list(read(Path(data.val)))
+        for key, path, found in (("path", data.path, training), ("val", data.val, held_out)):
             if not found:
-                raise DataError(
-                    f"data.{key}: {path}: expected conversations, found none; add some, or name another file"
-                )
+                raise DataError(f"data.{key}: {path}: expected {what}, found none; add some, or name another file")
         return training, held_out
     if len(training) < 2:
         raise DataError(
-            f"data.path: {config.data.path}: expected at least two conversations, one to hold out, got "
-            f"{len(training)}; add some, or name held-out ones by data.val"
+            f"data.path: {data.path}: expected at least two {what}, one to hold out, got {len(training)}; add some, "
+            "or name held-out ones by data.val"
         )
-    n_held_out = min(len(training) - 1, max(1, round(len(training) * config.data.val_fraction)))
+    n_held_out = min(len(training) - 1, max(1, round(len(training) * data.val_fraction)))
     return training[:-n_held_out], training[-n_held_out:]
 
 
-def data_digest(config: SftConfig, base: Path, tokenizer: Tokenizer) -> str:
+def data_digest(config: Any, base: Path, tokenizer: Tokenizer) -> str:
     """Digest of the conversations, of tokenizer and template that render them, and of the base model's folder."""
     digest = hashlib.sha256((tokenizer.digest + (tokenizer.template or "")).encode())
     for name in (config.data.path, config.data.val):

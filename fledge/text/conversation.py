@@ -1,6 +1,7 @@
 """`Message`, `Conversation`, and reading them from the files people have: Alpaca, ShareGPT, OpenAI messages, pairs.
 
-A file is JSON lines or one JSON array. Each row is one conversation, in one of these forms:
+A file is JSON lines or one JSON array, as it is or compressed (.gz, .zst). Each row is one conversation, in a form of
+these:
     {"messages": [{"role", "content"}]}                       OpenAI
     {"conversations": [{"from", "value"}], "system"?}         ShareGPT (human, gpt)
     {"instruction", "input"?, "output", "system"?, "history"?}  Alpaca
@@ -12,10 +13,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from fledge.errors import DataError
+from fledge.text.compressed import FORMS, damage_of, unpacked
 
 ROLES = ("system", "user", "assistant")
 ROLE_NAMES = {
@@ -51,14 +54,15 @@ def read_conversations(path: str | Path) -> Iterator[Conversation]:
 
 
 def read_rows(path: Path) -> Iterator[tuple[Any, str]]:
-    """Each row with its place."""
-    with open(path, "rb") as file:
-        start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
-        file.seek(0)
+    """Each row with its place. A file whose name ends in .gz or .zst is unpacked on the way."""
+    with opened(path) as file:
+        start = file.peek(64).removeprefix(b"\xef\xbb\xbf").lstrip()
         if start.startswith(b"["):
-            if path.stat().st_size > MAX_ARRAY_BYTES:
+            data = file.read(MAX_ARRAY_BYTES + 1)
+            refuse_damage(path, file)
+            if len(data) > MAX_ARRAY_BYTES:
                 raise DataError(f"{path}: expected at most {MAX_ARRAY_BYTES} bytes in one array; use JSON lines")
-            rows = parse(file.read(), str(path))
+            rows = parse(data, str(path))
             yield from ((row, f"{path}, row {number}") for number, row in enumerate(rows, 1))
             return
         number = 0
@@ -67,8 +71,22 @@ def read_rows(path: Path) -> Iterator[tuple[Any, str]]:
             at = f"{path}, line {number}"
             if len(line) > MAX_LINE_BYTES:
                 raise DataError(f"{at}: expected at most {MAX_LINE_BYTES} bytes")
+            if not line.endswith(b"\n"):
+                refuse_damage(path, file)
             if line.strip():
                 yield parse(line, at), at
+        refuse_damage(path, file)
+
+
+def opened(path: Path) -> BufferedReader:
+    file = open(path, "rb")  # noqa: SIM115 (closed by the caller)
+    return unpacked(file, path.suffix) if path.suffix in FORMS else file
+
+
+def refuse_damage(path: Path, file: BufferedReader) -> None:
+    damage = damage_of(file)
+    if damage is not None:
+        raise DataError(f"{path}, byte {damage.byte}: {damage.reason}; get the file again")
 
 
 def parse(data: bytes, at: str) -> Any:

@@ -48,6 +48,8 @@ def curves(run: RunRecord, several: bool) -> Html:
 
 def unit_of(run: RunRecord) -> str:
     """What a loss is counted in, by the objective."""
+    if "preference" in run.config or "reward" in run.config:
+        return "per pair"
     objective = str(run.config.get("objective", "causal"))
     if "+" in objective:
         return "nats, sum of two terms"
@@ -71,6 +73,9 @@ def more_charts(run: RunRecord) -> list[Chart]:
     losses = named_lines(run, "evaluate", lambda key: key in others, "val_", dots=True) if len(others) > 1 else ()
     charts = [Chart("Terms of the loss", terms, y_name="nats"), Chart("Validation by term", losses, y_name="nats")]
     charts.append(Chart("Validation accuracy", accuracies, y_name="share right"))
+    rewards = named_lines(run, "step", lambda key: key.startswith("reward_") and key != "reward_accuracy", "reward_")
+    answers = named_lines(run, "step", lambda key: key.startswith("log_p_"), "log_p_")
+    charts += [Chart("Rewards", rewards), Chart("Log-probability of answers", answers, y_name="nats")]
     for figure_name, title in (("val_loss", "Validation by source"), ("val_masked_accuracy", "Accuracy by source")):
         start = f"{figure_name}/"
         lines = named_lines(run, "evaluate", lambda key, start=start: key.startswith(start), start, dots=True)  # type: ignore[misc]

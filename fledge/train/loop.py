@@ -34,6 +34,7 @@ from fledge.train.faults import Faults
 from fledge.train.optimizer import new_average, new_optimizer
 from fledge.train.parallel.group import ALONE, Group, lost_another
 from fledge.train.parallel.many import parallelise
+from fledge.train.parallel.single import Single
 from fledge.train.precision import Precision
 from fledge.train.recipe import Hook, Recipe
 from fledge.train.restore import SavedState
@@ -105,6 +106,7 @@ class Loop:
         self.seconds_before, self.cpu_before = state.seconds, state.cpu_seconds
         self.peak = 0.0
         self.flops = 0.0
+        self.metrics: dict[str, float] = {}  # of the last step
         saved_step = state.step if run.loaded is not None else -1
         self.saver = Saver(run.checkpoints, c, run.log, self.faults, self.clock, saved_step, self.parallel.ranks)
 
@@ -246,6 +248,7 @@ class Loop:
         dropped = dropped or any(isinstance(part, Adapter) and part.dropout for part in self.model.modules())
         totals: dict[str, float] = {}
         coefficients: dict[str, float] = {}
+        metrics: dict[str, tuple[float, float]] = {}
 
         def micro(start: int) -> Batch:
             part = batch if micro_rows == n_rows else slice_rows(batch, start, start + micro_rows)
@@ -263,12 +266,16 @@ class Loop:
             for name, term in loss.terms.items():
                 totals[name] = totals.get(name, 0.0) + float(term.total.detach())
                 coefficients[name] = term.coefficient
+            for name, (total, weight) in loss.metrics.items():
+                before = metrics.get(name, (0.0, 0.0))
+                metrics[name] = (before[0] + total, before[1] + weight)
             return self.precision.scaled(asked) if isinstance(asked, Tensor) and asked.requires_grad else None
 
         self.parallel.passes(range(rows.start, rows.stop, micro_rows), micro, objective, self.clock)
         with self.clock("communication"):
             self.parallel.reduce_gradients()
             found = {n: coefficients[n] * t / weights[n] for n, t in totals.items() if weights[n] > 0}
+            self.metrics = means(self.parallel, metrics)
             return self.parallel.terms(found, [name for name in weights if weights[name] > 0])
 
     def check_split(self, loss: Loss, micro_rows: int, rows: int) -> None:
@@ -324,7 +331,7 @@ class Loop:
         rate = figures["tokens"] / max(1e-9, figures["seconds"])
         mfu = rate * self.flops / self.peak
         if state.step % self.config.log_every_steps == 0 or state.step == self.config.steps:
-            losses = {name: figures[name] for name in figures if name.startswith("loss")}
+            losses = {name: figures[name] for name in figures if name.startswith("loss")} | self.metrics
             self.run.log.write("step", step=state.step, **losses, learning_rate=figures["learning_rate"],
                                gradient_norm=figures["gradient_norm"], tokens=state.tokens,
                                tokens_per_second=round(rate, 1), mfu=round(mfu, 4),
@@ -424,6 +431,15 @@ class Loop:
         self.run.log.write("end", **result, times=self.clock.taken())
         self.parallel.leave_whole(self.run.recipe)
         return result
+
+
+def means(parallel: Single, metrics: dict[str, tuple[float, float]]) -> dict[str, float]:
+    """Each metric's mean over all processes."""
+    if not metrics:
+        return {}
+    totals = parallel.terms({name: total for name, (total, _) in metrics.items()}, list(metrics))
+    weights = parallel.terms({name: weight for name, (_, weight) in metrics.items()}, list(metrics))
+    return {name: totals[name] / weights[name] for name in metrics if weights[name] > 0}
 
 
 def dropout_seed(seed: int, drawn: int, start: int, stage: int = 0) -> int:

@@ -27,8 +27,10 @@ FREE_FILES = (
     "fledge.cli.verbs",
     "fledge.cli.page",
 )
-TORCH_FILES = ("batches", "keyed_batches", "masked_batches", "denoise_batches", "infill_batches", "mixed_batches",
-               "task_batches")  # fmt: skip
+TORCH_FILES = (
+    "batches", "keyed_batches", "masked_batches", "denoise_batches", "infill_batches", "mixed_batches",
+    "preference_batches", "task_batches",
+)  # fmt: skip
 EXCEPT = tuple(f"fledge.data.{name}" for name in TORCH_FILES)
 
 

@@ -127,6 +127,20 @@ VERBS = (
         aliases=OUT,
     ),
     Verb(
+        "align grpo",
+        "learn from verifiable rewards by group-relative policy optimisation, or RLOO",
+        "fledge.recipes.rl_config:GrpoRunConfig",
+        "fledge.recipes.rl:grpo",
+        aliases=OUT,
+    ),
+    Verb(
+        "align ppo",
+        "learn from rewards by proximal policy optimisation with a value head",
+        "fledge.recipes.rl_config:PpoRunConfig",
+        "fledge.recipes.rl:ppo",
+        aliases=OUT,
+    ),
+    Verb(
         "lr-range",
         "learning-rate range test of a pre-training: which rates learn, and a suggestion",
         "fledge.recipes.config:LrRangeConfig",

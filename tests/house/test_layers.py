@@ -22,6 +22,7 @@ ORDER = (
     "model",
     "tune",
     "compress",
+    "align",
     "optim",
     "engine",
     "train",

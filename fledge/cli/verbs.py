@@ -141,6 +141,14 @@ VERBS = (
         aliases=OUT,
     ),
     Verb(
+        "align best-of",
+        "answer prompts several times and write the best answers as conversations to tune on",
+        "fledge.recipes.rl_config:BestOfConfig",
+        "fledge.recipes.best_of:best_of",
+        ("model",),
+        aliases=(("out", "out"),),
+    ),
+    Verb(
         "lr-range",
         "learning-rate range test of a pre-training: which rates learn, and a suggestion",
         "fledge.recipes.config:LrRangeConfig",

@@ -156,9 +156,10 @@ class BestOfConfig:
 
     model: str
     """Model, adapter or run folder."""
-    out: Path
-    """File of conversations to write (.jsonl)."""
-    data: PromptDataConfig = field(default_factory=PromptDataConfig)
+    data: str = ""
+    """Prompts (.jsonl), as align grpo reads them."""
+    out: Path = Path("out/best.jsonl")
+    """File of conversations to write."""
     rewards: tuple[RewardConfig, ...] = ()
     """What the best is chosen by."""
     samples: int = 8
@@ -167,17 +168,22 @@ class BestOfConfig:
     """How many of them are written at most, the best first, each text once."""
     least: float = -math.inf
     """The least reward of an answer that is written."""
+    whole: bool = True
+    """Leave out answers that max_tokens cut."""
     max_tokens: int = 64
     """Most tokens of an answer."""
     temperature: float = 1.0
     """Temperature of the sampling."""
     stop: tuple[str, ...] = ()
     """Texts that end an answer, besides the model's stop tokens."""
+    slots: int = 16
+    """Answers that the engine runs side by side."""
     seed: int = 1
     """Decides the answers."""
 
     def __post_init__(self) -> None:
+        for name in ("samples", "max_tokens", "slots"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not 1 <= self.keep <= self.samples:
             raise ConfigError(f"keep: expected 1 to the {self.samples} samples, got {self.keep}")
-        if self.max_tokens < 1:
-            raise ConfigError(f"max_tokens: expected at least 1, got {self.max_tokens}")

@@ -71,19 +71,8 @@ class Policy:
         self.engine.load_weights(self.plain().state_dict(), version)
 
     def answers(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: tuple[object, ...]) -> list[Sampled]:
-        """`n` answers to each prompt, those to one side by side; `seed` and the prompt's place decide them."""
-        requests = []
-        for place, prompt in enumerate(prompts):
-            for part, first in enumerate(range(0, n, MAX_CHOICES)):
-                number = int(keyed_numbers(*seed, "answers", place, part)[0] >> np.uint64(1))
-                how = Sampling(
-                    max_tokens=sampling.max_tokens, temperature=sampling.temperature, stop=sampling.stop, seed=number,
-                    n=min(MAX_CHOICES, n - first), logprobs=0,
-                )  # fmt: skip
-                requests.append((prompt, Request(f"{place}/{part}", prompt.ids, how)))
-        prompt_of = {request.id: prompt for prompt, request in requests}
-        done = self.engine.complete([request for _, request in requests])
-        return [Sampled(prompt_of[one.request_id], one) for one in done]
+        """`answers_of` its engine."""
+        return answers_of(self.engine, prompts, n, sampling, seed)
 
     def check_bits(self, answers: Sequence[Sampled]) -> None:
         """One pass over each answer must give what was told while it was made, to the bit. Raises AgreementError."""
@@ -118,6 +107,24 @@ class Sampled:
     @property
     def logprobs(self) -> list[float]:
         return [told.logprob for told in self.completion.logprobs]
+
+
+def answers_of(
+    engine: Engine, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: tuple[object, ...]
+) -> list[Sampled]:
+    """`n` answers to each prompt, those to one side by side; `seed` and the prompt's place decide them."""
+    requests = []
+    for place, prompt in enumerate(prompts):
+        for part, first in enumerate(range(0, n, MAX_CHOICES)):
+            number = int(keyed_numbers(*seed, "answers", place, part)[0] >> np.uint64(1))
+            how = Sampling(
+                max_tokens=sampling.max_tokens, temperature=sampling.temperature, stop=sampling.stop, seed=number,
+                n=min(MAX_CHOICES, n - first), logprobs=0,
+            )  # fmt: skip
+            requests.append((prompt, Request(f"{place}/{part}", prompt.ids, how)))
+    prompt_of = {request.id: prompt for prompt, request in requests}
+    done = engine.complete([request for _, request in requests])
+    return [Sampled(prompt_of[one.request_id], one) for one in done]
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,10 @@ def learn(config: RlConfig, method: Method, valued: bool) -> dict[str, Any]:
         model = load() if load else start.begin()
         reference = load_model(find_model(config.reference) if config.reference else base).requires_grad_(False)
         how = config.rollout
-        policy = Policy(model, tokenizer, stops_of(base, tokenizer), longest, how.slots, how.deterministic)
+
+        def policy() -> Policy:
+            return Policy(model, tokenizer, stops_of(base, tokenizer), longest, how.slots, how.deterministic)
+
         rollouts = Rollouts(
             model, reference, policy, training, config, key_of(config, method, digest), scorer, method.columns,
             method.token_weights, method.next_kl,
@@ -238,7 +241,9 @@ def stops_of(base: Path, tokenizer: Tokenizer) -> frozenset[int]:
 
 
 def key_of(config: RlConfig, method: Method, digest: str) -> str:
-    """Digest of all that a rollout depends on besides the weights."""
+    """Digest of all that a rollout depends on besides the weights: settings, data, and the models that judge it."""
     whole = to_dict(config)
-    parts = {name: whole[name] for name in ("reference", "rollout", "rewards", "judge")}
-    return sha256_json([parts, config.train.seed, config.train.rows, digest, type(method).__name__])
+    parts = {name: whole.get(name) for name in ("rollout", "rewards", "judge", "grpo", "ppo")}
+    paths = [config.reference, *(reward.path for reward in (*config.rewards, *config.judge))]
+    models = [artefact_digest(find_model(path)) for path in paths if path]
+    return sha256_json([parts, config.train.seed, config.train.rows, digest, models, type(method).__name__])

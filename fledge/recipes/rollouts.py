@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ class Rollouts:
 
     model: Transformer
     reference: Transformer
-    policy: Policy
+    make_policy: Callable[[], Policy]
     prompts: Sequence[Prompt]
     config: RlConfig
     key: str
@@ -53,6 +54,11 @@ class Rollouts:
     next_kl: Callable[[Rollout | None], float]
     log: RunLog | None = None
     held: tuple[Rollout, Batch] | None = None
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The engine; made when it is first needed, where the model then is."""
+        return self.make_policy()
 
     @property
     def folder(self) -> Path:
@@ -110,9 +116,10 @@ class Rollouts:
         k3, largest = check_agreement(sampled, [one.plain for one in ours])
         if how.deterministic:
             self.policy.check_bits(sampled)
-        theirs = measured(self.reference, prompts, ids, how.temperature, rows)
+        reference = self.reference.to(self.model.embedding.weight.device)
+        theirs = measured(reference, prompts, ids, how.temperature, rows)
         answers = []
-        for one, own, reference in zip(sampled, ours, theirs, strict=True):
+        for one, own, other in zip(sampled, ours, theirs, strict=True):
             parts, reward = self.scorer.reward(one.prompt, one.ids, one.completion.text)
             judge = self.scorer.judged(one.prompt, one.ids, one.completion.text)
             cut = one.completion.finish_reason == "length"
@@ -120,7 +127,7 @@ class Rollouts:
                 Answer(
                     one.prompt.at, list(one.prompt.ids), list(one.ids), one.completion.text,
                     "length" if cut else "stop", one.logprobs, own.plain.tolist(), own.warm.tolist(),
-                    reference.warm.tolist(), own.entropy.tolist(), own.values.tolist(), parts,
+                    other.warm.tolist(), own.entropy.tolist(), own.values.tolist(), parts,
                     reward - how.missing_end_penalty * cut, judge,
                 )
             )  # fmt: skip

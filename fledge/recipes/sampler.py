@@ -24,6 +24,7 @@ from fledge.model.transformer import Transformer
 from fledge.nn.native.library import build
 from fledge.recipes.prompts import Prompt
 from fledge.text.tokenizer import Tokenizer
+from fledge.tune.attach import adapted
 from fledge.tune.merge import merged
 
 MOST_K3 = 1e-8  # nats a token
@@ -68,7 +69,9 @@ class Policy:
 
     def refresh(self, version: str) -> None:
         """Take over the weights of now, which `version` tells from all others."""
-        self.engine.load_weights(self.plain().state_dict(), version)
+        whole = self.plain() if adapted(self.model) else self.model
+        state = {name: tensor for name, tensor in whole.state_dict().items() if not name.startswith("heads.")}
+        self.engine.load_weights(state, version)
 
     def answers(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: tuple[object, ...]) -> list[Sampled]:
         """`answers_of` its engine."""

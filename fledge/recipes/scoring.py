@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from fledge.align.rewards import REWARDS
 from fledge.align.rl_config import RewardConfig
 from fledge.align.sandbox import check_sandbox
 from fledge.batch import padded
-from fledge.errors import ConfigError
+from fledge.errors import ConfigError, NonFiniteError
 from fledge.model.folder import find_model, load_model
 from fledge.model.transformer import Transformer
 from fledge.recipes.prompts import Prompt
@@ -43,8 +44,12 @@ class Scorer:
 
     def part(self, config: RewardConfig, prompt: Prompt, ids: Sequence[int], text: str) -> float:
         if config.kind == "model":
-            return self.models[config.path].score(prompt.ids, ids)
-        return REWARDS[config.kind](text, ids, prompt.row, config)
+            value = self.models[config.path].score(prompt.ids, ids)
+        else:
+            value = REWARDS[config.kind](text, ids, prompt.row, config)
+        if not math.isfinite(value):
+            raise NonFiniteError(f"{prompt.at}: expected a finite reward of kind {config.kind}, got {value}")
+        return value
 
 
 def named(configs: Sequence[RewardConfig]) -> dict[str, RewardConfig]:

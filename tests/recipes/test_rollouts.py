@@ -16,6 +16,7 @@ from fledge.config import load
 from fledge.engine.request import Sampling
 from fledge.engine.runner import Runner
 from fledge.errors import AgreementError, CheckpointError, ConfigError, DataError, Interrupted
+from fledge.model.folder import save_model
 from fledge.nn.linear import PackedLinear
 from fledge.nn.native.linear import NativeLinear
 from fledge.recipes import rl
@@ -24,8 +25,13 @@ from fledge.recipes.rl_config import AlarmConfig, GrpoRunConfig, PpoRunConfig
 from fledge.recipes.rollout_file import read_rollout, write_rollout
 from fledge.recipes.rollout_watch import alarms, repetition
 from fledge.recipes.sampler import Policy, check_agreement, measured
+from fledge.text.chat import Message, renderer_for
+from fledge.text.tokenizer import byte_level
 from tests.align.toy import DIGITS, config_file, events, letters, tiny, world
+from tests.evals.tiny import save_tiny
 from tests.recipes.model_of import reward_model
+
+DIGIT, SHORT = {"kind": "regex", "pattern": "[0-9].*"}, {"kind": "length", "tokens": 2, "weight": 0.1}
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +130,31 @@ def test_the_prompts_of_a_rollout_are_a_function_of_seed_and_rollout(tmp_path):
     assert drawn != [[p.row["answer"] for p in of_rollout(prompts, 4, 8, r)] for r in range(5)]
 
 
+def test_messages_are_rendered_as_they_are_served(tmp_path):
+    path, turn = tmp_path / "chat.jsonl", {"role": "user", "content": "2+2?"}
+    path.write_text(json.dumps({"messages": [turn], "answer": 4}) + "\n")
+    tokenizer = byte_level()
+    (prompt,) = read_prompts(path, tokenizer, 99)
+    served = renderer_for(tokenizer).render((Message("user", "2+2?"),), generation_prompt=True)
+    assert prompt.ids == tuple(served.ids) and prompt.row["answer"] == 4
+    save_tiny(tmp_path / "chat")
+    assert set(rl.stops_of(tmp_path / "chat", tokenizer)) >= {tokenizer.end_id, tokenizer.eos_id}
+
+
+def test_the_distance_is_measured_from_the_reference_that_is_named(tmp_path):
+    world(tmp_path)
+    other = tiny(9)
+    moved(other)
+    save_model(other, tmp_path / "other", letters())
+    for name, reference in (("own", ""), ("far", str(tmp_path / "other"))):
+        train = {"steps": 1}
+        rl.grpo(config_of(config_file(tmp_path, name, reference=reference, train=train, rewards=[DIGIT])))
+    own, far = (read_rollout(tmp_path / name / "rollouts", 0) for name in ("own", "far"))
+    assert own is not None and far is not None and own.key != far.key
+    assert abs(own.figures["kl"]) < 1e-12 and far.figures["kl"] > 1e-3
+    assert [a.token_ids for a in own.answers] == [a.token_ids for a in far.answers]
+
+
 def test_prompts_that_cannot_be_read_are_named(tmp_path):
     path = tmp_path / "prompts.jsonl"
     for row, what in (
@@ -181,6 +212,18 @@ def test_a_run_trains_on_what_it_saved_and_every_rollout_agrees(tmp_path, kind, 
     assert (tmp_path / "run" / "model" / "value_head.safetensors").exists() == (kind is PpoRunConfig)
     if "kl_target" in more.get("ppo", {}):
         assert second.kl == pytest.approx(0.05 * (1 - 0.2 * 16 / 64))
+
+
+def test_accumulated_over_micro_batches_a_step_is_the_same(tmp_path):
+    """Sums and divisors that are known before: answers of different lengths, each loss and weight within rounding."""
+    for normalise in ("token", "sequence", "constant"):
+        found = {}
+        for rows in (4, 1):
+            name, settings = f"{normalise}{rows}", {"normalise": normalise, "kl": 0.1, "entropy": 0.01}
+            train = {"steps": 2, "micro_rows": rows}
+            rl.grpo(config_of(config_file(tmp_path, name, grpo=settings, train=train, rewards=[DIGIT, SHORT])))
+            found[rows] = [event["loss"] for event in events(tmp_path / name, "step")]
+        assert found[4] == pytest.approx(found[1], abs=1e-6) and any(found[4])
 
 
 def test_a_rollout_that_is_gone_stops_a_run_that_was_learning_from_it(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.align.toy import config_file
+from tests.align.toy import config_file, events
 from tests.trials.tiny import Command, fledge, losses, start, wait_for_step
 
 GROUPS = {
@@ -33,6 +33,8 @@ def rollouts(run: Path) -> dict[str, bytes]:
 
 def same(one: Path, other: Path) -> None:
     assert losses(one) == losses(other)
+    for run in (one, other):
+        assert [event["batch"] for event in events(run, "rollout")] == [0, 4, 8], "a rollout stands twice in the log"
     assert rollouts(one) == rollouts(other) and len(rollouts(one)) == 3
     assert weights(one / "model") == weights(other / "model")
 

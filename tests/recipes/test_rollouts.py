@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from fledge.align.rewards import REWARDS
 from fledge.config import load
 from fledge.engine.request import Sampling
 from fledge.engine.runner import Runner
-from fledge.errors import AgreementError, CheckpointError, ConfigError, DataError, Interrupted
+from fledge.errors import AgreementError, CheckpointError, ConfigError, DataError, Interrupted, NonFiniteError
 from fledge.model.folder import save_model
 from fledge.nn.linear import PackedLinear
 from fledge.nn.native.linear import NativeLinear
@@ -280,6 +284,33 @@ def test_a_reward_that_rises_while_the_judge_falls_is_an_alarm_and_nothing_else_
         assert alarms(quiet, config) == []
     assert "nats a token from the reference" in alarms(history(0, 0, kl=0.6), config)[0]
     assert alarms([{"reward": 1.0, "kl": 0.1}] * 40, config) == []
+
+
+def test_an_alarm_stands_in_the_log_once_with_its_rollout(tmp_path, capsys):
+    alarm = {"window": 2, "kl": 1e-9}
+    path = config_file(tmp_path, alarm=alarm, train={"steps": 24}, rewards=[DIGIT], judge=[{"kind": "text"}])
+    rl.grpo(config_of(path))
+    told = events(tmp_path / "run", "alarm")
+    assert [event["rollout"] for event in told] == [1, 2]
+    assert "beyond 1e-09" in told[0]["text"] and "warning: rollout 1: the policy is" in capsys.readouterr().err
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    @contextmanager
+    def of_two(config: Any) -> Iterator[Any]:
+        yield SimpleNamespace(alone=False)
+
+    monkeypatch.setattr(rl, "in_run_folder", of_two)
+    with pytest.raises(ConfigError, match="align: expected one process, got several"):
+        rl.grpo(config_of(config_file(tmp_path)))
+
+
+def test_a_reward_that_is_no_number_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(REWARDS, "text", lambda *_: math.nan)
+    with pytest.raises(
+        NonFiniteError, match=r"prompts.jsonl, line \d+: expected a finite reward of kind text, got nan"
+    ):
+        rl.grpo(config_of(config_file(tmp_path, rewards=[{"kind": "text"}])))
 
 
 def test_repetition_is_the_share_of_runs_that_were_there_before():

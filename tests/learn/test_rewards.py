@@ -30,7 +30,7 @@ def learned(folder: Path, method: str, name: str = "run", **more: Any) -> tuple[
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_copying_a_digit_is_learned_to_95_percent_of_the_best(tmp_path, method):
-    """10 prompts, 22 tokens, one right: a random policy is rewarded with about 0.05, the best with 1."""
+    """10 prompts, 23 tokens, one right: a random policy is rewarded with about 0.05, the best with 1."""
     train = {"steps": 240, "rows": 80, "learning_rate": 0.003}
     result, rewards = learned(tmp_path, method, **COPY, train=train)
     assert rewards[0] < 0.15

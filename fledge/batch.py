@@ -6,7 +6,7 @@ the host by whoever made the batch, so that a kernel is chosen without looking a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeAlias
@@ -105,8 +105,10 @@ Layout: TypeAlias = OneDocument | Padded | Packed | Cached
 class Batch:
     """One global batch: `tokens`; `targets` int64 [B, T] (the id each position must predict); `weight` float32 [B, T]
     (0: not trained on); `layout`; `sample_ids`, one name a row, for error messages. `source`: what an encoder reads,
-    where `tokens` are the decoder's; as many rows. `answers` int64 [B]: the label that a head must give each row.
-    `items` int64 [B]: which item of the data each row is, for what is kept beside it."""
+    where `tokens` are the decoder's; as many rows. `answers`: what a head must give each row:
+    int64 [B] a label, float32 [B] a number, [B, labels] several, int64 [B, 2] places. `items` int64 [B]: which
+    item of the data each row is, for what is kept beside it. `columns`: what else a loss reads of each token, by name,
+    float32 [B, T]."""
 
     tokens: Tokens
     targets: Tensor
@@ -116,6 +118,7 @@ class Batch:
     source: tuple[Tokens, Layout] | None = None
     answers: Tensor | None = None
     items: Tensor | None = None
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def n_tokens(self) -> int:
@@ -132,6 +135,7 @@ class Batch:
             source=None if self.source is None else (self.source[0].to(device), self.source[1]),
             answers=None if self.answers is None else self.answers.to(device),
             items=None if self.items is None else self.items.to(device),
+            columns={name: column.to(device) for name, column in self.columns.items()},
         )
 
 
@@ -186,6 +190,7 @@ def slice_rows(batch: Batch, start: int, stop: int) -> Batch:
         None if batch.source is None else slice_tokens(*batch.source, start, stop),
         None if batch.answers is None else batch.answers[start:stop],
         None if batch.items is None else batch.items[start:stop],
+        {name: column[start:stop] for name, column in batch.columns.items()},
     )
 
 
@@ -236,6 +241,7 @@ def join_rows(parts: Sequence[Batch], order: Sequence[int] | None = None, pad_id
         join_tokens(sources, rows, pad_id, paired) if sources else None,
         torch.cat(answers)[rows] if answers else None,
         torch.cat(items)[rows] if items else None,
+        {name: below([part.columns[name] for part in parts], width, 0)[rows] for name in parts[0].columns},
     )
 
 

@@ -50,6 +50,10 @@ class SpikeError(FledgeError):
     """A loss or gradient norm is far above those before it and the policy says stop."""
 
 
+class AgreementError(FledgeError):
+    """Training and engine give the tokens of a rollout different probabilities: one of them computes another model."""
+
+
 class Interrupted(FledgeError):
     """A signal asked the run to stop; its state has been saved."""
 

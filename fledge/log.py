@@ -77,7 +77,7 @@ def is_past(event: Any, step: int, drawn: int) -> bool:
     """Whether a logged event stands before the point where a run goes on."""
     if not isinstance(event, dict) or event.get("kind") == "end":
         return False
-    if event.get("kind") in ("non_finite", "overflow", "spike"):
+    if event.get("kind") in ("non_finite", "overflow", "spike", "rollout", "alarm"):
         return bool(event.get("batch", 0) < drawn)
     return event.get("step") is None or bool(event["step"] <= step)
 

@@ -100,3 +100,16 @@ def test_labels_and_kinds_go_with_their_rows():
     joined = join_rows((a, b), [2, 0, 3, 1])
     assert joined.answers is not None and joined.answers.tolist() == [2, 0, 3, 1]
     assert joined.tokens.kind is not None and joined.tokens.kind[:, 0].tolist() == [0, 1, 0, 1]
+
+
+def test_columns_go_with_their_rows():
+    """Float columns of tokens: sliced, joined in any order, filled with 0 where a row is shorter, moved."""
+    parts = []
+    for width, start in ((2, 0.0), (3, 10.0)):
+        tokens, layout = padded([[1] * width, [2] * width])
+        column = start + torch.arange(2.0 * width).reshape(2, width)
+        parts.append(Batch(tokens, tokens.ids, torch.ones(2, width), layout, columns={"old": column}))
+    joined = join_rows(parts, [2, 0, 3, 1])
+    assert joined.columns["old"].tolist() == [[10, 11, 12], [0, 1, 0], [13, 14, 15], [2, 3, 0]]
+    assert slice_rows(joined, 1, 3).columns["old"].tolist() == [[0, 1, 0], [13, 14, 15]]
+    assert joined.to(torch.device("meta")).columns["old"].is_meta

@@ -155,6 +155,28 @@ VERBS = (
         aliases=OUT,
     ),
     Verb(
+        "align grpo",
+        "learn from verifiable rewards by group-relative policy optimisation, or RLOO",
+        "fledge.recipes.rl_config:GrpoRunConfig",
+        "fledge.recipes.rl:grpo",
+        aliases=OUT,
+    ),
+    Verb(
+        "align ppo",
+        "learn from rewards by proximal policy optimisation with a value head",
+        "fledge.recipes.rl_config:PpoRunConfig",
+        "fledge.recipes.rl:ppo",
+        aliases=OUT,
+    ),
+    Verb(
+        "align best-of",
+        "answer prompts several times and write the best answers as conversations to tune on",
+        "fledge.recipes.rl_config:BestOfConfig",
+        "fledge.recipes.best_of:best_of",
+        ("model",),
+        aliases=(("out", "out"),),
+    ),
+    Verb(
         "lr-range",
         "learning-rate range test of a pre-training: which rates learn, and a suggestion",
         "fledge.recipes.config:LrRangeConfig",

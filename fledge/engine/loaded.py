@@ -58,7 +58,7 @@ class Model:
         return self.engine.complete([Request("api", tuple(ids), chosen)])
 
     def room(self, n_prompt: int) -> int:
-        return max(1, min(256, self.transformer.config.context_tokens - n_prompt))
+        return max(1, min(256, self.transformer.document_tokens - n_prompt))
 
     def generate(self, prompt: str, **sampling: Any) -> str:
         """The continuation of `prompt` (without it)."""

@@ -1,12 +1,13 @@
 """What tuning adds to a linear map or an embedding: a low-rank update, or a scale of what goes in or out.
 
 I inputs, O outputs, r rank, V vocabulary, D width. An adapter stands beside the weights it changes, which stay as they
-are: `x = adapter.before(x)`, then `y = adapter(x, y, weights, bias)` of the map's own y.
+are: `x = adapter.before(x)`, then `y = adapter(x, y, weight, bias)` of the map's own y; `weight` is called for the
+matrix [O, I] by those that read it, since whole numbers are turned into one for that alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -23,8 +24,8 @@ class Adapter(nn.Module):
         """What the map reads in place of x [..., I]."""
         return x
 
-    def forward(self, x: Tensor, y: Tensor, weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
-        """The changed output from what the map read and gave: [..., O]. `weights` [O, I] side by side."""
+    def forward(self, x: Tensor, y: Tensor, weight: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        """The changed output from what the map read and gave: [..., O]. `weight` gives [O, I]."""
         return y
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -47,14 +48,15 @@ class LowRank(Adapter):
         self.down, self.up = nn.Parameter(torch.empty(rank, inputs)), nn.Parameter(torch.empty(outputs, rank))
         self.magnitude = nn.Parameter(torch.empty(outputs)) if magnitude else None
 
-    def forward(self, x: Tensor, y: Tensor, weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, weight: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
         dropped = self.dropout and self.training
         read = F.dropout(x, self.dropout) if dropped else x
         added = F.linear(F.linear(read, self.down), self.up) * self.scale
         if self.magnitude is None:
             return y + added
-        own = F.linear(read, torch.cat(list(weights))) if dropped else y if bias is None else y - bias
-        share = self.magnitude / self.lengths(torch.cat(list(weights)))
+        matrix = weight()
+        own = F.linear(read, matrix) if dropped else y if bias is None else y - bias
+        share = self.magnitude / self.lengths(matrix)
         return y + ((share - 1) * own + share * added)
 
     def update(self) -> Tensor:
@@ -102,7 +104,7 @@ class Scale(Adapter):
     def before(self, x: Tensor) -> Tensor:
         return x * self.vector if self.side == "in" else x
 
-    def forward(self, x: Tensor, y: Tensor, weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, weight: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
         return y * self.vector if self.side == "out" else y
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -26,11 +26,10 @@ from fledge.recipes.session import in_run_folder, run_recipe
 from fledge.text.chat import ChatRenderer, Message, read_conversations, render_all, renderer_for, with_format
 from fledge.text.tokenizer import Tokenizer
 from fledge.train.recipe import Hook, Recipe
-from fledge.tune.attach import trained_parameters, tune
+from fledge.tune.attach import all_numbers, trained_parameters, tune
 from fledge.tune.config import TuneConfig
-from fledge.tune.folder import read_stored, save_adapter
+from fledge.tune.folder import go_on, save_adapter
 from fledge.tune.freeze import freeze_parts
-from fledge.tune.tensors import fill
 
 
 class HeldOutChats(Sequence[Batch]):
@@ -56,18 +55,19 @@ def sft(config: SftConfig) -> dict[str, Any]:
         raise ConfigError("data.path: expected conversations as JSON lines; set data.path=…")
     base = find_model(config.model.path)
     _, base_config = read_config(base)
-    if read_quantization(config_of(base)):
+    if read_quantization(config_of(base)) and config.tune.method == "full":
         raise ConfigError(
             f"model.path: expected weights in floating point, got quantized ones in {base}, which have no gradient; "
-            "tune the original and quantize what comes of it"
+            "tune an adapter beside them (tune.method=lora), or the original, and quantize what comes of it"
         )
     tokenizer = with_format(Tokenizer.load(base), config.chat.format)
     renderer = renderer_for(tokenizer)
     training, held_out = conversations(config)
-    row_tokens = row_tokens_of(config.train, base_config.context_tokens)
+    row_tokens = row_tokens_of(config.train, base_config.context_tokens - config.tune.virtual)
     digest = data_digest(config, base, tokenizer)
 
-    adapter = None if config.tune.method == "full" else Tuned(config.tune, base, config.train.seed)
+    text_ids = tuple(tokenizer.encode(config.tune.init_text))
+    adapter = None if config.tune.method == "full" else Tuned(config.tune, base, config.train.seed, text_ids)
 
     def make_recipe(load: Callable[[], Transformer] | None) -> LanguageRecipe:
         fresh = load_model if adapter is None else adapter.begin
@@ -86,8 +86,7 @@ def sft(config: SftConfig) -> dict[str, Any]:
         parents = {"base": artefact_digest(base)}
         recipe = LanguageRecipe(model, tokenizer, source, HeldOutChats(checks), digest, parents)
         if not config.tune.trains_all:
-            all_of_them = sum(parameter.numel() for parameter in model.parameters())
-            say(f"{config.tune.method}: {trained_parameters(model):,} of {all_of_them:,} parameters are trained")
+            say(f"{config.tune.method}: {trained_parameters(model):,} of {all_numbers(model):,} parameters are trained")
         if adapter is None:
             return recipe
         return replace(recipe, writes=adapter.write, kind="adapter")
@@ -112,14 +111,14 @@ class Tuned:
     config: TuneConfig
     base: Path
     seed: int
+    text_ids: tuple[int, ...]
 
     def begin(self, folder: Path) -> Transformer:
-        return tune(load_model(folder), self.config, self.seed)
+        return tune(load_model(folder), self.config, self.seed, self.text_ids)
 
     def go_on(self, checkpoint: Path, device: torch.device) -> Transformer:
         """The base with the adapters that the config asks for, their values from a checkpoint."""
-        model = tune(load_model(self.base, device), self.config, self.seed)
-        return fill(model, read_stored(checkpoint))
+        return go_on(tune(load_model(self.base, device), self.config, self.seed, self.text_ids), checkpoint)
 
     def write(self, model: Transformer, folder: Path, tokenizer: Tokenizer) -> None:
         save_adapter(model, folder, self.config, self.base.resolve(), tokenizer)

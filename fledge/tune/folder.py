@@ -20,9 +20,18 @@ from fledge.nn.adapter import LowRank, Scale
 from fledge.text.tokenizer import Tokenizer
 from fledge.tune.attach import adapters, freeze, made, put, scale_at, weight_at
 from fledge.tune.config import TuneConfig
-from fledge.tune.peft_config import CONFIG, base_of, peft_config, read_peft_config, tune_config_of
+from fledge.tune.peft_config import (
+    CONFIG,
+    VIRTUAL,
+    base_of,
+    peft_config,
+    read_peft_config,
+    tune_config_of,
+    virtual_tokens_of,
+)
 from fledge.tune.sites import Place, Site, ends_of, sites
 from fledge.tune.tensors import COPY, Stored, fill, in_modules, named, stored
+from fledge.tune.virtual import attach_virtual, fill_virtual, virtual_facts, virtual_tensors, write_trained
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
@@ -58,6 +67,9 @@ def load_adapter(model: Transformer, path: str | Path, base: Path | None = None)
             f"{folder}: expected the base with digest {str(metadata[DIGEST])[:12]}…, got {base_digest(base)[:12]}… in "
             f"{base}: the adapter was trained beside other weights; give it those"
         )
+    if raw["peft_type"] in VIRTUAL:
+        freeze(model)
+        return attach_virtual(model, raw["peft_type"], virtual_tokens_of(raw), tensors)
     return attach(model, in_modules(tensors), tune_config_of(raw))
 
 
@@ -71,9 +83,12 @@ def read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: file.read(name) for name in file.entries}, dict(file.metadata or {})
 
 
-def read_stored(folder: Path) -> dict[str, Stored]:
-    """The adapters of a folder by module, to fill equal ones with. Raises CheckpointError."""
-    return {name: Stored(tensors) for name, tensors in in_modules(read_tensors(folder)[0]).items()}
+def go_on(model: Transformer, folder: Path) -> Transformer:
+    """Give a model's adapters the values of those in a checkpoint. Raises CheckpointError for others."""
+    tensors, _ = read_tensors(folder)
+    if model.virtual is not None:
+        return fill_virtual(model, folder, tensors)
+    return fill(model, {name: Stored(found) for name, found in in_modules(tensors).items()})
 
 
 def attach(model: Transformer, found: dict[str, dict[str, Tensor]], config: TuneConfig) -> Transformer:
@@ -132,9 +147,16 @@ def save_adapter(
     """Write a model's adapters into a folder, with tokenizer and chat template where there are any, and no card."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    found = stored(model)
-    write_json(folder / CONFIG, described(model, found, config, base))
-    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in named(found).items()}
+    if model.virtual is not None:
+        kind, facts = virtual_facts(model)
+        write_json(folder / CONFIG, peft_config(kind, str(base), model.config, facts))
+        tensors = virtual_tensors(model)
+        write_trained(model, folder)
+    else:
+        found = stored(model)
+        write_json(folder / CONFIG, described(model, found, config, base))
+        tensors = named(found)
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     write_safetensors(folder / WEIGHTS, tensors, {DIGEST: base_digest(base)})
     if tokenizer is not None:
         tokenizer.save(folder)

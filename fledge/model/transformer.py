@@ -124,10 +124,12 @@ class Transformer(nn.Module):
             return self.decoder(self.embed(tokens), context)
         longer = lengthened(tokens, layout, virtual.n_tokens)
         own = self.embed(tokens)
-        rows = torch.cat((virtual.embeddings(own.shape[-1]).to(own.dtype), own.flatten(0, 1)))
+        first = F.embedding(longer.place.clamp(min=0), virtual.embeddings(own.shape[-1]).to(own.dtype))
+        rest = F.embedding(longer.source, own.flatten(0, 1))
+        rows = torch.where((longer.place >= 0)[:, :, None], first, rest)
         context = self.context(self.decoder.config, longer.tokens, longer.layout)
         context.prefix = None if keys_and_values is None else Prefix(keys_and_values, longer.place)
-        hidden = self.decoder(F.embedding(longer.source, rows), context)
+        hidden = self.decoder(rows, context)
         return hidden.flatten(0, 1).index_select(0, longer.back).unflatten(0, tokens.ids.shape)
 
     def encode(self, tokens: Tokens, layout: Layout) -> Tensor:

@@ -1,4 +1,4 @@
-"""What tuning adds to a linear map or an embedding: a low-rank update, or a scale of what goes in or out.
+"""What tuning adds to a linear map or an embedding: a low-rank update, a scale of what goes in or out, a bottleneck.
 
 I inputs, O outputs, r rank, V vocabulary, D width. An adapter stands beside the weights it changes, which stay as they
 are: `x = adapter.before(x)`, then `y = adapter(x, y, weight, bias)` of the map's own y; `weight` is called for the
@@ -111,3 +111,21 @@ class Scale(Adapter):
         if self.side == "in":
             return weight * self.vector, bias
         return weight * self.vector[:, None], None if bias is None else bias * self.vector
+
+
+class Bottleneck(Adapter):
+    """y + U f(D y + b) + c of a map's output y: `down` is D [m, O], `up` is U [O, m] (Houlsby et al. 2019, arXiv
+    1902.00751, §2.1). It is no linear change, so that it stays beside the map."""
+
+    def __init__(self, outputs: int, size: int, activation: Literal["gelu", "relu", "silu"] = "gelu"):
+        super().__init__()
+        self.activation = activation
+        self.down, self.down_bias = nn.Parameter(torch.empty(size, outputs)), nn.Parameter(torch.empty(size))
+        self.up, self.up_bias = nn.Parameter(torch.empty(outputs, size)), nn.Parameter(torch.empty(outputs))
+
+    def forward(self, x: Tensor, y: Tensor, weight: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        hidden = ACTIVATIONS[self.activation](F.linear(y, self.down, self.down_bias))
+        return y + F.linear(hidden, self.up, self.up_bias)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}

@@ -96,8 +96,9 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Longer:
-    """Documents with virtual tokens before each. `source` int64 [B, T']: of [virtual rows, then all tokens of the batch
-    flattened] the one that stands there. `place` as in `Prefix`. `back` int64 [B · T]: where the tokens have gone."""
+    """Documents with virtual tokens before each. `source` int64 [B, T']: of all tokens of the batch, flattened, the
+    one that stands there (of a virtual one the document's first). `place` as in `Prefix`. `back` int64 [B · T]: where
+    the tokens have gone."""
 
     tokens: Tokens
     layout: Layout
@@ -112,15 +113,14 @@ def lengthened(tokens: Tokens, layout: Layout, n_virtual: int) -> Longer:
     n_rows, row_tokens = tokens.ids.shape
     spans = document_spans(layout, n_rows, row_tokens)
     longest = max(sum(n_virtual + end - start for start, end in row) for row in spans)
-    source = torch.zeros(n_rows, longest, dtype=torch.int64)
-    owner, place = torch.full_like(source, -1), torch.full_like(source, -1)
+    owner = torch.full((n_rows, longest), -1, dtype=torch.int64)
+    place = torch.full_like(owner, -1)
     back, bounds = torch.empty(n_rows * row_tokens, dtype=torch.int64), [0]
     for b, row in enumerate(spans):
         at = 0
         for start, end in row:
             first, middle, last = b * row_tokens + start, at + n_virtual, at + n_virtual + end - start
-            source[b, at:middle] = place[b, at:middle] = torch.arange(n_virtual)
-            source[b, middle:last] = torch.arange(n_virtual + first, n_virtual + first + end - start)
+            place[b, at:middle] = torch.arange(n_virtual)
             owner[b, at:middle] = first
             owner[b, middle:last] = torch.arange(first, first + end - start)
             back[first : first + end - start] = torch.arange(b * longest + middle, b * longest + last)
@@ -128,13 +128,13 @@ def lengthened(tokens: Tokens, layout: Layout, n_virtual: int) -> Longer:
             bounds.append(b * longest + at)
         bounds += [(b + 1) * longest] if at < longest else []
     device = tokens.ids.device
-    source, owner, place = source.to(device), owner.to(device), place.to(device)
+    owner, place = owner.to(device), place.to(device)
     there, own = owner >= 0, owner.clamp(min=0)
     doc = torch.where(there, tokens.doc.flatten()[own], PADDING)
     pos = torch.where(place >= 0, place, torch.where(there, tokens.pos.flatten()[own] + n_virtual, 0))
     kind = None if tokens.kind is None else torch.where(there, tokens.kind.flatten()[own], 0)
     ids = torch.where(place >= 0, 0, torch.where(there, tokens.ids.flatten()[own], 0))
-    return Longer(Tokens(ids, pos, doc, kind), longer_layout(layout, n_virtual, bounds), source, place, back.to(device))
+    return Longer(Tokens(ids, pos, doc, kind), longer_layout(layout, n_virtual, bounds), own, place, back.to(device))
 
 
 def document_spans(layout: Layout, n_rows: int, row_tokens: int) -> list[list[tuple[int, int]]]:

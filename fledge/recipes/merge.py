@@ -40,8 +40,8 @@ def merge_adapter(config: MergeConfig, json: bool = False) -> dict[str, Any]:
     if read_quantization(config_of(base)):
         raise ConfigError(
             f"base: expected weights in floating point, got whole numbers in {base}, which would round the change; "
-            "generate, chat and evaluate take the adapter folder as it is, and what was trained beside the original "
-            "merges with that"
+            "generate, chat, evaluate and serve take the adapter folder as it is, and what was trained beside the "
+            "original merges with that"
         )
     dtype = getattr(torch, config.dtype) if config.dtype else type_of(base)
     tolerance = config.tolerance or TOLERANCE.get(dtype, TOLERANCE[torch.float32])
@@ -50,7 +50,7 @@ def merge_adapter(config: MergeConfig, json: bool = False) -> dict[str, Any]:
     assert folder is not None  # load_adapter has found it
     reason = why_beside(model)
     if reason:
-        raise ConfigError(f"adapter: {reason}; generate, chat and evaluate take {folder} as it is")
+        raise ConfigError(f"adapter: {reason}; generate, chat, evaluate and serve take {folder} as it is")
     wanted, n_adapters = answers(model, config), sum(1 for _ in adapters(model))
     merge(model)
     with scratch_beside(out) as scratch:

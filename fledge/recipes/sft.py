@@ -30,6 +30,7 @@ from fledge.tune.attach import all_numbers, trained_parameters, tune
 from fledge.tune.config import TuneConfig
 from fledge.tune.folder import go_on, save_adapter
 from fledge.tune.freeze import freeze_parts
+from fledge.tune.spelled import spelled
 
 
 class HeldOutChats(Sequence[Batch]):
@@ -114,11 +115,13 @@ class Tuned:
     text_ids: tuple[int, ...]
 
     def begin(self, folder: Path) -> Transformer:
-        return tune(load_model(folder), self.config, self.seed, self.text_ids)
+        model = tune(load_model(folder), self.config, self.seed, self.text_ids)
+        spelled(model, self.base)  # what can't be written is refused now
+        return model
 
     def go_on(self, checkpoint: Path, device: torch.device) -> Transformer:
         """The base with the adapters that the config asks for, their values from a checkpoint."""
-        return go_on(tune(load_model(self.base, device), self.config, self.seed, self.text_ids), checkpoint)
+        return go_on(tune(load_model(self.base, device), self.config, self.seed, self.text_ids), checkpoint, self.base)
 
     def write(self, model: Transformer, folder: Path, tokenizer: Tokenizer) -> None:
         save_adapter(model, folder, self.config, self.base.resolve(), tokenizer)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fledge.errors import ConfigError
 from fledge.model.transformer import Transformer
-from fledge.nn.adapter import Adapter, LowRank, LowRankEmbedding, Scale
+from fledge.nn.adapter import Adapter, Bottleneck, LowRank, LowRankEmbedding, Scale
 from fledge.nn.linear import Joined, matrix_of
 from fledge.nn.quantized import Int4Linear, Int8Linear, shape_of
 from fledge.tune.config import TuneConfig, by_pattern
@@ -24,9 +24,9 @@ ATTRIBUTES = {EMBEDDING: "embedding_adapter", OUTPUT: "output_adapter"}
 
 def tune(model: Transformer, config: TuneConfig, seed: int = 0, text_ids: Sequence[int] = ()) -> Transformer:
     """`model`, frozen, with the adapters of `config` beside its maps, at first changing nothing: its logits are the
-    same bits. Method full leaves
-    it as it is, but for what it freezes. Virtual tokens do change them; `text_ids`: what they begin as. Raises
-    ConfigError for targets that a model doesn't have."""
+    same bits; but bottlenecks change them a little and virtual tokens much, which begin as `text_ids` where the config
+    has a text. Method full leaves it as it is, but for what it freezes. Raises ConfigError for targets that a model
+    doesn't have."""
     if config.method == "full":
         return freeze_parts(model, config.freeze) if config.freeze else model
     if config.virtual:
@@ -60,6 +60,8 @@ def made(place: Place, config: TuneConfig) -> Adapter:
     site = place.site
     if config.method == "ia3":
         return scale_at(place)
+    if config.is_bottleneck:
+        return bottleneck_at(place, config)
     rank = int(by_pattern(dict(config.rank_pattern), place.names, config.rank))
     scale = config.scale(rank, by_pattern(config.alpha_pattern, place.names, config.alpha))
     if site.kind != "embedding":
@@ -79,6 +81,18 @@ def scale_at(place: Place, feeds_forward: bool | None = None) -> Scale:
         raise ConfigError(f"tune.targets: expected linear maps for ia3, got {site.name}, an embedding; leave it out")
     inward = place.path.endswith("ffn.down") if feeds_forward is None else feeds_forward
     return Scale(site.inputs, "in") if inward else Scale(place.outputs, "out")
+
+
+def bottleneck_at(place: Place, config: TuneConfig) -> Bottleneck:
+    """A bottleneck behind a linear map. Raises ConfigError for an embedding, the output, and a map that transformers
+    has in one module with others, or turns."""
+    site = place.site
+    if site.kind != "linear" or len(site.parts) > 1 or site.row.how not in ("same", "transposed"):
+        raise ConfigError(
+            f"tune.targets: expected maps that give what a layer adds, as attention.out and ffn.down, for a "
+            f"bottleneck, got {site.name}; leave it out"
+        )
+    return Bottleneck(place.outputs, config.bottleneck, config.activation)
 
 
 def put(model: Transformer, place: Place, adapter: Adapter) -> None:
@@ -108,6 +122,8 @@ def initialise(model: Transformer, seed: int) -> Transformer:
     for place, adapter in adapters(model):
         if isinstance(adapter, Scale):
             adapter.vector.fill_(1.0)
+        elif isinstance(adapter, Bottleneck):
+            narrow(adapter, generator)
         elif not adapter.down.is_meta:
             is_table = isinstance(adapter, LowRankEmbedding)
             drawn = torch.empty((adapter.up if is_table else adapter.down).shape)
@@ -122,6 +138,17 @@ def initialise(model: Transformer, seed: int) -> Transformer:
     return model
 
 
+def narrow(adapter: Bottleneck, generator: torch.Generator) -> None:
+    """Near the identity: matrices from a normal distribution of deviation 0.01, cut off at two of them, biases zero
+    (Houlsby et al. 2019, §2.1)."""
+    for matrix, bias in ((adapter.down, adapter.down_bias), (adapter.up, adapter.up_bias)):
+        bias.zero_()
+        if not matrix.is_meta:
+            share = math.erf(2 / math.sqrt(2))  # of a normal distribution within two deviations
+            drawn = torch.empty(matrix.shape).uniform_(-share, share, generator=generator)
+            matrix.copy_((torch.erfinv(drawn) * 0.01 * math.sqrt(2)).clamp(-0.02, 0.02))
+
+
 def weight_at(model: Transformer, place: Place) -> torch.Tensor:
     """The base's weight [O, I] of a place, in our order of rows."""
     if place.site.kind == "embedding":
@@ -132,7 +159,7 @@ def weight_at(model: Transformer, place: Place) -> torch.Tensor:
     return matrix_of(list(target.parts().values()) if isinstance(target, Joined) else [target])
 
 
-def adapters(model: Transformer) -> Iterator[tuple[Place, LowRank | LowRankEmbedding | Scale]]:
+def adapters(model: Transformer) -> Iterator[tuple[Place, LowRank | LowRankEmbedding | Scale | Bottleneck]]:
     """Every adapter of a model with its place, in the model's order."""
     for site in sites(model).values():
         for path in dict.fromkeys((site.path, *site.parts)):

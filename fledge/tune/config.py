@@ -14,16 +14,22 @@ from fledge.model.show_config import ShowConfig
 MAX_RANK = 1 << 16
 MAX_TARGETS = 4096
 ALL_LINEAR = "all-linear"
-DEFAULT_TARGETS = {"lora": ("q", "v"), "ia3": ("k", "v", "down")}
+DEFAULT_TARGETS = {
+    "lora": ("q", "v"),
+    "ia3": ("k", "v", "down"),
+    "houlsby": ("attention.out", "ffn.down"),
+    "pfeiffer": ("ffn.down",),
+}
 
 
 @dataclass(frozen=True)
 class TuneConfig:
     """Which weights are trained: all, or an adapter beside the base's, which stay as they are."""
 
-    method: Literal["full", "lora", "ia3", "prompt", "prefix"] = "full"
-    """full: every weight. lora: low-rank updates of maps and embeddings. ia3: scales of what maps give or read. prompt:
-    embeddings of virtual tokens before every document. prefix: their keys and values in each layer."""
+    method: Literal["full", "lora", "ia3", "houlsby", "pfeiffer", "prompt", "prefix"] = "full"
+    """full: every weight. lora: low-rank updates of maps and embeddings. ia3: scales of what maps give or read.
+    houlsby: a bottleneck behind attention and feed-forward of each layer; pfeiffer: behind the feed-forward alone.
+    prompt: embeddings of virtual tokens before every document. prefix: their keys and values in each layer."""
     rank: int = 8
     """lora: rank of an update."""
     alpha: float = 16.0
@@ -33,7 +39,7 @@ class TuneConfig:
     targets: tuple[str, ...] = ()
     """Modules, each by the end of its name (q_proj) or a regular expression for all of it, as transformers calls them
     or as fledge does (q, attention.out); all-linear: every linear map but the output. Empty: q and v for lora, k, v
-    and down for ia3."""
+    and down for ia3, attention.out and ffn.down for houlsby, ffn.down for pfeiffer."""
     freeze: tuple[str, ...] = ()
     """full: modules whose weights, and those of all in them, stay as they are, by names as in targets (layers.0,
     embed_tokens)."""
@@ -48,6 +54,10 @@ class TuneConfig:
     dora: bool = False
     """lora: the length of each output's row is trained apart from its direction (DoRA)."""
 
+    bottleneck: int = 64
+    """houlsby, pfeiffer: numbers between an adapter's two maps."""
+    activation: Literal["gelu", "relu", "silu"] = "gelu"
+    """houlsby, pfeiffer: what is between the two."""
     virtual_tokens: int = 20
     """prompt, prefix: how many virtual tokens stand before a document; they take their share of the context."""
     init: Literal["random", "vocabulary", "text"] = "random"
@@ -83,9 +93,9 @@ class TuneConfig:
             )
 
     def check_virtual(self) -> None:
-        """Raises ConfigError for numbers of virtual tokens that are out of range or not read."""
-        for name in ("virtual_tokens", "projection"):
-            low = 1 if name == "virtual_tokens" else 0
+        """Raises ConfigError for numbers of virtual tokens and bottlenecks that are out of range or not read."""
+        for name in ("bottleneck", "virtual_tokens", "projection"):
+            low = 0 if name == "projection" else 1
             if not low <= getattr(self, name) <= MAX_RANK:
                 raise ConfigError(f"tune.{name}: expected {low} to {MAX_RANK}, got {getattr(self, name)}")
         for name, method in (("projection", "prefix"), ("init_text", "prompt")):
@@ -97,6 +107,10 @@ class TuneConfig:
             raise ConfigError("tune.init_text: expected a text with tune.init=text, and none without; set both")
         if self.virtual and (self.targets or self.exclude):
             raise ConfigError(f"tune.targets: expected none with tune.method={self.method}, which changes no modules")
+
+    @property
+    def is_bottleneck(self) -> bool:
+        return self.method in ("houlsby", "pfeiffer")
 
     @property
     def virtual(self) -> int:

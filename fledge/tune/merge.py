@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fledge.errors import ConfigError
 from fledge.model.transformer import Transformer
-from fledge.nn.adapter import Adapter
+from fledge.nn.adapter import Adapter, Bottleneck
 from fledge.nn.linear import Joined, Linear
 from fledge.nn.quantized import Int4Linear, Int8Linear
 from fledge.tune.attach import ATTRIBUTES, adapters
@@ -30,7 +30,7 @@ def merge(model: Transformer) -> Callable[[], Transformer]:
     """
     reason = why_beside(model)
     if reason:
-        raise ConfigError(f"merge: {reason}; generate, chat and evaluate take the adapter folder as it is")
+        raise ConfigError(f"merge: {reason}; generate, chat, evaluate and serve take the adapter folder as it is")
     config, output, kept = model.config, model.output, [(parameter, parameter.data) for parameter in model.parameters()]
     found = list(adapters(model))
     if model.output is None and any(place.path in ATTRIBUTES for place, _ in found):
@@ -65,7 +65,9 @@ def why_beside(model: Transformer) -> str:
     """Why a model's adapters can't be put into its weights; empty: they can."""
     if model.virtual is not None:
         return "expected adapters of weights, got virtual tokens, which no weight can stand for"
-    for place, _ in adapters(model):
+    for place, adapter in adapters(model):
+        if isinstance(adapter, Bottleneck):
+            return "expected linear changes of weights, got bottlenecks, which no weight can stand for"
         target = model.output if place.site.kind == "output" else model.get_submodule(place.path)
         if target is not None and any(isinstance(part, Int8Linear | Int4Linear) for part in target.modules()):
             return f"expected weights in floating point, got whole numbers in {place.path}, which would round a change"

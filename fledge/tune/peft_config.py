@@ -23,7 +23,9 @@ READ_OF_VIRTUAL = {
     "num_attention_heads", "num_layers", "prefix_projection", "encoder_hidden_size", "prompt_tuning_init",
     "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs", "init_weights",
 }  # fmt: skip
-KINDS = ("LORA", "IA3", *VIRTUAL)
+BOTTLENECK = "BOTTLENECK"  # which PEFT has none of: a folder of this package's own
+READ_OF_BOTTLENECK = {"peft_type", "base_model_name_or_path", "target_modules", "bottleneck_size", "activation"}
+KINDS = ("LORA", "IA3", *VIRTUAL, BOTTLENECK)
 IGNORED = {
     "task_type", "inference_mode", "auto_mapping", "revision", "peft_version", "exclude_modules", "layers_to_transform",
     "layers_pattern", "fan_in_fan_out", "megatron_core", "eva_config", "qalora_group_size",
@@ -48,12 +50,9 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
             f"{CONFIG}: init_lora_weights: expected one that leaves the base as it is, got "
             f"{str(raw['init_lora_weights'])[:40]!r}; save the adapter converted to plain LoRA"
         )
+    known = READ_OF_VIRTUAL if kind in VIRTUAL else READ_OF_BOTTLENECK if kind == BOTTLENECK else READ
     for key, value in raw.items():
-        if (
-            key not in (READ_OF_VIRTUAL if kind in VIRTUAL else READ)
-            and key not in IGNORED
-            and value not in (None, False, [], {}, "")
-        ):
+        if key not in known | IGNORED and value not in (None, False, [], {}, ""):
             raise ConfigError(
                 f"{CONFIG}: {key[:40]!r}: {str(value)[:40]!r} is not known here, and may change the answers"
             )
@@ -64,6 +63,13 @@ def tune_config_of(raw: dict[str, Any]) -> TuneConfig:
     """The method of an adapter_config.json; which modules, its tensors say. Raises ConfigError."""
     if raw["peft_type"] == "IA3":
         return TuneConfig("ia3")
+    if raw["peft_type"] == BOTTLENECK:
+        size, activation = raw.get("bottleneck_size"), raw.get("activation")
+        if type(size) is not int or not 1 <= size <= MAX_RANK:
+            raise ConfigError(f"{CONFIG}: bottleneck_size: expected 1 to {MAX_RANK}, got {str(size)[:40]!r}")
+        if activation not in ("gelu", "relu", "silu"):
+            raise ConfigError(f"{CONFIG}: activation: expected gelu, relu or silu, got {str(activation)[:40]!r}")
+        return TuneConfig("houlsby", bottleneck=size, activation=activation)
     ranks = pattern_of(raw, "rank_pattern")
     if not all(isinstance(rank, int) for rank in ranks.values()):
         raise ConfigError(f"{CONFIG}: rank_pattern: expected whole numbers, got {str(ranks)[:60]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ def show(config: ShowTunedConfig, json: bool = False) -> dict[str, Any]:
     if not json:
         print(
             f"tuning     {config.tune.method}: {tuned['trainable']:,} trained beside {tuned['frozen']:,} frozen "
-            f"({tuned['share']:.4%})" + (f", {tuned['modules']} adapters" if tuned["modules"] else "")
+            f"({tuned['share']:.4%})" + extent(config, tuned)
         )
         print(
             f"           {size(tuned['training_bytes'])} of weights, gradients and AdamW in FP32 (all weights: "
@@ -40,12 +41,20 @@ def show(config: ShowTunedConfig, json: bool = False) -> dict[str, Any]:
     return result
 
 
+def extent(config: ShowTunedConfig, tuned: dict[str, Any]) -> str:
+    """How many adapters or virtual tokens there are."""
+    if config.tune.virtual:
+        return f", {config.tune.virtual} virtual tokens"
+    return f", {tuned['modules']} adapters" if tuned["modules"] else ""
+
+
 def tuning(config: ShowTunedConfig, result: dict[str, Any]) -> dict[str, Any]:
     """Exact counts, from a model without memory."""
     base = base_of(config)
     whole = (buffer for one in quantized_maps(base).values() for buffer in one.buffers())
     weights = sum(t.nbytes for t in (*base.parameters(), *whole))
-    model = tune(base, config.tune)
+    how = replace(config.tune, init="random", init_text="")  # what they begin as counts nothing
+    model = tune(base, how)
     trainable = trained_parameters(model)
     frozen = all_numbers(model) - trainable
     weights -= 0 if config.tune.method != "full" else BYTES * trainable
@@ -62,13 +71,13 @@ def tuning(config: ShowTunedConfig, result: dict[str, Any]) -> dict[str, Any]:
     if config.rows:
         from fledge.model.memory import training_memory  # torch's fake tensors take seconds to import
 
-        row_tokens = config.row_tokens or result["context_tokens"]
+        row_tokens = config.row_tokens or result["context_tokens"] - config.tune.virtual
         whole_numbers_multiply("cpu")  # tried on numbers, once, which tensors without data don't have
         quantized = quantized_maps(base_of(config))
 
         def change(one: Transformer) -> Transformer:
             install(one, {name: empty_like(there) for name, there in quantized.items()}, torch.device("cpu"))
-            return tune(one, config.tune)
+            return tune(one, how)
 
         found["memory"] = vars(training_memory(resolve(config), config.rows, row_tokens, change=change))
     return found

@@ -181,7 +181,8 @@ def chosen(found: dict[str, Site], config: TuneConfig) -> list[Place]:
     if unused:
         some = ", ".join(sorted({name.rpartition(".")[2] for name in found}))
         raise ConfigError(
-            f"tune.targets: expected names of modules, got {unused[0][:80]!r}, which means none; there are {some}"
+            f"tune.targets: expected names of linear maps or of the token embedding, got {unused[0][:80]!r}, which "
+            f"means none; there are {some} (experts, tables of positions and norms can have no adapter)"
         )
     if not places:
         raise ConfigError("tune.exclude: expected to leave something to tune, got nothing left; exclude less")

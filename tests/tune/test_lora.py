@@ -12,6 +12,8 @@ from fledge.errors import ConfigError
 from fledge.model.folder import save_model
 from fledge.nn.adapter import LowRank
 from fledge.nn.linear import pack
+from fledge.optim.config import GroupConfig
+from fledge.optim.groups import members
 from fledge.tune.attach import adapters, trained_parameters, tune
 from fledge.tune.config import TuneConfig
 from tests.compress.tiny import ids, logits, tiny
@@ -107,7 +109,7 @@ def test_patterns_give_modules_ranks_and_alphas_of_their_own():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"targets": ("qproj",)}, r"tune\.targets: expected names of modules, got 'qproj'.*q_proj"),
+        ({"targets": ("qproj",)}, r"tune\.targets: expected names of linear maps .*, got 'qproj'.*q_proj"),
         ({"exclude": ("q", "v")}, "expected to leave something to tune"),
         ({"targets": ("embed_tokens",), "dora": True}, "embed_tokens, an embedding"),
     ],
@@ -147,3 +149,23 @@ def test_what_has_adapters_is_neither_tuned_again_nor_saved_and_packed_as_it_is(
     assert pack(attention.out) is attention.out and pack(attention.qkv) is not attention.qkv
     save_model(tiny("llama"), tmp_path)  # the control
     assert trained_parameters(tune(tiny("llama"), TuneConfig("full"))) == trained_parameters(tiny("llama"))
+
+
+def test_muon_leaves_adapters_to_adamw_unless_a_group_gives_it_matrices():
+    model = tune(tiny("llama"), TuneConfig("lora", targets=("q", "down"), dora=True))
+    assert {one.method for one in members(model, "muon", 0.1)} == {"adamw"}
+    found = members(model, "muon", 0.1, [GroupConfig("*.adapter.down", optimizer="muon")])
+    assert {one.name.endswith("adapter.down") for one in found if one.method == "muon"} == {True}
+    with pytest.raises(ConfigError, match="expected matrices for muon, got .*magnitude"):
+        members(model, "muon", 0.1, [GroupConfig("*.adapter.*", optimizer="muon")])
+    assert "muon" in {one.method for one in members(tiny("llama"), "muon", 0.1)}  # the control
+
+
+@pytest.mark.parametrize(
+    ("family", "target"),
+    [("mixtral", "w1"), ("mixtral", "experts.0.w1"), ("gpt2", "wpe"), ("bert", "position_embeddings"),
+     ("llama", "input_layernorm")],
+)  # fmt: skip
+def test_experts_tables_of_positions_and_norms_are_refused_by_name(family, target):
+    with pytest.raises(ConfigError, match="experts, tables of positions and norms can have no adapter"):
+        tune(tiny(family), TuneConfig("lora", targets=(target,)))

@@ -53,7 +53,7 @@ def contrastive_search(
     """The answer's tokens, a stop token included. Raises RequestError (ranges, length) and EngineError (logits that are
     not finite). `vocab_size`: ids that may be chosen."""
     search.validated()
-    answer_room(len(prompt_ids), search.max_tokens, model.config.context_tokens)
+    answer_room(len(prompt_ids), search.max_tokens, model.document_tokens)
     if not prompt_ids or not 0 <= min(prompt_ids) <= max(prompt_ids) < vocab_size:
         raise RequestError(f"prompt: expected some token ids in 0..{vocab_size - 1}", "prompt")
     device = model.embedding.weight.device

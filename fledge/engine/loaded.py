@@ -65,7 +65,7 @@ class Model:
     def request(self, name: str, ids: Sequence[int], sampling: dict[str, Any]) -> Request:
         """`ids` are the prompt, or the source of an encoder–decoder, whose prompt is its start."""
         n_prompt = 1 if self.reads_source else len(ids)
-        room = max(1, min(256, self.transformer.config.context_tokens - n_prompt))
+        room = max(1, min(256, self.transformer.document_tokens - n_prompt))
         chosen = Sampling(**{"max_tokens": room, **sampling})
         if self.reads_source:
             return Request(name, (), chosen, source_ids=tuple(ids))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fledge.engine.row import Row
 from fledge.model.transformer import Transformer
+from fledge.nn.adapter import Adapter
 from fledge.nn.attention import Attention
 from fledge.nn.bias import AlibiBias
 from fledge.nn.block import Block, Stack
@@ -45,6 +46,8 @@ def why_not(model: Transformer) -> str:
         return "the kernels know causal decoders without cross-attention, convolution and token kinds"
     if stack.inputs.width or config.transform is not None or stack.norm.kind == "batch":
         return "the kernels know neither embeddings of another width, nor an output transform, nor batch norm"
+    if any(isinstance(module, Adapter) for module in model.modules()):
+        return "the kernels know no adapters beside the weights"
     if any(isinstance(module, Int8Linear | Int4Linear) for module in model.modules()):
         return "the kernels know maps that are quantized alike where they stand side by side"
     return next(filter(None, map(layer_reason, stack.layers)), "")

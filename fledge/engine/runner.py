@@ -21,6 +21,7 @@ from fledge.engine.row import Row
 from fledge.errors import CheckpointError, ConfigError
 from fledge.model.start import start_id
 from fledge.model.transformer import Transformer, new_cache, window_of
+from fledge.nn.adapter import Adapter
 from fledge.nn.cache import BLOCK_TOKENS
 from fledge.nn.config import Kernelised
 from fledge.nn.linear import Joined, Linear, PackedLinear, native, pack
@@ -48,7 +49,7 @@ class Runner:
         cache_dtype: CacheDtype = "float32",
     ):
         refuse_encoders(model)
-        longest = model.config.context_tokens
+        longest = model.document_tokens
         if not 0 <= context_tokens <= longest:
             raise ConfigError(f"context_tokens: expected at most the model's {longest}, got {context_tokens}")
         self.n_slots, self.context_tokens = n_slots, context_tokens or longest
@@ -171,7 +172,10 @@ def pack_in_place(model: Transformer) -> Transformer:
     compiled = native(model.embedding.weight)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, Joined | Linear | Int8Linear | Int4Linear) and not isinstance(parent, Joined):
+            of_adapted_output = parent is model and name == "output" and model.output_adapter is not None
+            if isinstance(child, Joined | Linear | Int8Linear | Int4Linear) and not (
+                isinstance(parent, Joined | Adapter) or of_adapted_output
+            ):
                 setattr(parent, name, pack(child, compiled))
     if model.output is None:
         tie(model)

@@ -72,7 +72,7 @@ def renderer_of(model: Any) -> ChatRenderer:
 def answer_bits(model: Any, questions: Sequence[Question], form: str) -> list[float | None]:
     """Bits of each reference answer given its question; None where both don't fit into the context."""
     spans = [answer_span(model, question, form) for question in questions]
-    fits = [len(span.ids) <= model.transformer.config.context_tokens + 1 for span in spans]
+    fits = [len(span.ids) <= model.transformer.document_tokens + 1 for span in spans]
     nats = iter(score_spans(model.transformer, [span for span, fit in zip(spans, fits, strict=True) if fit]))
     return [next(nats) / math.log(2) if fit else None for fit in fits]
 
@@ -82,7 +82,7 @@ def greedy_answers(model: Any, questions: Sequence[Question], form: str, max_tok
     requests, texts = [], [""] * len(questions)
     for number, question in enumerate(questions):
         ids = tuple(prompt_ids(model, question, form))
-        room = model.transformer.config.context_tokens - len(ids)
+        room = model.transformer.document_tokens - len(ids)
         if room > 0:
             stop = PLAIN_STOP if form == "plain" else ()
             sampling = Sampling(max_tokens=min(max_tokens, room), temperature=0.0, stop=stop)

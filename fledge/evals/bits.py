@@ -44,7 +44,7 @@ def first_token(tokenizer: Any) -> str:
 def document_bits(model: Any, documents: Sequence[Document], stride: int, what: str = "evaluate") -> DocumentBits:
     """The bits of each document under a model (see `fledge.load`). Every token of the text is charged once; the first
     without a <bos> before it costs log2 of the vocabulary."""
-    context_tokens = model.transformer.config.context_tokens
+    context_tokens = model.transformer.document_tokens
     charged = math.log2(model.transformer.config.vocab_size) if model.tokenizer.bos_id is None else 0.0
     spans, owners, bits, n_tokens = [], [], [], []
     for number, document in enumerate(documents):

@@ -138,7 +138,7 @@ def text_figures(config: EvaluateConfig, model: Model, before: Model | None) -> 
 def text_method(config: EvaluateConfig, model: Model, why_no_bigram: str) -> dict[str, Any]:
     return {
         "normaliser": NORMALISER,
-        "context_tokens": model.transformer.config.context_tokens,
+        "context_tokens": model.transformer.document_tokens,
         "stride": stride_of(config, model),
         "first_token": first_token(model.tokenizer),
         "compressors": "gzip -9 and xz -9, each document compressed alone, headers counted",
@@ -159,7 +159,7 @@ def per_document(
 
 def stride_of(config: EvaluateConfig, model: Model) -> int:
     """New tokens a window. Raises ConfigError when windows would leave tokens out."""
-    context_tokens = model.transformer.config.context_tokens
+    context_tokens = model.transformer.document_tokens
     if config.stride > context_tokens:
         raise ConfigError(f"stride: expected at most the context of {context_tokens} tokens, got {config.stride}")
     return config.stride or max(1, context_tokens // 2)

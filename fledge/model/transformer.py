@@ -28,6 +28,7 @@ from fledge.nn.losses import cross_entropy_sum, fused_cross_entropy_sum
 from fledge.nn.native.linear import NativeLinear
 from fledge.nn.position import rope_table
 from fledge.nn.quantized import Int4Linear, Int8Linear, Quantized
+from fledge.nn.virtual import Prefix, VirtualTokens, lengthened
 
 Source: TypeAlias = tuple[Tokens, Layout]
 MAX_TABLES = 16
@@ -58,6 +59,7 @@ class Transformer(nn.Module):
         self.heads = nn.ModuleDict({head.name: TaskHead(reads, head, config.stack.norm) for head in config.heads})
         self.embedding_adapter: LowRankEmbedding | None = None  # of tuning, as `output_adapter`
         self.output_adapter: Adapter | None = None
+        self.virtual: VirtualTokens | None = None
         self._angles: dict[object, Angles] = {}
 
     def checkpoint_blocks(self, on: bool = True) -> Transformer:
@@ -96,6 +98,8 @@ class Transformer(nn.Module):
         """The last stack's output: [B, T, D]."""
         if self.decoder is None:
             return self.encode(tokens, layout)
+        if self.virtual is not None:
+            return self.behind_virtual(self.virtual, tokens, layout, cache)
         if self.encoder is not None and encoded is None and not isinstance(layout, Cached):
             if source is None:
                 raise ConfigError("model: expected source tokens for the encoder, got none")
@@ -103,6 +107,30 @@ class Transformer(nn.Module):
         context = self.context(self.decoder.config, tokens, layout, cache)
         context.source, context.source_tokens = encoded, source
         return self.decoder(self.embed(tokens), context)
+
+    def behind_virtual(
+        self, virtual: VirtualTokens, tokens: Tokens, layout: Layout, cache: KeyValueCache | None
+    ) -> Tensor:
+        """`hidden` of tokens that stand behind virtual ones, which are not given back. Raises ConfigError for a cache
+        beside embeddings whose keys nobody has computed yet."""
+        assert self.decoder is not None
+        keys_and_values = virtual.keys_and_values()
+        if isinstance(layout, Cached):
+            if keys_and_values is None:
+                raise ConfigError("model: expected keys and values of the virtual tokens, got embeddings; settle them")
+            tokens = replace(tokens, pos=tokens.pos + virtual.n_tokens)
+            context = self.context(self.decoder.config, tokens, layout, cache)
+            context.prefix = Prefix(keys_and_values, None)
+            return self.decoder(self.embed(tokens), context)
+        longer = lengthened(tokens, layout, virtual.n_tokens)
+        own = self.embed(tokens)
+        first = F.embedding(longer.place.clamp(min=0), virtual.embeddings(own.shape[-1]).to(own.dtype))
+        rest = F.embedding(longer.source, own.flatten(0, 1))
+        rows = torch.where((longer.place >= 0)[:, :, None], first, rest)
+        context = self.context(self.decoder.config, longer.tokens, longer.layout)
+        context.prefix = None if keys_and_values is None else Prefix(keys_and_values, longer.place)
+        hidden = self.decoder(rows, context)
+        return hidden.flatten(0, 1).index_select(0, longer.back).unflatten(0, tokens.ids.shape)
 
     def encode(self, tokens: Tokens, layout: Layout) -> Tensor:
         """The encoder's output: [B, T, D]."""
@@ -134,14 +162,17 @@ class Transformer(nn.Module):
     def context(
         self, stack: StackConfig, tokens: Tokens, layout: Layout, cache: KeyValueCache | None = None
     ) -> Context:
-        length = longest_document(layout, tokens.ids.shape[1])
+        ahead = self.virtual.n_tokens if self.virtual is not None and isinstance(layout, Cached) else 0
+        length = longest_document(layout, tokens.ids.shape[1]) + ahead
         if length > self.config.context_tokens:
             raise ConfigError(
                 f"tokens: expected documents of at most {self.config.context_tokens} tokens, got {length}"
             )
         # a cache's keys stay turned as they were written, so frequencies that depend on the document's length go by the
         # cache's, whatever the document has grown to and whatever its company is
-        tables = self.angle_tables(stack, tokens.ids.device, length, length if cache is None else cache.context_tokens)
+        tables = self.angle_tables(
+            stack, tokens.ids.device, length, length if cache is None else cache.context_tokens + ahead
+        )
         return Context(
             tokens, layout, angles_for(tables, tokens, isinstance(layout, OneDocument | Padded)), cache=cache
         )
@@ -152,15 +183,14 @@ class Transformer(nn.Module):
         hidden = self.before_output(hidden)
         n_tokens = config.tokens or config.vocab_size
         bias = None if self.output_bias is None else self.output_bias[:n_tokens]
+        hidden = hidden if self.output_adapter is None else self.output_adapter.before(hidden)
         if isinstance(self.output, PackedLinear | NativeLinear | Int8Linear | Int4Linear):
             logits = self.output(hidden)[..., :n_tokens]
             logits = logits if bias is None else logits + bias
         else:
-            matrix = self.output_matrix
-            hidden = hidden if self.output_adapter is None else self.output_adapter.before(hidden)
-            logits = F.linear(hidden, matrix, bias)
-            if self.output_adapter is not None:
-                logits = self.output_adapter(hidden, logits, [matrix], bias)
+            logits = F.linear(hidden, self.output_matrix, bias)
+        if self.output_adapter is not None:
+            logits = self.output_adapter(hidden, logits, lambda: self.output_matrix, bias)
         if config.logit_softcap is not None:
             logits = torch.tanh(logits / config.logit_softcap) * config.logit_softcap
         return logits
@@ -170,6 +200,11 @@ class Transformer(nn.Module):
         if self.transform is not None:
             hidden = self.transform(hidden)
         return hidden if self.config.logit_scale == 1.0 else hidden * self.config.logit_scale
+
+    @property
+    def document_tokens(self) -> int:
+        """Tokens of the longest document: what virtual tokens leave of the context."""
+        return self.config.context_tokens - (0 if self.virtual is None else self.virtual.n_tokens)
 
     @property
     def output_matrix(self) -> Tensor:

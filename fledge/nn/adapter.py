@@ -1,12 +1,13 @@
-"""What tuning adds to a linear map or an embedding: a low-rank update, or a scale of what goes in or out.
+"""What tuning adds to a linear map or an embedding: a low-rank update, a scale of what goes in or out, a bottleneck.
 
 I inputs, O outputs, r rank, V vocabulary, D width. An adapter stands beside the weights it changes, which stay as they
-are: `x = adapter.before(x)`, then `y = adapter(x, y, weights, bias)` of the map's own y.
+are: `x = adapter.before(x)`, then `y = adapter(x, y, weight, bias)` of the map's own y; `weight` is called for the
+matrix [O, I] by those that read it, since whole numbers are turned into one for that alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -23,8 +24,8 @@ class Adapter(nn.Module):
         """What the map reads in place of x [..., I]."""
         return x
 
-    def forward(self, x: Tensor, y: Tensor, weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
-        """The changed output from what the map read and gave: [..., O]. `weights` [O, I] side by side."""
+    def forward(self, x: Tensor, y: Tensor, weight: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        """The changed output from what the map read and gave: [..., O]. `weight` gives [O, I]."""
         return y
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -47,14 +48,15 @@ class LowRank(Adapter):
         self.down, self.up = nn.Parameter(torch.empty(rank, inputs)), nn.Parameter(torch.empty(outputs, rank))
         self.magnitude = nn.Parameter(torch.empty(outputs)) if magnitude else None
 
-    def forward(self, x: Tensor, y: Tensor, weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, weight: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
         dropped = self.dropout and self.training
         read = F.dropout(x, self.dropout) if dropped else x
         added = F.linear(F.linear(read, self.down), self.up) * self.scale
         if self.magnitude is None:
             return y + added
-        own = F.linear(read, torch.cat(list(weights))) if dropped else y if bias is None else y - bias
-        share = self.magnitude / self.lengths(torch.cat(list(weights)))
+        matrix = weight()
+        own = F.linear(read, matrix) if dropped else y if bias is None else y - bias
+        share = self.magnitude / self.lengths(matrix)
         return y + ((share - 1) * own + share * added)
 
     def update(self) -> Tensor:
@@ -102,10 +104,28 @@ class Scale(Adapter):
     def before(self, x: Tensor) -> Tensor:
         return x * self.vector if self.side == "in" else x
 
-    def forward(self, x: Tensor, y: Tensor, weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, weight: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
         return y * self.vector if self.side == "out" else y
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.side == "in":
             return weight * self.vector, bias
         return weight * self.vector[:, None], None if bias is None else bias * self.vector
+
+
+class Bottleneck(Adapter):
+    """y + U f(D y + b) + c of a map's output y: `down` is D [m, O], `up` is U [O, m] (Houlsby et al. 2019, arXiv
+    1902.00751, §2.1). It is no linear change, so that it stays beside the map."""
+
+    def __init__(self, outputs: int, size: int, activation: Literal["gelu", "relu", "silu"] = "gelu"):
+        super().__init__()
+        self.activation = activation
+        self.down, self.down_bias = nn.Parameter(torch.empty(size, outputs)), nn.Parameter(torch.empty(size))
+        self.up, self.up_bias = nn.Parameter(torch.empty(outputs, size)), nn.Parameter(torch.empty(outputs))
+
+    def forward(self, x: Tensor, y: Tensor, weight: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        hidden = ACTIVATIONS[self.activation](F.linear(y, self.down, self.down_bias))
+        return y + F.linear(hidden, self.up, self.up_bias)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}

@@ -42,6 +42,7 @@ from fledge.nn.linear_attention import kernelised
 from fledge.nn.low_rank import low_rank
 from fledge.nn.norm import make_norm
 from fledge.nn.position import rotate
+from fledge.nn.virtual import Prefix
 from fledge.nn.visibility import Sight, kinds
 
 Angles = tuple[Tensor, Tensor]
@@ -50,8 +51,8 @@ Angles = tuple[Tensor, Tensor]
 @dataclass
 class Context:
     """What every block of one forward pass shares: tokens, layout, rotary angles by position config, the stack's bias
-    or its vectors of distances [R, D], the cache, and for a decoder with an encoder the source's output with its tokens
-    and layout."""
+    or its vectors of distances [R, D], the cache, for a decoder with an encoder the source's output with its tokens and
+    layout, and the keys and values of virtual tokens."""
 
     tokens: Tokens
     layout: Layout
@@ -61,6 +62,7 @@ class Context:
     source: Tensor | None = None
     source_tokens: tuple[Tokens, Layout] | None = None
     distances: Tensor | None = None
+    prefix: Prefix | None = None
 
 
 def sight_of(mixer: Heads, causal: bool, layer: LayerConfig | None = None) -> Sight:
@@ -94,6 +96,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Context, index: int) -> Tensor:
         q, k, v = self.project(x, context, self.qkv)
+        if context.prefix is not None and context.prefix.place is not None:
+            k, v = context.prefix.put(k, v, index)
         return self.out(self.mix(q, k, v, x, context, index).flatten(2))
 
     def project(self, x: Tensor, context: Context, maps: Joined | nn.Module) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,7 +123,8 @@ class Attention(nn.Module):
         bias = self.bias(context)
         if isinstance(layout, Cached):
             assert context.cache is not None
-            return attend_cached(q, k, v, tokens, layout, context.cache, index, self.sight, bias)
+            ahead = None if context.prefix is None else context.prefix.ahead(index)
+            return attend_cached(q, k, v, tokens, layout, context.cache, index, self.sight, bias, ahead)
         mixed = attend(q, k, v, tokens, layout, sight, bias)
         if self.global_qkv is None or tokens.kind is None:
             return mixed

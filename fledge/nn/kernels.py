@@ -372,9 +372,10 @@ def attend_cached(
     layer: int,
     sight: Sight,
     bias: Bias | None,
+    ahead: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Decoding: write each row's new keys and values to its blocks, then attend to all it sees of its document.
-    [B, T, H, C].
+    [B, T, H, C]. `ahead`: keys and values [K, P, C] of virtual tokens before every document.
 
     Rows are computed one by one, so that a row's bits don't depend on its company's lengths.
     """
@@ -384,6 +385,11 @@ def attend_cached(
         k, v = k_BTKC[b, :count], v_BTKC[b, :count]
         cache.write(layer, table, start, k, v)
         begin = 0 if sight.window is None or sight.pattern is not None else max(0, start + 1 - sight.window)
+        if ahead is not None and begin == 0:  # a window that begins later hides all of them
+            read = zip(ahead, cache.read(layer, table, straight, 0, start + count), strict=True)
+            keys, values = (torch.cat((first.to(kept.dtype), kept), 1) for first, kept in read)
+            out[b, :count] = chunk(q_BTHC[b, :count], keys, values, start + ahead[0].shape[1], 0, sight, bias)
+            continue
         if start == 0 and (count > 1 or bias is not None or sight.pattern is not None):
             if cache.int8:  # what later tokens will read
                 k, v = (t.transpose(0, 1) for t in cache.read(layer, table, straight, 0, count))

@@ -8,6 +8,7 @@ Shapes: x [..., I] -> [..., O]. Weights are [O, I]; packed ones [I, O].
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ class Linear(nn.Module):
         if self.adapter is None:
             return F.linear(x, self.weight, self.bias)
         x = self.adapter.before(x)
-        return self.adapter(x, F.linear(x, self.weight, self.bias), [self.weight], self.bias)
+        return self.adapter(x, F.linear(x, self.weight, self.bias), lambda: self.weight, self.bias)
 
 
 class Joined(nn.Module):
@@ -82,13 +83,15 @@ class Joined(nn.Module):
     def adapted(self, x: Tensor, y: Tensor) -> Tensor:
         """What the adapters make of the product y [..., Σ O] of x [..., I]."""
         maps = self.maps()
-        if len(maps) > 1 and any(one.adapter is not None for one in maps):  # a single map has seen to its own
+        # a single map has seen to its own, and so have maps that are not all plain
+        if len(maps) > 1 and self.is_plain() and any(one.adapter is not None for one in maps):
             pieces = [
-                part if one.adapter is None else one.adapter(x, part, [one.weight], one.bias)
+                part if one.adapter is None else one.adapter(x, part, partial(matrix_of, [one]), one.bias)
                 for one, part in zip(maps, y.split(self.sizes, -1), strict=True)
             ]
             y = torch.cat(pieces, -1)
-        return y if self.adapter is None else self.adapter(x, y, [one.weight for one in maps], joined_bias(maps))
+        parts = list(self.parts().values())
+        return y if self.adapter is None else self.adapter(x, y, partial(matrix_of, parts), joined_bias(parts))
 
     def product(self, x: Tensor) -> Tensor:
         """What the maps give by themselves."""
@@ -193,11 +196,18 @@ def lay_together(weights: Sequence[Tensor]) -> None:
             weight.data = part
 
 
-def joined_bias(maps: list[Linear]) -> Tensor | None:
-    """The biases side by side, zeros for a linear without one; None if none has one."""
+def matrix_of(maps: Sequence[nn.Module]) -> Tensor:
+    """The weights [O, I] of maps of one input, one below the other: of whole numbers what they stand for."""
+    return torch.cat([one.weight if isinstance(one, Linear) else one.dequantized() for one in maps])  # type: ignore
+
+
+def joined_bias(maps: Sequence[nn.Module]) -> Tensor | None:
+    """The biases side by side, zeros for a map without one; None if none has one."""
     if all(m.bias is None for m in maps):
         return None
-    return torch.cat([m.weight.new_zeros(m.weight.shape[0]) if m.bias is None else m.bias for m in maps])
+    rows = [m.weight if isinstance(m, Linear) else m.scale for m in maps]  # one row an output in either
+    biases = zip(rows, (m.bias for m in maps), strict=True)
+    return torch.cat([like.new_zeros(like.shape[0]) if bias is None else bias for like, bias in biases])  # type: ignore
 
 
 class PackedLinear(nn.Module):
@@ -236,8 +246,13 @@ class PackedLinear(nn.Module):
 
 def pack(module: Linear | Joined | Quantized, compiled: bool = True) -> nn.Module:
     """The packed inference copy of a linear map or a Joined: panels of the compiled kernels where there are any for it,
-    and, of quantized maps, `compiled` allows it. A Joined of maps that are not alike stays as it is."""
-    assert not any(isinstance(part, Adapter) for part in module.modules()), "adapters are merged before packing"
+    and, of quantized maps, `compiled` allows it. A Joined of maps that are not alike stays as it is, and so does what
+    has an adapter beside it: it is computed as it was trained."""
+    if any(isinstance(part, Adapter) for part in module.modules()):
+        for part in module.modules():
+            if isinstance(part, Int4Linear):
+                part.unpacked = part.steps()
+        return module
     if isinstance(module, Int8Linear | Int4Linear):
         return pack_quantized([module], compiled) or module
     if isinstance(module, Joined) and not module.is_plain():

@@ -1,7 +1,7 @@
-"""Linear maps whose weights are whole numbers of 8 or 4 bits, for inference; activations become int8 row by row.
+"""Linear maps whose weights are whole numbers of 8 or 4 bits; activations become int8 row by row.
 
 The product of whole numbers is exact, so that a row's result depends neither on its neighbours nor on the order of
-summing. Shapes: N rows, I inputs, O outputs, G groups of g inputs. There is no gradient.
+summing. Shapes: N rows, I inputs, O outputs, G groups of g inputs. Weights have no gradient; the input has one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fledge.errors import ConfigError
+from fledge.nn.adapter import Adapter
 from fledge.nn.config import INT4_GROUPS
 
 MOST = 127  # of an activation or an 8-bit weight; files of other software may hold weights of -128
@@ -30,6 +31,7 @@ class Int8Linear(nn.Module):
 
     weight: Tensor
     scale: Tensor
+    adapter: Adapter | None
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None = None):
         super().__init__()
@@ -39,9 +41,13 @@ class Int8Linear(nn.Module):
         check_inputs(inputs)
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
-        self.bias = frozen(bias)
+        self.bias, self.adapter = frozen(bias), None
 
     def forward(self, x: Tensor) -> Tensor:
+        return adapted(self, x)
+
+    def product(self, x: Tensor) -> Tensor:
+        """What the map gives by itself: [..., O]."""
         codes, scale_x = int8_rows(x.reshape(-1, x.shape[-1]))
         y = exact_product(codes, self.weight).float() * (scale_x * self.scale)
         return finished(y, self.bias, x)
@@ -63,6 +69,7 @@ class Int4Linear(nn.Module):
     scale: Tensor
     zero: Tensor
     unpacked: Tensor | None
+    adapter: Adapter | None
 
     def __init__(self, packed: Tensor, scale: Tensor, zero: Tensor, bias: Tensor | None = None):
         super().__init__()
@@ -78,9 +85,13 @@ class Int4Linear(nn.Module):
         self.register_buffer("scale", scale)
         self.register_buffer("zero", zero)
         self.register_buffer("unpacked", None, persistent=False)
-        self.bias = frozen(bias)
+        self.bias, self.adapter = frozen(bias), None
 
     def forward(self, x: Tensor) -> Tensor:
+        return adapted(self, x)
+
+    def product(self, x: Tensor) -> Tensor:
+        """What the map gives by itself: [..., O]."""
         codes, scale_x = int8_rows(x.reshape(-1, x.shape[-1]))
         steps = self.steps() if self.unpacked is None else self.unpacked
         n_rows = max(1, ROWS_OF_OUTPUTS // steps.shape[0])
@@ -107,6 +118,34 @@ class Int4Linear(nn.Module):
 
 
 Quantized: TypeAlias = Int8Linear | Int4Linear
+
+
+def adapted(one: Quantized, x: Tensor) -> Tensor:
+    """What a map gives with its adapter: [..., O]."""
+    x = x if one.adapter is None else one.adapter.before(x)
+    y = StraightThrough.apply(x, one) if x.requires_grad and torch.is_grad_enabled() else one.product(x)
+    return y if one.adapter is None else one.adapter(x, y, one.dequantized, one.bias)
+
+
+class StraightThrough(torch.autograd.Function):
+    """A map's own numbers forward, int8 rows and all; backward as if x had not been rounded: grad [..., O] times the
+    matrix that its whole numbers stand for (Bengio et al. 2013, arXiv 1308.3432: the straight-through estimator)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, one: Quantized) -> Tensor:  # type: ignore[override]
+        ctx.one = one
+        return one.product(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad @ ctx.one.dequantized().to(grad.dtype), None
+
+
+def shape_of(one: Quantized) -> tuple[int, int]:
+    """Outputs and inputs of a map."""
+    if isinstance(one, Int4Linear):
+        return one.packed.shape[0], 2 * one.packed.shape[1]
+    return one.weight.shape[0], one.weight.shape[1]
 
 
 def int8_rows(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ from fledge.recipes.preference_recipe import JudgedRecipe, PreferenceRecipe
 from fledge.recipes.reference import reference_table
 from fledge.recipes.sample import sample_hook
 from fledge.recipes.session import in_run_folder, run_recipe
-from fledge.recipes.sft import Tuned, data_digest, opened_base, prompt_ids
+from fledge.recipes.sft import Tuned, data_digest, opened_base, prompt_ids, tuned_by
 from fledge.text.chat import renderer_for, with_format
 from fledge.text.tokenizer import Tokenizer
 from fledge.train.recipe import Hook, Recipe
@@ -51,7 +51,7 @@ def align_dpo(config: AlignConfig) -> dict[str, Any]:
     renderer = renderer_for(tokenizer)
     row_tokens = row_tokens_of(config.train, base_config.context_tokens)
     digest = data_digest(config, base, tokenizer)
-    adapter = None if config.tune.method == "full" else Tuned(config.tune, base, config.train.seed)
+    adapter = tuned_by(config.tune, base, config.train.seed, tokenizer, aside=True)
     read = judged if config.preference.loss == "kto" else pairs
     items = read(config.data, renderer, row_tokens + 1)
 

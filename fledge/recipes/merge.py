@@ -24,7 +24,7 @@ from fledge.train.checkpointing import fsync_tree
 from fledge.tune.attach import adapters
 from fledge.tune.config import MergeConfig
 from fledge.tune.folder import adapter_folder, load_adapter
-from fledge.tune.merge import largest_difference, merge
+from fledge.tune.merge import largest_difference, merge, why_beside
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 PROMPT_SEED = 1
@@ -38,12 +38,19 @@ def merge_adapter(config: MergeConfig, json: bool = False) -> dict[str, Any]:
     out, base = free_folder(config.out), find_model(config.base)
     devices.pick("cpu", threads=config.threads)
     if read_quantization(config_of(base)):
-        raise ConfigError(f"base: expected weights in floating point, got quantized ones in {base}; merge the original")
+        raise ConfigError(
+            f"base: expected weights in floating point, got whole numbers in {base}, which would round the change; "
+            "generate, chat, evaluate and serve take the adapter folder as it is, and what was trained beside the "
+            "original merges with that"
+        )
     dtype = getattr(torch, config.dtype) if config.dtype else type_of(base)
     tolerance = config.tolerance or TOLERANCE.get(dtype, TOLERANCE[torch.float32])
     model = load_adapter(load_model(base), config.adapter, base)
     folder = adapter_folder(config.adapter)
     assert folder is not None  # load_adapter has found it
+    reason = why_beside(model)
+    if reason:
+        raise ConfigError(f"adapter: {reason}; generate, chat, evaluate and serve take {folder} as it is")
     wanted, n_adapters = answers(model, config), sum(1 for _ in adapters(model))
     merge(model)
     with scratch_beside(out) as scratch:

@@ -35,7 +35,7 @@ from fledge.recipes.rollouts import Rollouts
 from fledge.recipes.sampler import Policy, answer_logits, weights_digest
 from fledge.recipes.scoring import Scorer
 from fledge.recipes.session import in_run_folder, run_recipe, same_model
-from fledge.recipes.sft import Tuned, data_digest
+from fledge.recipes.sft import Tuned, data_digest, tuned_by
 from fledge.recipes.value_head import read_value_head, with_value_head, write_value_head
 from fledge.text.chat import with_format
 from fledge.text.tokenizer import Tokenizer
@@ -157,7 +157,7 @@ def learn(config: RlConfig, method: Method, valued: bool) -> dict[str, Any]:
     training, held_out = prompts_of(config, tokenizer, base_config.context_tokens)
     digest = data_digest(config, base, tokenizer)  # type: ignore[arg-type]  # of data.path and data.val
     scorer = Scorer(config.rewards, config.judge, tokenizer)
-    tuned = None if config.tune.method == "full" else Tuned(config.tune, base, config.train.seed)
+    tuned = tuned_by(config.tune, base, config.train.seed, tokenizer, aside=True)
     start = Start(base, config, tuned, valued)
     longest = max(len(prompt.ids) for prompt in (*training, *held_out)) + config.rollout.max_tokens
 

@@ -11,18 +11,18 @@ from fledge.model.transformer import Transformer
 from fledge.recipes.config import SampleConfig
 from fledge.text.tokenizer import Tokenizer
 from fledge.train.recipe import Hook, Recipe
-from fledge.tune.merge import merged
+from fledge.tune.merge import served
 
 SAMPLE_SEED = 1
 
 
 def sample_text(model: Transformer, tokenizer: Tokenizer, prompt_ids: list[int], config: SampleConfig) -> str:
     """The continuation of `prompt_ids` under today's weights; the same seed every time, so that samples compare."""
-    room = model.config.context_tokens - len(prompt_ids)
+    room = model.document_tokens - len(prompt_ids)
     if room < 1:
         return ""
     n_tokens = min(config.max_tokens, room)
-    engine = Engine(Runner(merged(copied(model)), 1, len(prompt_ids) + n_tokens), tokenizer, EngineConfig(n_slots=1))
+    engine = Engine(Runner(served(copied(model)), 1, len(prompt_ids) + n_tokens), tokenizer, EngineConfig(n_slots=1))
     sampling = Sampling(max_tokens=n_tokens, temperature=config.temperature, seed=SAMPLE_SEED)
     return engine.complete([Request("sample", tuple(prompt_ids), sampling)])[0].text
 

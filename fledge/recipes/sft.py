@@ -27,11 +27,13 @@ from fledge.recipes.session import in_run_folder, run_recipe
 from fledge.text.chat import ChatRenderer, Message, read_conversations, render_all, renderer_for, with_format
 from fledge.text.tokenizer import Tokenizer
 from fledge.train.recipe import Hook, Recipe
-from fledge.tune.attach import trained_parameters, tune
+from fledge.tune.attach import all_numbers, trained_parameters, tune
 from fledge.tune.config import TuneConfig
-from fledge.tune.folder import read_stored, save_adapter
+from fledge.tune.folder import go_on, save_adapter
 from fledge.tune.freeze import freeze_parts
-from fledge.tune.tensors import fill
+from fledge.tune.spelled import spelled
+
+SET_ASIDE = ("lora", "ia3")  # adapters without which the model is its base
 
 
 class HeldOutChats(Sequence[Batch]):
@@ -51,14 +53,14 @@ class HeldOutChats(Sequence[Batch]):
 def sft(config: SftConfig) -> dict[str, Any]:
     """Tune, or go on tuning, and publish `run.dir`/model: a model, or by tune.method an adapter folder. Gives the
     same figures as `pretrain`."""
-    base, base_config = opened_base(config, "conversations")
+    base, base_config = opened_base(config, "conversations", config.tune.method != "full")
     tokenizer = with_format(Tokenizer.load(base), config.chat.format)
     renderer = renderer_for(tokenizer)
     training, held_out = conversations(config)
-    row_tokens = row_tokens_of(config.train, base_config.context_tokens)
+    row_tokens = row_tokens_of(config.train, base_config.context_tokens - config.tune.virtual)
     digest = data_digest(config, base, tokenizer)
 
-    adapter = None if config.tune.method == "full" else Tuned(config.tune, base, config.train.seed)
+    adapter = tuned_by(config.tune, base, config.train.seed, tokenizer)
 
     def make_recipe(load: Callable[[], Transformer] | None) -> LanguageRecipe:
         fresh = load_model if adapter is None else adapter.begin
@@ -77,8 +79,7 @@ def sft(config: SftConfig) -> dict[str, Any]:
         parents = {"base": artefact_digest(base)}
         recipe = LanguageRecipe(model, tokenizer, source, HeldOutChats(checks), digest, parents)
         if not config.tune.trains_all:
-            all_of_them = sum(parameter.numel() for parameter in model.parameters())
-            say(f"{config.tune.method}: {trained_parameters(model):,} of {all_of_them:,} parameters are trained")
+            say(f"{config.tune.method}: {trained_parameters(model):,} of {all_numbers(model):,} parameters are trained")
         if adapter is None:
             return recipe
         return replace(recipe, writes=adapter.write, kind="adapter")
@@ -96,20 +97,30 @@ def sft(config: SftConfig) -> dict[str, Any]:
         return run_recipe(config, base_config, make_recipe, make_hooks, digest, group, read)
 
 
-def opened_base(config: Any, what: str) -> tuple[Path, ModelConfig]:
+def opened_base(config: Any, what: str, quantized: bool = False) -> tuple[Path, ModelConfig]:
     """Folder and config of the model that a verb tunes on `what`. Raises ConfigError for paths that are not named, and
-    for a quantized model."""
+    for a quantized model unless it may be one."""
     if not config.model.path:
         raise ConfigError("model.path: expected a model folder; set model.path=…")
     if not config.data.path:
         raise ConfigError(f"data.path: expected {what} as JSON lines; set data.path=…")
     base = find_model(config.model.path)
-    if read_quantization(config_of(base)):
+    if read_quantization(config_of(base)) and not quantized:
         raise ConfigError(
             f"model.path: expected weights in floating point, got quantized ones in {base}, which have no gradient; "
-            "tune the original and quantize what comes of it"
+            "tune the original and quantize what comes of it, or with fledge sft an adapter (tune.method=lora)"
         )
     return base, read_config(base)[1]
+
+
+def tuned_by(config: TuneConfig, base: Path, seed: int, tokenizer: Tokenizer, aside: bool = False) -> Tuned | None:
+    """The adapter that a config asks for; None where it trains weights of the base. `aside`: the base must still be had
+    without it. Raises ConfigError for a method that can't be set aside then."""
+    if config.method == "full":
+        return None
+    if aside and config.method not in SET_ASIDE:
+        raise ConfigError(f"tune.method: expected full, {' or '.join(SET_ASIDE)} here, got {config.method}")
+    return Tuned(config, base, seed, tuple(tokenizer.encode(config.init_text)))
 
 
 @dataclass(frozen=True)
@@ -119,14 +130,16 @@ class Tuned:
     config: TuneConfig
     base: Path
     seed: int
+    text_ids: tuple[int, ...]
 
     def begin(self, folder: Path) -> Transformer:
-        return tune(load_model(folder), self.config, self.seed)
+        model = tune(load_model(folder), self.config, self.seed, self.text_ids)
+        spelled(model, self.base)  # what can't be written is refused now
+        return model
 
     def go_on(self, checkpoint: Path, device: torch.device) -> Transformer:
         """The base with the adapters that the config asks for, their values from a checkpoint."""
-        model = tune(load_model(self.base, device), self.config, self.seed)
-        return fill(model, read_stored(checkpoint))
+        return go_on(tune(load_model(self.base, device), self.config, self.seed, self.text_ids), checkpoint, self.base)
 
     def write(self, model: Transformer, folder: Path, tokenizer: Tokenizer) -> None:
         save_adapter(model, folder, self.config, self.base.resolve(), tokenizer)

@@ -86,13 +86,17 @@ def reads_source(folder: Path) -> bool:
 
 
 def model_folder(path: str) -> Path:
-    """`path` itself, or the `model/` of a run folder. Raises CheckpointError if there is no model."""
+    """`path` itself, or the `model/` of a run folder: a model's, or an adapter's with its
+    tokenizer. Raises CheckpointError if there is none."""
     for folder in (Path(path), Path(path) / "model"):
         if (folder / "config.json").is_file():
             return folder
         if (folder / "adapter_config.json").is_file():
+            if (folder / "tokenizer.json").is_file():
+                return folder
             raise CheckpointError(
-                f"{path}: expected a model folder, got an adapter's; fledge merge BASE ADAPTER --out FOLDER makes one"
+                f"{path}: expected an adapter's folder with the tokenizer that it was trained with, found none; copy "
+                "the base's tokenizer.json there, or fledge merge BASE ADAPTER --out FOLDER"
             )
     raise CheckpointError(f"{path}: expected a model folder with config.json, found none; check the path")
 
@@ -109,7 +113,8 @@ def content_digest(folder: Path) -> str:
         return str(read_card(folder)["digest"])
     except CheckpointError:
         sizes = sorted((file.name, file.stat().st_size) for file in folder.glob("*.safetensors"))
-        return hashlib.sha256((folder / "config.json").read_bytes() + repr(sizes).encode()).hexdigest()
+        config = next(folder / name for name in ("config.json", "adapter_config.json") if (folder / name).is_file())
+        return hashlib.sha256(config.read_bytes() + repr(sizes).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fledge.errors import ConfigError
 from fledge.model.transformer import Transformer
-from fledge.nn.adapter import Adapter, LowRank, LowRankEmbedding, Scale
-from fledge.nn.linear import Joined, Linear
-from fledge.nn.quantized import Int4Linear, Int8Linear
+from fledge.nn.adapter import Adapter, Bottleneck, LowRank, LowRankEmbedding, Scale
+from fledge.nn.linear import Joined, matrix_of
+from fledge.nn.quantized import Int4Linear, Int8Linear, shape_of
 from fledge.tune.config import TuneConfig, by_pattern
 from fledge.tune.freeze import freeze_parts
 from fledge.tune.sites import EMBEDDING, OUTPUT, Place, Site, chosen, sites
+from fledge.tune.virtual import place_before
 
 ATTRIBUTES = {EMBEDDING: "embedding_adapter", OUTPUT: "output_adapter"}
 
 
-def tune(model: Transformer, config: TuneConfig, seed: int = 0) -> Transformer:
+def tune(model: Transformer, config: TuneConfig, seed: int = 0, text_ids: Sequence[int] = ()) -> Transformer:
     """`model`, frozen, with the adapters of `config` beside its maps, at first changing nothing: its logits are the
-    same bits. Method full leaves
-    it as it is, but for what it freezes. Raises ConfigError for targets that a model doesn't have."""
+    same bits; but bottlenecks change them a little and virtual tokens much, which begin as `text_ids` where the config
+    has a text. Method full leaves it as it is, but for what it freezes. Raises ConfigError for targets that a model
+    doesn't have."""
     if config.method == "full":
         return freeze_parts(model, config.freeze) if config.freeze else model
+    if config.virtual:
+        freeze(model)
+        return place_before(model, config, seed, text_ids)
     scales: dict[str, float] = {}
     for place in chosen(freeze(model), config):
         with torch.device("meta"):  # `put` gives it memory where the map has its own
@@ -42,11 +48,9 @@ def tune(model: Transformer, config: TuneConfig, seed: int = 0) -> Transformer:
 
 def freeze(model: Transformer) -> dict[str, Site]:
     """The places of a model none of whose weights are trained from now on. Raises ConfigError for one that has
-    adapters, or weights without a gradient."""
+    adapters."""
     if adapted(model):
         raise ConfigError("tune: expected a model without adapters, got one that has some; merge them first")
-    if any(isinstance(part, Int8Linear | Int4Linear) for part in model.modules()):
-        raise ConfigError("tune: expected weights in floating point, got quantized ones; tune the original")
     model.requires_grad_(False)
     return sites(model)
 
@@ -56,6 +60,8 @@ def made(place: Place, config: TuneConfig) -> Adapter:
     site = place.site
     if config.method == "ia3":
         return scale_at(place)
+    if config.is_bottleneck:
+        return bottleneck_at(place, config)
     rank = int(by_pattern(dict(config.rank_pattern), place.names, config.rank))
     scale = config.scale(rank, by_pattern(config.alpha_pattern, place.names, config.alpha))
     if site.kind != "embedding":
@@ -77,6 +83,18 @@ def scale_at(place: Place, feeds_forward: bool | None = None) -> Scale:
     return Scale(site.inputs, "in") if inward else Scale(place.outputs, "out")
 
 
+def bottleneck_at(place: Place, config: TuneConfig) -> Bottleneck:
+    """A bottleneck behind a linear map. Raises ConfigError for an embedding, the output, and a map that transformers
+    has in one module with others, or turns."""
+    site = place.site
+    if site.kind != "linear" or len(site.parts) > 1 or site.row.how not in ("same", "transposed"):
+        raise ConfigError(
+            f"tune.targets: expected maps that give what a layer adds, as attention.out and ffn.down, for a "
+            f"bottleneck, got {site.name}; leave it out"
+        )
+    return Bottleneck(place.outputs, config.bottleneck, config.activation)
+
+
 def put(model: Transformer, place: Place, adapter: Adapter) -> None:
     """Stand an adapter beside its map, on the same device and of the same type. Raises ConfigError where the input of
     one of several maps would change, which is one for all."""
@@ -84,11 +102,16 @@ def put(model: Transformer, place: Place, adapter: Adapter) -> None:
     parent = model.get_submodule(place.path.rpartition(".")[0]) if place.site.kind == "linear" else model
     if isinstance(adapter, Scale) and adapter.side == "in" and isinstance(parent, Joined):
         raise ConfigError(f"tune.targets: expected a map with an input of its own, got {place.path}; leave it out")
-    weight = next(target.parameters())
+    weight = next(chain(target.parameters(), floats(target)))
     for name, shape in [(name, parameter.shape) for name, parameter in adapter.named_parameters()]:
         setattr(adapter, name, nn.Parameter(torch.empty(shape, device=weight.device, dtype=weight.dtype)))
     adapter.train(model.training)
     setattr(*((model, ATTRIBUTES[place.path]) if place.path in ATTRIBUTES else (target, "adapter")), adapter)
+
+
+def floats(target: nn.Module) -> Iterator[Tensor]:
+    """The scales of whole numbers, which are of the type that their map computes in."""
+    return (buffer for buffer in target.buffers() if buffer.is_floating_point())
 
 
 @torch.no_grad()
@@ -99,6 +122,8 @@ def initialise(model: Transformer, seed: int) -> Transformer:
     for place, adapter in adapters(model):
         if isinstance(adapter, Scale):
             adapter.vector.fill_(1.0)
+        elif isinstance(adapter, Bottleneck):
+            narrow(adapter, generator)
         elif not adapter.down.is_meta:
             is_table = isinstance(adapter, LowRankEmbedding)
             drawn = torch.empty((adapter.up if is_table else adapter.down).shape)
@@ -113,6 +138,17 @@ def initialise(model: Transformer, seed: int) -> Transformer:
     return model
 
 
+def narrow(adapter: Bottleneck, generator: torch.Generator) -> None:
+    """Near the identity: matrices from a normal distribution of deviation 0.01, cut off at two of them, biases zero
+    (Houlsby et al. 2019, §2.1)."""
+    for matrix, bias in ((adapter.down, adapter.down_bias), (adapter.up, adapter.up_bias)):
+        bias.zero_()
+        if not matrix.is_meta:
+            share = math.erf(2 / math.sqrt(2))  # of a normal distribution within two deviations
+            drawn = torch.empty(matrix.shape).uniform_(-share, share, generator=generator)
+            matrix.copy_((torch.erfinv(drawn) * 0.01 * math.sqrt(2)).clamp(-0.02, 0.02))
+
+
 def weight_at(model: Transformer, place: Place) -> torch.Tensor:
     """The base's weight [O, I] of a place, in our order of rows."""
     if place.site.kind == "embedding":
@@ -120,11 +156,10 @@ def weight_at(model: Transformer, place: Place) -> torch.Tensor:
     if place.site.kind == "output":
         return model.output_matrix
     target = model.get_submodule(place.path)
-    maps = target.maps() if isinstance(target, Joined) else [target]
-    return torch.cat([one.weight for one in maps if isinstance(one, Linear)])
+    return matrix_of(list(target.parts().values()) if isinstance(target, Joined) else [target])
 
 
-def adapters(model: Transformer) -> Iterator[tuple[Place, LowRank | LowRankEmbedding | Scale]]:
+def adapters(model: Transformer) -> Iterator[tuple[Place, LowRank | LowRankEmbedding | Scale | Bottleneck]]:
     """Every adapter of a model with its place, in the model's order."""
     for site in sites(model).values():
         for path in dict.fromkeys((site.path, *site.parts)):
@@ -137,6 +172,12 @@ def adapters(model: Transformer) -> Iterator[tuple[Place, LowRank | LowRankEmbed
 def adapted(model: nn.Module) -> bool:
     """Whether a model has adapters."""
     return any(isinstance(part, Adapter) for part in model.modules())
+
+
+def all_numbers(model: nn.Module) -> int:
+    """How many weights a model has, whole numbers too."""
+    quantized = [part for part in model.modules() if isinstance(part, Int8Linear | Int4Linear)]
+    return sum(p.numel() for p in model.parameters()) + sum(math.prod(shape_of(one)) for one in quantized)
 
 
 def trained_parameters(model: nn.Module) -> int:

@@ -14,15 +14,22 @@ from fledge.model.show_config import ShowConfig
 MAX_RANK = 1 << 16
 MAX_TARGETS = 4096
 ALL_LINEAR = "all-linear"
-DEFAULT_TARGETS = {"lora": ("q", "v"), "ia3": ("k", "v", "down")}
+DEFAULT_TARGETS = {
+    "lora": ("q", "v"),
+    "ia3": ("k", "v", "down"),
+    "houlsby": ("attention.out", "ffn.down"),
+    "pfeiffer": ("ffn.down",),
+}
 
 
 @dataclass(frozen=True)
 class TuneConfig:
     """Which weights are trained: all, or an adapter beside the base's, which stay as they are."""
 
-    method: Literal["full", "lora", "ia3"] = "full"
-    """full: every weight. lora: low-rank updates of maps and embeddings. ia3: scales of what maps give or read."""
+    method: Literal["full", "lora", "ia3", "houlsby", "pfeiffer", "prompt", "prefix"] = "full"
+    """full: every weight. lora: low-rank updates of maps and embeddings. ia3: scales of what maps give or read.
+    houlsby: a bottleneck behind attention and feed-forward of each layer; pfeiffer: behind the feed-forward alone.
+    prompt: embeddings of virtual tokens before every document. prefix: their keys and values in each layer."""
     rank: int = 8
     """lora: rank of an update."""
     alpha: float = 16.0
@@ -32,7 +39,7 @@ class TuneConfig:
     targets: tuple[str, ...] = ()
     """Modules, each by the end of its name (q_proj) or a regular expression for all of it, as transformers calls them
     or as fledge does (q, attention.out); all-linear: every linear map but the output. Empty: q and v for lora, k, v
-    and down for ia3."""
+    and down for ia3, attention.out and ffn.down for houlsby, ffn.down for pfeiffer."""
     freeze: tuple[str, ...] = ()
     """full: modules whose weights, and those of all in them, stay as they are, by names as in targets (layers.0,
     embed_tokens)."""
@@ -46,6 +53,20 @@ class TuneConfig:
     """lora: an update counts alpha / √rank times (Kalajdzievski 2023, arXiv 2312.03732)."""
     dora: bool = False
     """lora: the length of each output's row is trained apart from its direction (DoRA)."""
+
+    bottleneck: int = 64
+    """houlsby, pfeiffer: numbers between an adapter's two maps."""
+    activation: Literal["gelu", "relu", "silu"] = "gelu"
+    """houlsby, pfeiffer: what is between the two."""
+    virtual_tokens: int = 20
+    """prompt, prefix: how many virtual tokens stand before a document; they take their share of the context."""
+    init: Literal["random", "vocabulary", "text"] = "random"
+    """prompt: what virtual tokens begin as: normal numbers, embeddings of random tokens, or those of init_text."""
+    init_text: str = ""
+    """prompt: the text that they begin as, repeated or cut to virtual_tokens."""
+    projection: int = 0
+    """prefix: keys and values are made by two maps with so many numbers between them, which training needs alone (Li &
+    Liang 2021); 0: they are trained themselves."""
 
     def __post_init__(self) -> None:
         for at, rank in (("rank", self.rank), *((f"rank_pattern.{k}", v) for k, v in self.rank_pattern.items())):
@@ -65,10 +86,36 @@ class TuneConfig:
         if asked and self.method != "lora":
             raise ConfigError(f"tune.{asked[0]}: read with tune.method=lora only, got method={self.method}")
 
+        self.check_virtual()
         if self.freeze and self.method != "full":
             raise ConfigError(
                 f"tune.freeze: read with tune.method=full only, where {self.method} freezes all of the base"
             )
+
+    def check_virtual(self) -> None:
+        """Raises ConfigError for numbers of virtual tokens and bottlenecks that are out of range or not read."""
+        for name in ("bottleneck", "virtual_tokens", "projection"):
+            low = 0 if name == "projection" else 1
+            if not low <= getattr(self, name) <= MAX_RANK:
+                raise ConfigError(f"tune.{name}: expected {low} to {MAX_RANK}, got {getattr(self, name)}")
+        for name, method in (("projection", "prefix"), ("init_text", "prompt")):
+            if getattr(self, name) and self.method != method:
+                raise ConfigError(f"tune.{name}: read with tune.method={method} only, got method={self.method}")
+        if self.init != "random" and self.method != "prompt":
+            raise ConfigError(f"tune.init: read with tune.method=prompt only, got method={self.method}")
+        if (self.init == "text") != bool(self.init_text):
+            raise ConfigError("tune.init_text: expected a text with tune.init=text, and none without; set both")
+        if self.virtual and (self.targets or self.exclude):
+            raise ConfigError(f"tune.targets: expected none with tune.method={self.method}, which changes no modules")
+
+    @property
+    def is_bottleneck(self) -> bool:
+        return self.method in ("houlsby", "pfeiffer")
+
+    @property
+    def virtual(self) -> int:
+        """How many virtual tokens stand before a document."""
+        return self.virtual_tokens if self.method in ("prompt", "prefix") else 0
 
     @property
     def trains_all(self) -> bool:

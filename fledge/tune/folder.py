@@ -20,9 +20,19 @@ from fledge.nn.adapter import LowRank, Scale
 from fledge.text.tokenizer import Tokenizer
 from fledge.tune.attach import adapters, freeze, made, put, scale_at, weight_at
 from fledge.tune.config import TuneConfig
-from fledge.tune.peft_config import CONFIG, base_of, peft_config, read_peft_config, tune_config_of
+from fledge.tune.peft_config import (
+    CONFIG,
+    VIRTUAL,
+    base_of,
+    peft_config,
+    read_peft_config,
+    tune_config_of,
+    virtual_tokens_of,
+)
 from fledge.tune.sites import Place, Site, ends_of, sites
+from fledge.tune.spelled import spelled
 from fledge.tune.tensors import COPY, Stored, fill, in_modules, named, stored
+from fledge.tune.virtual import attach_virtual, fill_virtual, virtual_facts, virtual_tensors, write_trained
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
@@ -58,7 +68,11 @@ def load_adapter(model: Transformer, path: str | Path, base: Path | None = None)
             f"{folder}: expected the base with digest {str(metadata[DIGEST])[:12]}…, got {base_digest(base)[:12]}… in "
             f"{base}: the adapter was trained beside other weights; give it those"
         )
-    return attach(model, in_modules(tensors), tune_config_of(raw))
+    if raw["peft_type"] in VIRTUAL:
+        freeze(model)
+        return attach_virtual(model, raw["peft_type"], virtual_tokens_of(raw), tensors)
+    found = in_modules(tensors)
+    return attach(model, found if base is None else usually(model, found, base), tune_config_of(raw))
 
 
 def read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -71,9 +85,19 @@ def read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: file.read(name) for name in file.entries}, dict(file.metadata or {})
 
 
-def read_stored(folder: Path) -> dict[str, Stored]:
-    """The adapters of a folder by module, to fill equal ones with. Raises CheckpointError."""
-    return {name: Stored(tensors) for name, tensors in in_modules(read_tensors(folder)[0]).items()}
+def usually(model: Transformer, found: dict[str, Any], base: Path) -> dict[str, Any]:
+    """`found` by the usual names of modules, from those of the class of `base`."""
+    usual = {there: here for here, there in spelled(model, base).items()}
+    return {usual.get(name, name): one for name, one in found.items()}
+
+
+def go_on(model: Transformer, folder: Path, base: Path) -> Transformer:
+    """Give a model's adapters the values of those in a checkpoint. Raises CheckpointError for others."""
+    tensors, _ = read_tensors(folder)
+    if model.virtual is not None:
+        return fill_virtual(model, folder, tensors)
+    found = usually(model, in_modules(tensors), base)
+    return fill(model, {name: Stored(one) for name, one in found.items()})
 
 
 def attach(model: Transformer, found: dict[str, dict[str, Tensor]], config: TuneConfig) -> Transformer:
@@ -83,14 +107,12 @@ def attach(model: Transformer, found: dict[str, dict[str, Tensor]], config: Tune
         site = site_named(known, name)
         place = Place(site, site.path)
         check_copy(model, place, tensors.pop(COPY, None))
-        if "ia3_l" in tensors:
-            if config.method != "ia3":
-                raise CheckpointError(f"adapter: {name}: expected LoRA by {CONFIG}, got (IA)^3")
-            put(model, place, scale_at(place, is_inward(site, tensors["ia3_l"])))
-        elif config.method == "ia3":
-            raise CheckpointError(f"adapter: {name}: expected (IA)^3 by {CONFIG}, got LoRA")
-        else:
-            put(model, place, made(place, config))
+        got = "(IA)^3" if "ia3_l" in tensors else "LoRA" if any("lora" in end for end in tensors) else "bottleneck"
+        wanted = "bottleneck" if config.is_bottleneck else "(IA)^3" if config.method == "ia3" else "LoRA"
+        if got != wanted:
+            raise CheckpointError(f"adapter: {name[:80]}: expected {wanted} by {CONFIG}, got {got}")
+        inward = None if got != "(IA)^3" else is_inward(site, tensors["ia3_l"])
+        put(model, place, made(place, config) if inward is None else scale_at(place, inward))
         if site.name in values:
             raise CheckpointError(f"adapter: {name[:80]!r}: expected one adapter of {site.name}, got two")
         values[site.name] = Stored(tensors)
@@ -132,9 +154,17 @@ def save_adapter(
     """Write a model's adapters into a folder, with tokenizer and chat template where there are any, and no card."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    found = stored(model)
-    write_json(folder / CONFIG, described(model, found, config, base))
-    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in named(found).items()}
+    if model.virtual is not None:
+        kind, facts = virtual_facts(model)
+        write_json(folder / CONFIG, peft_config(kind, str(base), model.config, facts))
+        tensors = virtual_tensors(model)
+        write_trained(model, folder)
+    else:
+        names = spelled(model, base)
+        found = {names.get(name, name): one for name, one in stored(model).items()}
+        write_json(folder / CONFIG, described(model, found, config, base, names))
+        tensors = named(found)
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     write_safetensors(folder / WEIGHTS, tensors, {DIGEST: base_digest(base)})
     if tokenizer is not None:
         tokenizer.save(folder)
@@ -143,19 +173,25 @@ def save_adapter(
             (folder / "chat_template.jinja").write_text(renderer.template(), encoding="utf-8")
 
 
-def described(model: Transformer, found: dict[str, Stored], config: TuneConfig, base: Path) -> dict[str, Any]:
+def described(
+    model: Transformer, found: dict[str, Stored], config: TuneConfig, base: Path, spelling: dict[str, str]
+) -> dict[str, Any]:
     """adapter_config.json of a model's adapters."""
-    known, names = sites(model), set(found)
+    known, names = {spelling.get(name, name): site for name, site in sites(model).items()}, set(found)
     more: dict[str, Any] = {
         "target_modules": list(ends_of(names, known)),
         "fan_in_fan_out": any(known[name].lies_transposed for name in names),
     }
     own = list(adapters(model))
     if any(isinstance(adapter, Scale) for _, adapter in own):
-        inward = {place.site.name for place, one in own if isinstance(one, Scale) and one.side == "in"}
+        inside = {place.site.name for place, one in own if isinstance(one, Scale) and one.side == "in"}
+        inward = {spelling.get(name, name) for name in inside}
         return peft_config(
             "IA3", str(base), model.config, {**more, "feedforward_modules": list(ends_of(inward, known))}
         )
+    if config.is_bottleneck:
+        more = {"target_modules": more["target_modules"], "bottleneck_size": config.bottleneck}
+        return peft_config("BOTTLENECK", str(base), model.config, {**more, "activation": config.activation})
     alphas = {name: alpha_of(one, config.rslora) for name, one in found.items()}
     first = next(iter(found.values()))
     rank, alpha = first.rank, alphas[next(iter(found))]

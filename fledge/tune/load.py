@@ -10,7 +10,7 @@ from fledge.model.folder import chat_renderer, find_model, load_model, stop_ids
 from fledge.model.transformer import Transformer
 from fledge.text.tokenizer import Tokenizer
 from fledge.tune.folder import adapter_folder, base_folder, load_adapter
-from fledge.tune.merge import merged
+from fledge.tune.merge import served
 
 
 def find_served(path: str | Path) -> Path:
@@ -19,13 +19,14 @@ def find_served(path: str | Path) -> Path:
 
 
 def load_served(path: str | Path, device: torch.device | str = "cpu") -> Transformer:
-    """The model of a folder; of an adapter's, its base with the adapter in its weights. Raises ConfigError and
+    """The model of a folder; of an adapter's, its base with the adapter in its weights, or beside them where they
+    can't be merged. Raises ConfigError and
     CheckpointError as `load_model` and `load_adapter` do."""
     folder = adapter_folder(path)
     if folder is None:
         return load_model(path, device)
     base = base_folder(folder)
-    return merged(load_adapter(load_model(base, device), folder, base))
+    return served(load_adapter(load_model(base, device), folder, base))
 
 
 def tokenizer_folder(path: str | Path) -> Path:

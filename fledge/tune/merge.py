@@ -11,19 +11,26 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from fledge.errors import ConfigError
 from fledge.model.transformer import Transformer
-from fledge.nn.adapter import Adapter
+from fledge.nn.adapter import Adapter, Bottleneck
 from fledge.nn.linear import Joined, Linear
+from fledge.nn.quantized import Int4Linear, Int8Linear
 from fledge.tune.attach import ATTRIBUTES, adapters
 from fledge.tune.sites import Place
+from fledge.tune.virtual import settled
 
 
 @torch.no_grad()
 def merge(model: Transformer) -> Callable[[], Transformer]:
     """Put every adapter of `model` into the weights, in place; gives what undoes it.
 
-    Where embedding and output are one matrix and an adapter changes one of the two, they are two afterwards.
+    Where embedding and output are one matrix and an adapter changes one of the two, they are two afterwards. Raises
+    ConfigError for adapters that can only stand beside the weights (see `why_beside`).
     """
+    reason = why_beside(model)
+    if reason:
+        raise ConfigError(f"merge: {reason}; generate, chat, evaluate and serve take the adapter folder as it is")
     config, output, kept = model.config, model.output, [(parameter, parameter.data) for parameter in model.parameters()]
     found = list(adapters(model))
     if model.output is None and any(place.path in ATTRIBUTES for place, _ in found):
@@ -47,6 +54,24 @@ def merged(model: Transformer) -> Transformer:
     """`model` with its adapters in its weights, for good."""
     merge(model)
     return model
+
+
+def served(model: Transformer) -> Transformer:
+    """`model` as it answers: adapters in its weights, for good, or beside them where they can't be merged."""
+    return settled(model) if why_beside(model) else merged(model)
+
+
+def why_beside(model: Transformer) -> str:
+    """Why a model's adapters can't be put into its weights; empty: they can."""
+    if model.virtual is not None:
+        return "expected adapters of weights, got virtual tokens, which no weight can stand for"
+    for place, adapter in adapters(model):
+        if isinstance(adapter, Bottleneck):
+            return "expected linear changes of weights, got bottlenecks, which no weight can stand for"
+        target = model.output if place.site.kind == "output" else model.get_submodule(place.path)
+        if target is not None and any(isinstance(part, Int8Linear | Int4Linear) for part in target.modules()):
+            return f"expected weights in floating point, got whole numbers in {place.path}, which would round a change"
+    return ""
 
 
 def untie(model: Transformer) -> None:

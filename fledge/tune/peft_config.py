@@ -17,6 +17,15 @@ READ = {
     "peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias",
     "init_lora_weights", "base_model_name_or_path", "target_modules", "feedforward_modules",
 }  # fmt: skip
+VIRTUAL = ("PROMPT_TUNING", "PREFIX_TUNING")
+READ_OF_VIRTUAL = {
+    "peft_type", "base_model_name_or_path", "num_virtual_tokens", "token_dim", "num_transformer_submodules",
+    "num_attention_heads", "num_layers", "prefix_projection", "encoder_hidden_size", "prompt_tuning_init",
+    "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs", "init_weights",
+}  # fmt: skip
+BOTTLENECK = "BOTTLENECK"  # which PEFT has none of: a folder of this package's own
+READ_OF_BOTTLENECK = {"peft_type", "base_model_name_or_path", "target_modules", "bottleneck_size", "activation"}
+KINDS = ("LORA", "IA3", *VIRTUAL, BOTTLENECK)
 IGNORED = {
     "task_type", "inference_mode", "auto_mapping", "revision", "peft_version", "exclude_modules", "layers_to_transform",
     "layers_pattern", "fan_in_fan_out", "megatron_core", "eva_config", "qalora_group_size",
@@ -31,8 +40,9 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
     raw = read_json(folder / CONFIG, MAX_BYTES, unique=True)
     if not isinstance(raw, dict):
         raise ConfigError(f"{CONFIG}: expected a mapping, got {type(raw).__name__}; download it again")
-    if raw.get("peft_type") not in ("LORA", "IA3"):
-        raise ConfigError(f"{CONFIG}: peft_type: expected LORA or IA3, got {str(raw.get('peft_type'))[:40]!r}")
+    kind = raw.get("peft_type")
+    if kind not in KINDS:
+        raise ConfigError(f"{CONFIG}: peft_type: expected one of {', '.join(KINDS)}, got {str(kind)[:40]!r}")
     if raw.get("bias", "none") != "none":
         raise ConfigError(f"{CONFIG}: bias: expected none, got {str(raw['bias'])[:40]!r}: trained biases are not read")
     if raw.get("init_lora_weights", True) not in INITS:
@@ -40,8 +50,9 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
             f"{CONFIG}: init_lora_weights: expected one that leaves the base as it is, got "
             f"{str(raw['init_lora_weights'])[:40]!r}; save the adapter converted to plain LoRA"
         )
+    known = READ_OF_VIRTUAL if kind in VIRTUAL else READ_OF_BOTTLENECK if kind == BOTTLENECK else READ
     for key, value in raw.items():
-        if key not in READ and key not in IGNORED and value not in (None, False, [], {}, ""):
+        if key not in known | IGNORED and value not in (None, False, [], {}, ""):
             raise ConfigError(
                 f"{CONFIG}: {key[:40]!r}: {str(value)[:40]!r} is not known here, and may change the answers"
             )
@@ -52,6 +63,13 @@ def tune_config_of(raw: dict[str, Any]) -> TuneConfig:
     """The method of an adapter_config.json; which modules, its tensors say. Raises ConfigError."""
     if raw["peft_type"] == "IA3":
         return TuneConfig("ia3")
+    if raw["peft_type"] == BOTTLENECK:
+        size, activation = raw.get("bottleneck_size"), raw.get("activation")
+        if type(size) is not int or not 1 <= size <= MAX_RANK:
+            raise ConfigError(f"{CONFIG}: bottleneck_size: expected 1 to {MAX_RANK}, got {str(size)[:40]!r}")
+        if activation not in ("gelu", "relu", "silu"):
+            raise ConfigError(f"{CONFIG}: activation: expected gelu, relu or silu, got {str(activation)[:40]!r}")
+        return TuneConfig("houlsby", bottleneck=size, activation=activation)
     ranks = pattern_of(raw, "rank_pattern")
     if not all(isinstance(rank, int) for rank in ranks.values()):
         raise ConfigError(f"{CONFIG}: rank_pattern: expected whole numbers, got {str(ranks)[:60]}")
@@ -66,6 +84,16 @@ def tune_config_of(raw: dict[str, Any]) -> TuneConfig:
         alpha_pattern=pattern_of(raw, "alpha_pattern"), rslora=bool(raw.get("use_rslora")),
         dora=bool(raw.get("use_dora")),
     )  # fmt: skip
+
+
+def virtual_tokens_of(raw: dict[str, Any]) -> int:
+    """How many virtual tokens a config has. Raises ConfigError, for those of encoders with a decoder too."""
+    n_tokens, parts = raw.get("num_virtual_tokens"), raw.get("num_transformer_submodules", 1)
+    if type(n_tokens) is not int or not 1 <= n_tokens <= MAX_RANK:
+        raise ConfigError(f"{CONFIG}: num_virtual_tokens: expected 1 to {MAX_RANK}, got {str(n_tokens)[:40]!r}")
+    if parts not in (1, None):
+        raise ConfigError(f"{CONFIG}: num_transformer_submodules: expected 1, of a decoder, got {str(parts)[:40]!r}")
+    return n_tokens
 
 
 def number_of(raw: dict[str, Any], key: str, default: float) -> float:

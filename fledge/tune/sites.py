@@ -20,6 +20,7 @@ from fledge.model.names import to_ours, to_theirs
 from fledge.model.resize import unpadded
 from fledge.model.transformer import Transformer
 from fledge.nn.linear import Joined, Linear
+from fledge.nn.quantized import Int4Linear, Int8Linear, shape_of
 from fledge.tune.config import ALL_LINEAR, TuneConfig, matches
 
 OUTPUT, EMBEDDING = "output", "embedding"
@@ -116,9 +117,13 @@ def site_of(model: Transformer, name: str, row: Weight) -> Site | None:
     if paths == [OUTPUT]:
         return Site(name, OUTPUT, "output", output_inputs(model), {OUTPUT: unpadded_vocab(model)}, row)
     maps = [submodule(model, path) for path in paths]
-    if not all(isinstance(one, Linear) for one in maps):
+    shapes = [
+        shape_of(one) if isinstance(one, Int8Linear | Int4Linear) else tuple(one.weight.shape)
+        for one in maps
+        if isinstance(one, Linear | Int8Linear | Int4Linear)
+    ]
+    if len(shapes) < len(maps):
         return None
-    shapes = [one.weight.shape for one in maps if isinstance(one, Linear)]
     path = paths[0]
     if len(paths) > 1:
         path = path.rpartition(".")[0]
@@ -176,7 +181,8 @@ def chosen(found: dict[str, Site], config: TuneConfig) -> list[Place]:
     if unused:
         some = ", ".join(sorted({name.rpartition(".")[2] for name in found}))
         raise ConfigError(
-            f"tune.targets: expected names of modules, got {unused[0][:80]!r}, which means none; there are {some}"
+            f"tune.targets: expected names of linear maps or of the token embedding, got {unused[0][:80]!r}, which "
+            f"means none; there are {some} (experts, tables of positions and norms can have no adapter)"
         )
     if not places:
         raise ConfigError("tune.exclude: expected to leave something to tune, got nothing left; exclude less")

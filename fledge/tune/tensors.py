@@ -1,7 +1,8 @@
 """Adapters as PEFT stores them: tensors by the names and in the order of transformers' modules, and back.
 
 r rank, I inputs, O outputs, V vocabulary, D width. lora_A [r, I], lora_B [O, r], lora_magnitude_vector [O],
-lora_embedding_A [r, V], lora_embedding_B [D, r], ia3_l [O, 1] or [1, I].
+lora_embedding_A [r, V], lora_embedding_B [D, r], ia3_l [O, 1] or [1, I]; of bottlenecks, which PEFT has none of, down
+[m, O] and up [O, m].
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from fledge.errors import CheckpointError
 from fledge.model.transformer import Transformer
-from fledge.nn.adapter import LowRank, LowRankEmbedding, Scale
+from fledge.nn.adapter import Bottleneck, LowRank, LowRankEmbedding, Scale
 from fledge.tune.attach import adapters, weight_at
 from fledge.tune.sites import Place, Site
 
@@ -25,10 +26,11 @@ ENDS = {
     "embedding": ("lora_embedding_A", "lora_embedding_B"),
     "magnitude": ("lora_magnitude_vector",),
     "ia3": ("ia3_l",),
+    "bottleneck": ("bottleneck_down.weight", "bottleneck_down.bias", "bottleneck_up.weight", "bottleneck_up.bias"),
     "copy": ("base_layer.weight",),
 }
 COPY = "base_layer.weight"
-Own = LowRank | LowRankEmbedding | Scale
+Own = LowRank | LowRankEmbedding | Scale | Bottleneck
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,15 @@ def stored_at(model: Transformer, group: list[tuple[Place, Own]]) -> Stored:
     if scales:
         return stored_scales(site, scales)
     for _, one in group:
+        if isinstance(one, Bottleneck):
+            return Stored(dict(zip(ENDS["bottleneck"], parts_of(one), strict=True)))
         if isinstance(one, LowRankEmbedding):
             return Stored(dict(zip(ENDS["embedding"], (one.down, one.up), strict=True)), one.rank, one.scale)
     return stored_updates(model, site, [(place, one) for place, one in group if isinstance(one, LowRank)])
+
+
+def parts_of(one: Bottleneck) -> tuple[Tensor, ...]:
+    return one.down, one.down_bias, one.up, one.up_bias
 
 
 def stored_scales(site: Site, group: list[tuple[Place, Scale]]) -> Stored:
@@ -114,6 +122,8 @@ def check_shapes(name: str, group: list[tuple[Place, Own]], tensors: dict[str, T
     wanted: dict[str, tuple[int, ...]]
     if isinstance(one, Scale):
         wanted = {"ia3_l": (1, site.inputs) if one.side == "in" else (site.outputs, 1)}
+    elif isinstance(one, Bottleneck):
+        wanted = {end: tuple(t.shape) for end, t in zip(ENDS["bottleneck"], parts_of(one), strict=True)}
     else:
         ends = ENDS["embedding" if isinstance(one, LowRankEmbedding) else "linear"]
         wanted = dict(zip(ends, ((rank, site.inputs), (site.outputs, rank)), strict=True))
@@ -130,7 +140,10 @@ def fill_at(group: list[tuple[Place, Own]], saved: Stored) -> None:
     if updates:
         fill_updates(site, updates, saved.tensors)
     for place, one in group:
-        if isinstance(one, LowRankEmbedding):
+        if isinstance(one, Bottleneck):
+            for parameter, end in zip(parts_of(one), ENDS["bottleneck"], strict=True):
+                parameter.copy_(saved.tensors[end])
+        elif isinstance(one, LowRankEmbedding):
             for parameter, end in zip((one.down, one.up), ENDS["embedding"], strict=True):
                 parameter.copy_(saved.tensors[end])
         elif isinstance(one, Scale):
@@ -162,7 +175,7 @@ def in_modules(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     for name, tensor in tensors.items():
         end = next((end for ends in ENDS.values() for end in ends if name.endswith(f".{end}")), None)
         if end is None or not name.startswith(PREFIX):
-            raise CheckpointError(f"adapter: expected tensors of LoRA or (IA)^3, got {name[:80]!r}")
+            raise CheckpointError(f"adapter: expected tensors of LoRA, (IA)^3 or bottlenecks, got {name[:80]!r}")
         if not tensor.is_floating_point() or not math.isfinite(float(tensor.float().abs().sum())):
             raise CheckpointError(f"adapter: {name[:80]!r}: expected finite floating-point numbers, got others")
         found.setdefault(name.removeprefix(PREFIX).removesuffix(f".{end}"), {})[end] = tensor

@@ -12,6 +12,8 @@ from fledge.errors import ConfigError
 from fledge.model.folder import save_model
 from fledge.nn.adapter import LowRank
 from fledge.nn.linear import pack
+from fledge.optim.config import GroupConfig
+from fledge.optim.groups import members
 from fledge.tune.attach import adapters, trained_parameters, tune
 from fledge.tune.config import TuneConfig
 from tests.compress.tiny import ids, logits, tiny
@@ -62,7 +64,7 @@ def test_the_gradient_of_an_update_is_the_one_of_the_formula():
     with torch.no_grad():
         one.down.normal_(), one.up.normal_()
     upstream = torch.randn(3, 7)
-    (one(x, x @ weight.t(), [weight], None) * upstream).sum().backward()
+    (one(x, x @ weight.t(), lambda: weight, None) * upstream).sum().backward()
     torch.testing.assert_close(one.up.grad, 1.5 * upstream.t() @ (x @ one.down.t()))
     torch.testing.assert_close(one.down.grad, 1.5 * one.up.t() @ upstream.t() @ x)
 
@@ -107,7 +109,7 @@ def test_patterns_give_modules_ranks_and_alphas_of_their_own():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"targets": ("qproj",)}, r"tune\.targets: expected names of modules, got 'qproj'.*q_proj"),
+        ({"targets": ("qproj",)}, r"tune\.targets: expected names of linear maps .*, got 'qproj'.*q_proj"),
         ({"exclude": ("q", "v")}, "expected to leave something to tune"),
         ({"targets": ("embed_tokens",), "dora": True}, "embed_tokens, an embedding"),
     ],
@@ -137,13 +139,33 @@ def test_numbers_and_patterns_out_of_range_are_refused(wrong):
         TuneConfig(**{"method": "lora", **wrong})
 
 
-def test_what_has_adapters_is_neither_tuned_again_nor_saved_nor_packed_as_if_it_had_none(tmp_path):
+def test_what_has_adapters_is_neither_tuned_again_nor_saved_and_packed_as_it_is(tmp_path):
     model = tune(tiny("llama"), TuneConfig("lora", targets=("o_proj",)))
     with pytest.raises(ConfigError, match="merge them first"):
         tune(model, TuneConfig("lora"))
     with pytest.raises(ConfigError, match="adapters beside them"):
         save_model(model, tmp_path)
-    with pytest.raises(AssertionError):
-        pack(model.decoder.layers[0].attention.out)
+    attention = model.decoder.layers[0].attention
+    assert pack(attention.out) is attention.out and pack(attention.qkv) is not attention.qkv
     save_model(tiny("llama"), tmp_path)  # the control
     assert trained_parameters(tune(tiny("llama"), TuneConfig("full"))) == trained_parameters(tiny("llama"))
+
+
+def test_muon_leaves_adapters_to_adamw_unless_a_group_gives_it_matrices():
+    model = tune(tiny("llama"), TuneConfig("lora", targets=("q", "down"), dora=True))
+    assert {one.method for one in members(model, "muon", 0.1)} == {"adamw"}
+    found = members(model, "muon", 0.1, [GroupConfig("*.adapter.down", optimizer="muon")])
+    assert {one.name.endswith("adapter.down") for one in found if one.method == "muon"} == {True}
+    with pytest.raises(ConfigError, match="expected matrices for muon, got .*magnitude"):
+        members(model, "muon", 0.1, [GroupConfig("*.adapter.*", optimizer="muon")])
+    assert "muon" in {one.method for one in members(tiny("llama"), "muon", 0.1)}  # the control
+
+
+@pytest.mark.parametrize(
+    ("family", "target"),
+    [("mixtral", "w1"), ("mixtral", "experts.0.w1"), ("gpt2", "wpe"), ("bert", "position_embeddings"),
+     ("llama", "input_layernorm")],
+)  # fmt: skip
+def test_experts_tables_of_positions_and_norms_are_refused_by_name(family, target):
+    with pytest.raises(ConfigError, match="experts, tables of positions and norms can have no adapter"):
+        tune(tiny(family), TuneConfig("lora", targets=(target,)))

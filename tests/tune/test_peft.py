@@ -10,6 +10,7 @@ import torch
 
 from fledge.errors import CheckpointError, ConfigError
 from fledge.model.folder import load_model
+from fledge.recipes.sft import Tuned
 from fledge.tune.attach import adapters, tune
 from fledge.tune.config import TuneConfig
 from fledge.tune.folder import load_adapter, save_adapter
@@ -34,6 +35,7 @@ THEIRS = {
     "falcon": peft.LoraConfig(**LORA, target_modules=["query_key_value"]),
     "deberta": peft.LoraConfig(**LORA, target_modules=["in_proj"]),
     "deberta-v3": peft.LoraConfig(**LORA, target_modules=["query_proj", "key_proj"]),
+    "deberta-c2p": peft.LoraConfig(**LORA, target_modules=["lm_head.dense", "in_proj"]),
 }  # fmt: skip
 DORA = {
     "llama": peft.LoraConfig(**LORA, use_dora=True, target_modules=["q_proj", "up_proj"]),
@@ -74,6 +76,7 @@ OURS = {
     "t5": TuneConfig("lora", targets=("q", "k", "down")),
     "phi3": TuneConfig("ia3", targets=("k", "gate", "down")),
     "falcon": TuneConfig("ia3"),
+    "deberta-c2p": TuneConfig("lora", 4, 6, targets=("transform.dense", "in_proj")),
 }  # fmt: skip
 
 
@@ -128,6 +131,16 @@ def test_all_linear_means_the_modules_that_it_means_in_peft(tmp_path):
         wanted = {n.removeprefix("base_model.model.") for n, m in theirs.named_modules() if hasattr(m, "lora_A")}
         model = tune(load_model(tmp_path / name), TuneConfig("lora", targets=("all-linear",)))
         assert {place.site.name for place, _ in adapters(model)} == wanted and len(wanted) > 10
+
+
+def test_an_output_that_is_no_module_in_the_class_of_the_base_is_refused_before_it_is_trained(tmp_path):
+    """DeBERTa with `legacy` false, whose output is the embedding itself."""
+    base("deberta-c2p", tmp_path / "base")
+    config = TuneConfig("lora", targets=("output",))
+    with pytest.raises(ConfigError, match="with legacy false is none in transformers"):
+        Tuned(config, tmp_path / "base", 0, ()).begin(tmp_path / "base")
+    base("deberta", tmp_path / "other")  # the control
+    Tuned(config, tmp_path / "other", 0, ()).begin(tmp_path / "other")
 
 
 def test_an_embedding_that_peft_saves_beside_its_adapter_must_be_the_bases(tmp_path):

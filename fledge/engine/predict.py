@@ -19,10 +19,10 @@ from fledge.data.task_rows import Example, TextExample, read_examples
 from fledge.engine.config import PredictConfig
 from fledge.errors import ConfigError
 from fledge.model.config import HeadConfig, ModelConfig
-from fledge.model.folder import find_model, load_model
 from fledge.model.transformer import Transformer
 from fledge.nn.config import Longformer
 from fledge.text.tokenizer import Tokenizer
+from fledge.tune.load import load_served, served_tokenizer
 
 TASK_HEADS = ("sequence", "token", "span", "choice")
 BATCH_ROWS = 32
@@ -50,8 +50,7 @@ def predict(config: PredictConfig, json: bool = False) -> dict[str, Any]:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    folder = find_model(config.model)
-    tokenizer, model = Tokenizer.load(folder), load_model(folder).eval()
+    tokenizer, model = served_tokenizer(config.model), load_served(config.model).eval()
     kind = kind_of(model.config)
     examples = asked(config, kind)
     reader = reader_of(model.config, tokenizer, config.max_tokens, kind)

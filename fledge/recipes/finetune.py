@@ -10,7 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,11 @@ from fledge.recipes.dropout import with_dropout
 from fledge.recipes.finetune_config import FinetuneConfig
 from fledge.recipes.language import LanguageRecipe, spaced
 from fledge.recipes.session import in_run_folder, run_recipe
+from fledge.recipes.sft import Tuned
 from fledge.text.tokenizer import Tokenizer
+from fledge.tune.attach import trained_parameters
 from fledge.tune.freeze import freeze_parts
+from fledge.tune.load import load_served, served_tokenizer
 
 PREDICTIONS = "predictions.jsonl"
 
@@ -143,8 +146,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         raise ConfigError("model.path: expected a model folder; set model.path=…")
     if not config.data.path:
         raise ConfigError("data.path: expected a file of labelled rows; set data.path=…")
-    if config.tune.method != "full":
-        raise ConfigError(f"tune.method: expected full for a task head, got {config.tune.method}")
+    if config.tune.virtual:
+        raise ConfigError(f"tune.method: expected an adapter of maps beside a task head, got {config.tune.method}")
     base = find_model(config.model.path)
     tokenizer = Tokenizer.load(base)
     training, held_out = rows_of(config)
@@ -152,13 +155,19 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     model_config = tasked(read_config(base)[1], kind)
     digest = data_digest(config, base, tokenizer)
     reader = reader_of(model_config, tokenizer, config.data.max_tokens, kind)
+    seed = config.train.seed
+
+    def with_head(model: Transformer) -> Transformer:
+        return tasked_model(model, kind, seed)
+
+    adapter = None if config.tune.method == "full" else Tuned(config.tune, base, seed, prepare=with_head)
 
     def make_recipe(load: Callable[[], Transformer] | None) -> TaskRecipe:
-        model = load() if load else tasked_model(load_model(base), kind, config.train.seed)
+        model = load() if load else with_head(load_model(base)) if adapter is None else adapter.begin(base)
         model = with_dropout(model, 0.0, config.train.dropout)
         if config.tune.freeze:
             freeze_parts(model, config.tune.freeze)
-        rows, seed, stride = config.train.rows, config.train.seed, config.data.stride
+        rows, stride = config.train.rows, config.data.stride
         source = batches_of(reader, kind, training, stride, rows, seed, targets_of(training, kind))
         checks = batches_of(reader, kind, held_out, stride, rows, 0, targets_of(held_out, kind))
         if isinstance(source, ChoiceBatches) and rows % source.n_choices:
@@ -170,10 +179,19 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         )
         weights = balanced(training, kind) if config.class_weights == "balanced" else None
         parents = {"base": artefact_digest(base)}
-        return TaskRecipe(model, tokenizer, source, EveryRow(checks), digest, parents, task=kind, label_weights=weights)
+        recipe = TaskRecipe(
+            model, tokenizer, source, EveryRow(checks), digest, parents, task=kind, label_weights=weights
+        )
+        if not config.tune.trains_all:
+            all_of_them = sum(parameter.numel() for parameter in model.parameters())
+            say(f"{config.tune.method}: {trained_parameters(model):,} of {all_of_them:,} parameters are trained")
+        return recipe if adapter is None else replace(recipe, writes=adapter.write, kind="adapter")
 
     with in_run_folder(config) as group:
-        result = run_recipe(config, model_config, make_recipe, lambda recipe, log: (), digest, group)
+        if not (config.tune.trains_all or group.alone):
+            raise ConfigError("tune: expected to train every weight on several processes, got a part; use one process")
+        read = None if adapter is None else adapter.go_on
+        result = run_recipe(config, model_config, make_recipe, lambda recipe, log: (), digest, group, read)
         if group.rank == 0:
             result["scores"] = scored(config, held_out)
         return result
@@ -261,7 +279,7 @@ def balanced(examples: Sequence[Example], kind: TaskKind) -> Tensor:
 def scored(config: FinetuneConfig, held_out: Sequence[Example]) -> dict[str, Any]:
     """The scores of the published folder on the held-out rows; its answers are written beside it."""
     folder = Path(config.run.dir) / "model"
-    model, tokenizer = load_model(folder).eval(), Tokenizer.load(folder)
+    model, tokenizer = load_served(folder).eval(), served_tokenizer(folder)
     kind = kind_of(model.config)
     reader = reader_of(model.config, tokenizer, config.data.max_tokens, kind)
     found = answers(model, kind, batches_of(reader, kind, held_out, config.data.stride))

@@ -130,16 +130,23 @@ class Tuned:
     config: TuneConfig
     base: Path
     seed: int
-    text_ids: tuple[int, ...]
+    text_ids: tuple[int, ...] = ()
+    prepare: Callable[[Transformer], Transformer] | None = None
+    """What gives the base its task head, which is then trained whole."""
+
+    def model(self, base: Transformer) -> Transformer:
+        """A base with the adapters that the config asks for, as they begin."""
+        prepared = base if self.prepare is None else self.prepare(base)
+        return tune(prepared, self.config, self.seed, self.text_ids, heads=self.prepare is not None)
 
     def begin(self, folder: Path) -> Transformer:
-        model = tune(load_model(folder), self.config, self.seed, self.text_ids)
+        model = self.model(load_model(folder))
         spelled(model, self.base)  # what can't be written is refused now
         return model
 
     def go_on(self, checkpoint: Path, device: torch.device) -> Transformer:
         """The base with the adapters that the config asks for, their values from a checkpoint."""
-        return go_on(tune(load_model(self.base, device), self.config, self.seed, self.text_ids), checkpoint, self.base)
+        return go_on(self.model(load_model(self.base, device)), checkpoint, self.base)
 
     def write(self, model: Transformer, folder: Path, tokenizer: Tokenizer) -> None:
         save_adapter(model, folder, self.config, self.base.resolve(), tokenizer)

@@ -16,24 +16,27 @@ from fledge.nn.linear import Joined, matrix_of
 from fledge.nn.quantized import Int4Linear, Int8Linear, shape_of
 from fledge.tune.config import TuneConfig, by_pattern
 from fledge.tune.freeze import freeze_parts
+from fledge.tune.heads import train_heads
 from fledge.tune.sites import EMBEDDING, OUTPUT, Place, Site, chosen, sites
 from fledge.tune.virtual import place_before
 
 ATTRIBUTES = {EMBEDDING: "embedding_adapter", OUTPUT: "output_adapter"}
 
 
-def tune(model: Transformer, config: TuneConfig, seed: int = 0, text_ids: Sequence[int] = ()) -> Transformer:
+def tune(
+    model: Transformer, config: TuneConfig, seed: int = 0, text_ids: Sequence[int] = (), heads: bool = False
+) -> Transformer:
     """`model`, frozen, with the adapters of `config` beside its maps, at first changing nothing: its logits are the
     same bits; but bottlenecks change them a little and virtual tokens much, which begin as `text_ids` where the config
-    has a text. Method full leaves it as it is, but for what it freezes. Raises ConfigError for targets that a model
-    doesn't have."""
+    has a text. Method full leaves it as it is, but for what it freezes. `heads`: task heads are trained
+    whole beside them. Raises ConfigError for targets that a model doesn't have."""
     if config.method == "full":
         return freeze_parts(model, config.freeze) if config.freeze else model
     if config.virtual:
         freeze(model)
         return place_before(model, config, seed, text_ids)
     scales: dict[str, float] = {}
-    for place in chosen(freeze(model), config):
+    for place in chosen({name: site for name, site in freeze(model).items() if not of_head(site, heads)}, config):
         with torch.device("meta"):  # `put` gives it memory where the map has its own
             adapter = made(place, config)
         scale = getattr(adapter, "scale", 1.0)
@@ -43,7 +46,12 @@ def tune(model: Transformer, config: TuneConfig, seed: int = 0, text_ids: Sequen
                 f"{scales[place.site.name]:g} and {scale:g}; give them the same alpha and rank"
             )
         put(model, place, adapter)
-    return initialise(model, seed)
+    return train_heads(initialise(model, seed)) if heads else initialise(model, seed)
+
+
+def of_head(site: Site, heads: bool) -> bool:
+    """Whether a place is in a head that is trained whole, which has no use for an adapter."""
+    return heads and site.path.startswith("heads.")
 
 
 def freeze(model: Transformer) -> dict[str, Site]:

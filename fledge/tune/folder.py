@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fledge.errors import CheckpointError
+from fledge.errors import CheckpointError, ConfigError
 from fledge.lineage import read_card, sha256_file
 from fledge.model.folder import chat_renderer, find_model, write_json
 from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
@@ -20,6 +20,7 @@ from fledge.nn.adapter import LowRank, Scale
 from fledge.text.tokenizer import Tokenizer
 from fledge.tune.attach import adapters, freeze, made, put, scale_at, weight_at
 from fledge.tune.config import TuneConfig
+from fledge.tune.heads import fill_heads, head_modules, head_tensors, heads_are_trained, without_head, write_head
 from fledge.tune.peft_config import (
     CONFIG,
     VIRTUAL,
@@ -71,8 +72,22 @@ def load_adapter(model: Transformer, path: str | Path, base: Path | None = None)
     if raw["peft_type"] in VIRTUAL:
         freeze(model)
         return attach_virtual(model, raw["peft_type"], virtual_tokens_of(raw), tensors)
+    check_saved(model, raw)
+    tensors, head = without_head(model, tensors)
     found = in_modules(tensors)
-    return attach(model, found if base is None else usually(model, found, base), tune_config_of(raw))
+    attach(model, found if base is None else usually(model, found, base), tune_config_of(raw))
+    return fill_heads(model, head) if head or raw.get("modules_to_save") else model
+
+
+def check_saved(model: Transformer, raw: dict[str, Any]) -> None:
+    """Raises ConfigError for modules that are saved whole and are no task head's of the model."""
+    saved, known = raw.get("modules_to_save") or [], head_modules(model)
+    strange = [one for one in saved if not any(module.endswith(str(one)) for module in known)]
+    if strange or not isinstance(saved, list):
+        raise ConfigError(
+            f"{CONFIG}: 'modules_to_save': {str(strange or saved)[:60]} is not known here: expected modules of a task "
+            f"head that the base is loaded with ({', '.join(known) or 'it has none'})"
+        )
 
 
 def read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -96,6 +111,9 @@ def go_on(model: Transformer, folder: Path, base: Path) -> Transformer:
     tensors, _ = read_tensors(folder)
     if model.virtual is not None:
         return fill_virtual(model, folder, tensors)
+    tensors, head = without_head(model, tensors)
+    if head:
+        fill_heads(model, head)
     found = usually(model, in_modules(tensors), base)
     return fill(model, {name: Stored(one) for name, one in found.items()})
 
@@ -162,8 +180,12 @@ def save_adapter(
     else:
         names = spelled(model, base)
         found = {names.get(name, name): one for name, one in stored(model).items()}
-        write_json(folder / CONFIG, described(model, found, config, base, names))
+        whole = {"modules_to_save": head_modules(model)} if heads_are_trained(model) else {}
+        write_json(folder / CONFIG, described(model, found, config, base, names) | whole)
         tensors = named(found)
+        if heads_are_trained(model):
+            tensors |= head_tensors(model)
+            write_head(model, folder)
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     write_safetensors(folder / WEIGHTS, tensors, {DIGEST: base_digest(base)})
     if tokenizer is not None:

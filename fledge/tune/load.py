@@ -10,6 +10,7 @@ from fledge.model.folder import chat_renderer, find_model, load_model, stop_ids
 from fledge.model.transformer import Transformer
 from fledge.text.tokenizer import Tokenizer
 from fledge.tune.folder import adapter_folder, base_folder, load_adapter
+from fledge.tune.heads import with_head_of
 from fledge.tune.merge import served
 
 
@@ -26,7 +27,7 @@ def load_served(path: str | Path, device: torch.device | str = "cpu") -> Transfo
     if folder is None:
         return load_model(path, device)
     base = base_folder(folder)
-    return served(load_adapter(load_model(base, device), folder, base))
+    return served(load_adapter(with_head_of(load_model(base, device), folder), folder, base))
 
 
 def tokenizer_folder(path: str | Path) -> Path:

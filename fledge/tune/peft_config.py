@@ -16,6 +16,7 @@ MAX_BYTES = 2 << 20
 READ = {
     "peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias",
     "init_lora_weights", "base_model_name_or_path", "target_modules", "feedforward_modules",
+    "modules_to_save",
 }  # fmt: skip
 VIRTUAL = ("PROMPT_TUNING", "PREFIX_TUNING")
 READ_OF_VIRTUAL = {
@@ -24,7 +25,9 @@ READ_OF_VIRTUAL = {
     "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs", "init_weights",
 }  # fmt: skip
 BOTTLENECK = "BOTTLENECK"  # which PEFT has none of: a folder of this package's own
-READ_OF_BOTTLENECK = {"peft_type", "base_model_name_or_path", "target_modules", "bottleneck_size", "activation"}
+READ_OF_BOTTLENECK = {
+    "peft_type", "base_model_name_or_path", "target_modules", "bottleneck_size", "activation", "modules_to_save",
+}  # fmt: skip
 KINDS = ("LORA", "IA3", *VIRTUAL, BOTTLENECK)
 IGNORED = {
     "task_type", "inference_mode", "auto_mapping", "revision", "peft_version", "exclude_modules", "layers_to_transform",

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Protocol, cast
 
 from fledge.engine.request import Event, Request
-from fledge.errors import EngineError
+from fledge.errors import CapacityError, EngineError
 from fledge.serve.errors import ApiError
 
 
@@ -61,7 +61,9 @@ class Generation:
                 raise item
             event = item[1]
             self.generated_tokens += len(event.token_ids)
-            if event.finish_reason in ("error", "deadline"):
+            if event.finish_reason == "deadline":  # it waited as long as one may
+                raise CapacityError(event.error or "engine: no slot came free")
+            if event.finish_reason == "error":
                 raise EngineError(event.error or "engine: the answer failed")
             self.n_open -= event.finish_reason is not None
             yield item

@@ -50,8 +50,10 @@ class Generation:
     async def wait_begun(self, seconds: float) -> None:
         """Until there is something to read, but no longer than `seconds`."""
         waiting = asyncio.create_task(self.begun.wait())
-        await asyncio.wait({waiting}, timeout=seconds)
-        waiting.cancel()
+        try:
+            await asyncio.wait({waiting}, timeout=seconds)
+        finally:
+            waiting.cancel()
 
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
         """Until every choice has finished. Raises what the engine raised, or ApiError when a choice failed."""

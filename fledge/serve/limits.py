@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from fledge.serve.errors import unavailable
 
 MAX_RETRY_AFTER_SECONDS = 30
+SURE = 0.75  # of the time one may wait: answers that began together end together, and the guess is half of one wrong
 REMEMBERED_ROUNDS = 8  # an answer's usual time is that of the last ones, as many as fill the slots so many times
 
 
@@ -91,7 +92,7 @@ def fair_share(wanted: int, others: list[int], n_slots: int) -> float:
 
 class Admission:
     """Counts choices. More than `max_choices`, or than `share` (half of them) of one tenant, are refused before they
-    cost anything: 503 with `Retry-After`. So is one that would wait longer than `queue_seconds` (0: any time)."""
+    cost anything: 503 with `Retry-After`. So is one that might wait longer than `queue_seconds` (0: any time)."""
 
     def __init__(self, max_choices: int, queue_seconds: float = 0.0, n_slots: int = 1):
         self.max_choices = max_choices
@@ -114,8 +115,8 @@ class Admission:
             message = "The server is full; try again shortly."
         elif self.of_tenant[tenant] + n_choices > self.share:
             message = f"One caller may have {self.share} answers in work here; try again when some have ended."
-        elif self.queue_seconds and wait > self.queue_seconds:
-            message = f"An answer would begin in {math.ceil(wait)} s, later than the server lets one wait; try again."
+        elif self.queue_seconds and wait > SURE * self.queue_seconds:
+            message = f"An answer would begin in some {math.ceil(wait)} s, which is too long to wait; try again then."
         if message:
             raise unavailable(message, "overloaded", retry_after_seconds(wait), close)
         place = Place(self, tenant, n_choices)

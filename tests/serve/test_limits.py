@@ -102,7 +102,7 @@ def test_the_expected_wait_follows_answers_that_become_longer() -> None:
 
 def test_who_would_wait_too_long_is_refused_and_told_when_to_come_back() -> None:
     clock = Clock()
-    admission = Admission(1000, queue_seconds=10.0, n_slots=2)
+    admission = Admission(1000, queue_seconds=14.0, n_slots=2)
     admission.pace = pace = Pace(2, clock)
     for _ in range(30):  # answers of four seconds, two at a time
         pace.enter("a", 2)
@@ -112,7 +112,7 @@ def test_who_would_wait_too_long_is_refused_and_told_when_to_come_back() -> None
     with admission.room_for(1, "a"):  # 5 rounds of 2 s before it
         pass
     pace.enter("a", 2)
-    assert "begin in" in refusal(admission, 1, "a") and refusal(admission, 1, "a").endswith(" 14")
+    assert "begin in some" in refusal(admission, 1, "a") and refusal(admission, 1, "a").endswith(" 14")
     with admission.room_for(1, "b"):  # another caller's share is free
         pass
     patient = Admission(1000, n_slots=2)

@@ -120,6 +120,8 @@ def main() -> None:
     start = tree["parts"]["startup"]
     cores = tree["cores_used"]
     print(f"## Serving\n\n**{where(tree)}; client, server and engine on {len(cores)} core{'s' * (len(cores) > 1)}**\n")
+    if tree["short"]:
+        print("Short runs: few requests a row, and an open loop at 120 % ends before the line is full.\n")
     print("\n".join(serve_tables(tree)), end="\n\n")
     print(
         f"From the start of `fledge serve` to the first token of a 125M shape in INT8: "

@@ -105,7 +105,7 @@ def fairness(short: bool) -> dict[str, Any]:
 
 def truth(short: bool) -> dict[str, Any]:
     runs = []
-    for _ in range(1 if short else 3):
+    for _ in range(3):
         with served(TEXT) as server:
             runs.append(asyncio.run(scenes.truth(server, 12, 4, 80)))
     speeds = [run["tokens_per_second"] for run in runs]

@@ -40,6 +40,7 @@ TOTALS = (
 DRAFT_ROWS = 16  # rows of a step that is no slower for guesses
 
 LATE = "engine: the deadline passed before the answer was finished"
+NO_SLOT = "engine: no slot came free in the time that the request may wait; send it again later"
 REPLACED = "engine: the weights were replaced before the answer was finished; send the request again"
 
 
@@ -70,6 +71,7 @@ class Engine:
         self.constrainer = Constrainer(tokenizer, self.vocab_size)
         self.scheduler = Scheduler(runner, self.config)
         self.deadlines: dict[str, float] = {}  # request id -> a time of the clock
+        self.begin_by: dict[str, float] = {}  # the same, of requests that have had no slot yet
         self.live: dict[str, list[Choice]] = {}  # request id -> its unfinished choices
         self.unsent: list[Event] = []
         self.totals = dict.fromkeys(TOTALS, 0)
@@ -122,6 +124,8 @@ class Engine:
         scheduler.queue(choices)
         if request.deadline_seconds is not None:
             self.deadlines[request.id] = self.clock() + request.deadline_seconds
+        if request.queue_seconds is not None:
+            self.begin_by[request.id] = self.clock() + request.queue_seconds
         self.totals["requests"] += 1
         self.totals["prompt_tokens"] += request.prompt_tokens
 
@@ -138,6 +142,9 @@ class Engine:
         events += self.expire()
         scheduler = self.scheduler
         scheduler.admit()
+        if self.begin_by:
+            for choice in scheduler.running:
+                self.begin_by.pop(choice.request.id, None)
         decoding, prefilling = list(scheduler.decoding), scheduler.next_chunks()
         self.draft(decoding)
         for choices in (decoding, prefilling):
@@ -160,13 +167,16 @@ class Engine:
             self.drafter = None
 
     def expire(self) -> list[Event]:
-        """End the requests whose deadline has passed."""
-        if not self.deadlines:
-            return []
-        now = self.clock()
-        late = [request_id for request_id, deadline in self.deadlines.items() if deadline <= now]
-        self.totals["expired"] += len(late)
-        return [event for request_id in late for event in self.end(request_id, "deadline", LATE)]
+        """End the requests whose deadline, or time in the line, has passed."""
+        events: list[Event] = []
+        for times, message in ((self.deadlines, LATE), (self.begin_by, NO_SLOT)):
+            if not times:
+                continue
+            now = self.clock()
+            for request_id in [request_id for request_id, latest in times.items() if latest <= now]:
+                self.totals["expired"] += 1
+                events += self.end(request_id, "deadline", message)
+        return events
 
     def step_for(self, request_ids: Container[str]) -> list[Event]:
         """As `step`, but the events of these requests alone; those of others stay for whoever steps next."""
@@ -243,6 +253,7 @@ class Engine:
         if not siblings:
             del self.live[choice.request.id]
             self.deadlines.pop(choice.request.id, None)
+            self.begin_by.pop(choice.request.id, None)
 
     def load_weights(self, state: Mapping[str, Tensor], version: str) -> None:
         """Go on with other weights, by the names of the model's `state_dict()`; `version` tells them from all others.

@@ -129,8 +129,9 @@ class Request:
     """One prompt and how to answer it. Tenants of equal priority take turns, and share nothing of the cache.
 
     A higher `priority` goes first. An answer that has not ended `deadline_seconds` after `submit` ends then, with the
-    finish reason "deadline"; one that still waited is never begun. `source_ids` are for the encoder of a model that has
-    one; `prompt_ids` then begin the decoder's text, and () stands for the id that the model starts with.
+    finish reason "deadline"; one that still waited is never begun. So ends a request of which no answer has got a slot
+    `queue_seconds` after `submit`. `source_ids` are for the encoder of a model that has one; `prompt_ids` then begin the
+    decoder's text, and () stands for the id that the model starts with.
     """
 
     id: str
@@ -140,6 +141,7 @@ class Request:
     prompt_logprobs: bool = False
     priority: int = 0
     deadline_seconds: float | None = None
+    queue_seconds: float | None = None
     source_ids: tuple[int, ...] = ()
 
     @property
@@ -148,13 +150,14 @@ class Request:
         return len(self.source_ids) or len(self.prompt_ids)
 
     def check_urgency(self) -> None:
-        """Raise RequestError unless priority and deadline are in their ranges."""
+        """Raise RequestError unless priority, deadline and time in the line are in their ranges."""
         whole = isinstance(self.priority, int) and not isinstance(self.priority, bool)
         ok = whole and abs(self.priority) <= MAX_PRIORITY
         check(ok, "priority", f"an integer in {-MAX_PRIORITY}..{MAX_PRIORITY}", self.priority)
-        seconds = self.deadline_seconds
-        number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-        check(seconds is None or (number and seconds > 0), "deadline_seconds", "a number above 0", seconds)
+        for name in ("deadline_seconds", "queue_seconds"):
+            seconds = getattr(self, name)
+            number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+            check(seconds is None or (number and seconds > 0), name, "a number above 0", seconds)
 
 
 @dataclass(frozen=True)

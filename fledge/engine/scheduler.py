@@ -8,7 +8,7 @@ goes on with the same ones (Kwon et al. 2023, arXiv 2309.06180, recompute).
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import Counter, deque
 
 from fledge.engine.blocks import BlockPool
 from fledge.engine.choice import Choice
@@ -70,16 +70,40 @@ class Scheduler:
 
     def admit(self) -> None:
         """Let in who can be, in the order of the line: a small answer never passes a large one that lacks blocks.
-        Less important ones that run give way."""
+        Less important ones that run give way, and so do those of a tenant that has more than its share of the slots."""
         while self.waiting:
             choice = self.waiting.first()
             if self.seat(choice):
                 self.waiting.pop()
                 continue
             below = [one for one in self.running if one.request.priority < choice.request.priority]
-            if not below:
+            if below:
+                self.preempt(max(below, key=rank))
+            elif not self.even_out():
                 return
-            self.preempt(max(below, key=rank))
+
+    def even_out(self) -> bool:
+        """When slots are short: give the tenant that has the fewest the place of the youngest answer of the one that
+        has the most, if that is two more at least. Gives whether it did. What the other one lost is still in the
+        cache, so it costs little; where blocks can't be found again nobody gives way."""
+        if self.free_slots or not self.shares:
+            return False
+        held = Counter(choice.request.tenant for choice in self.running)
+        choice = min(self.waiting.firsts(), key=lambda one: held[one.request.tenant])
+        richer = [one for one in self.decoding if held[one.request.tenant] > held[choice.request.tenant] + 1]
+        richer = [one for one in richer if one.request.priority == choice.request.priority]
+        if not richer:
+            return False
+        giver = max(richer, key=lambda one: (held[one.request.tenant], rank(one)))
+        known = self.known_blocks(choice)
+        given = sum(block >= 0 and self.pool.holders[block] == 1 for block in giver.blocks)
+        if self.lacking(choice, known, len(self.running) - 1) > given:
+            return False
+        self.preempt(giver)
+        seated = self.seat(choice)
+        assert seated
+        self.waiting.take(choice)
+        return True
 
     def seat(self, choice: Choice) -> bool:
         """Give a waiting choice a slot and the blocks for what it has to read, if they are there and every running one
@@ -88,11 +112,9 @@ class Scheduler:
             return False
         choice.source = named(choice.request.source_ids, choice.request.tenant, self.version)
         known = self.known_blocks(choice)
-        n_known = len(known) * self.block_tokens
-        end = choice.n_tokens if self.window is None else choice.next_end(self.chunk_tokens, n_known)
-        n_idle = sum(not self.pool.holders[block] for block in known)
-        if self.blocks_of(end) - len(known) + len(self.running) > self.pool.n_available - n_idle:
+        if self.lacking(choice, known, len(self.running)) > 0:
             return False
+        n_known, end = len(known) * self.block_tokens, self.first_end(choice, known)
         for block in known:
             self.pool.hold(block)
         choice.slot, choice.blocks, choice.n_cached = heapq.heappop(self.free_slots), known, n_known
@@ -107,6 +129,18 @@ class Scheduler:
             self.totals["prefix_hit_tokens"] += n_known
         (self.decoding if choice.decodes else self.prefilling).append(choice)
         return True
+
+    def first_end(self, choice: Choice, known: list[int]) -> int:
+        """Up to which of its tokens a waiting choice gets blocks with its slot, when it has `known` ones."""
+        n_known = len(known) * self.block_tokens
+        return choice.n_tokens if self.window is None else choice.next_end(self.chunk_tokens, n_known)
+
+    def lacking(self, choice: Choice, known: list[int], n_running: int) -> int:
+        """Blocks that are not there for a waiting choice to come in beside `n_running` others, which can grow by a
+        block each; 0 or less: it can."""
+        n_idle = sum(not self.pool.holders[block] for block in known)
+        wanted = self.blocks_of(self.first_end(choice, known)) - len(known) + n_running
+        return wanted - (self.pool.n_available - n_idle)
 
     def known_blocks(self, choice: Choice) -> list[int]:
         """The blocks that hold the beginning of its tokens already; the last token is always computed."""

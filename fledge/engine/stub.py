@@ -49,6 +49,7 @@ class StubRunner:
         n_blocks: int = 0,
         script: Sequence[int] = (),
         delay_seconds: float = 0.0,
+        token_seconds: float = 0.0,
         poison: frozenset[int] = frozenset(),
         crash: frozenset[int] = frozenset(),
         readable: Sequence[int] = (),
@@ -57,7 +58,7 @@ class StubRunner:
         self.n_slots = n_slots
         self.context_tokens = context_tokens
         self.script = tuple(script)
-        self.delay_seconds = delay_seconds
+        self.delay_seconds, self.token_seconds = delay_seconds, token_seconds
         self.poison = poison
         self.crash = crash
         self.bonus = np.zeros(vocab_size)
@@ -69,8 +70,8 @@ class StubRunner:
     def forward(self, rows: list[Row]) -> list[np.ndarray]:
         """float32 logits [k, V] for each row, where the real runner gives tensors."""
         self.n_calls += 1
-        if self.delay_seconds:
-            time.sleep(self.delay_seconds)
+        if self.delay_seconds or self.token_seconds:
+            time.sleep(self.delay_seconds + self.token_seconds * sum(len(row.ids) - 1 for row in rows))
         return [self.row_logits(row) for row in rows]
 
     def row_logits(self, row: Row) -> np.ndarray:
@@ -129,6 +130,7 @@ def load_stub(spec: StubSpec, config: EngineConfig) -> tuple[StubRunner, Tokeniz
         -(-config.cache_tokens // StubRunner.block_tokens),
         script,
         spec.delay_ms / 1000,
+        spec.token_ms / 1000,
         poison=frozenset(tokenizer.encode(spec.poison or "")),
         crash=frozenset(tokenizer.encode(spec.crash or "")),
         readable=[token for token, piece in pieces.items() if piece.isalpha() or piece == b" "],

@@ -27,7 +27,9 @@ class StubSpec:
     context_tokens: int = 512
     """Prompt and answer together."""
     delay_ms: float = 0.0
-    """Pause in each step."""
+    """Pause in each forward pass; a step has two where prompts are read beside running answers."""
+    token_ms: float = 0.0
+    """Further pause for each token of a prompt: a row's, but its first."""
     load_ms: float = 0.0
     """Pause before it is ready."""
     poison: str | None = None

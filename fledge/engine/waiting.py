@@ -43,13 +43,22 @@ class WaitingLine:
         most = max(priority for priority, turns in self.rounds.items() if turns)
         return next(iter(self.rounds[most].values()))[0]
 
+    def firsts(self) -> list[Choice]:
+        """The next answer of each tenant among the most important, in the order of their turns."""
+        most = max(priority for priority, turns in self.rounds.items() if turns)
+        return [choices[0] for choices in self.rounds[most].values()]
+
     def pop(self) -> Choice:
         """The next answer; its tenant goes to the end of the round. The line must not be empty."""
         choice = self.first()
+        self.take(choice)
+        return choice
+
+    def take(self, choice: Choice) -> None:
+        """Take an answer out because it is its turn: its tenant goes to the end of the round."""
         self.remove(choice)
         if choice.request.tenant in self.round_of(choice):
             self.round_of(choice).move_to_end(choice.request.tenant)
-        return choice
 
     def remove(self, choice: Choice) -> None:
         """Take an answer out. Raises ValueError if it does not wait here."""

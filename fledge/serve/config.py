@@ -33,6 +33,9 @@ class ServeConfig:
     """How long a request may wait for the model to load when the server has just started."""
     max_choices: int = 128
     """Answers in work or waiting at once; more are refused with 503."""
+    queue_seconds: float = 30.0
+    """How long an answer may wait for a slot of the engine: one that would wait longer is refused with 503, and one
+    that did is given up without being begun; 0: for ever."""
     max_body_bytes: int = 8 << 20
     """Largest request body."""
     body_seconds: float = 12.0
@@ -45,7 +48,13 @@ class ServeConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port: expected 0..65535, got {self.port}")
-        for name, least in (("drain_seconds", 0), ("start_wait_seconds", 0), ("max_choices", 1), ("body_seconds", 0.1)):
+        for name, least in (
+            ("drain_seconds", 0),
+            ("start_wait_seconds", 0),
+            ("max_choices", 1),
+            ("queue_seconds", 0),
+            ("body_seconds", 0.1),
+        ):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         if self.max_body_bytes < 1024:

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Protocol, cast
 
 from fledge.engine.request import Event, Request
-from fledge.errors import EngineError
+from fledge.errors import CapacityError, EngineError
 from fledge.serve.errors import ApiError
 
 
@@ -50,8 +50,10 @@ class Generation:
     async def wait_begun(self, seconds: float) -> None:
         """Until there is something to read, but no longer than `seconds`."""
         waiting = asyncio.create_task(self.begun.wait())
-        await asyncio.wait({waiting}, timeout=seconds)
-        waiting.cancel()
+        try:
+            await asyncio.wait({waiting}, timeout=seconds)
+        finally:
+            waiting.cancel()
 
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
         """Until every choice has finished. Raises what the engine raised, or ApiError when a choice failed."""
@@ -61,7 +63,9 @@ class Generation:
                 raise item
             event = item[1]
             self.generated_tokens += len(event.token_ids)
-            if event.finish_reason in ("error", "deadline"):
+            if event.finish_reason == "deadline":  # it waited as long as one may
+                raise CapacityError(event.error or "engine: no slot came free")
+            if event.finish_reason == "error":
                 raise EngineError(event.error or "engine: the answer failed")
             self.n_open -= event.finish_reason is not None
             yield item

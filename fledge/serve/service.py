@@ -133,7 +133,7 @@ class Service:
         self.config = config
         self.model = model
         self.engine = EngineClient(config.model, config.engine)
-        self.admission = Admission(config.max_choices)
+        self.admission = Admission(config.max_choices, config.queue_seconds, config.engine.n_slots)
         self.metrics = Metrics(self.engine.counters, self.engine_pid)
         self.metrics.ready.set_function(lambda: float(self.state() == "ready"))
         self.created = int(time.time())
@@ -255,8 +255,12 @@ class Service:
     async def generation(self, requests: list[Request], arrival: Arrival) -> AsyncIterator[Generation]:
         """Admit, run, count and stop one HTTP request's work. Raises ApiError 503 when there is no room."""
         arrival.place.release()
-        with self.admission.room_for(sum(request.sampling.n for request in requests), arrival.tenant):
+        n_choices, pace = sum(request.sampling.n for request in requests), self.admission.pace
+        with self.admission.room_for(n_choices, arrival.tenant):
             prompt_tokens = sum(request.prompt_tokens for request in requests)
+            pace.enter(arrival.tenant, n_choices)
+            if self.config.queue_seconds:  # the first prompt's time in the line: the others may wait for their siblings
+                requests = [replace(requests[0], queue_seconds=self.config.queue_seconds), *requests[1:]]
             generation = Generation(self.engine, requests)
             self.running.add(generation)
             failed: BaseException | None = None
@@ -268,6 +272,7 @@ class Service:
             finally:
                 self.running.discard(generation)
                 await generation.close()
+                pace.leave(arrival.tenant, n_choices, n_choices if generation.generated_tokens else 0)
                 self.count(generation, prompt_tokens, arrival.record, failed)
 
     def count(self, generation: Generation, prompt_tokens: int, record: Record, failed: BaseException | None) -> None:
@@ -278,7 +283,6 @@ class Service:
         metrics.generation_tokens.inc(generation.generated_tokens)
         if failed is None:
             metrics.whole.observe(record.seconds)
-            self.admission.note(record.seconds)
         elif isinstance(failed, Exception):
             code = to_api_error(failed).code or "error"
             metrics.failed.labels(code).inc()

@@ -43,11 +43,12 @@ def request(
     prompt_logprobs: bool = False,
     priority: int = 0,
     deadline_seconds: float | None = None,
+    queue_seconds: float | None = None,
     **settings: Any,
 ) -> Request:
     ids = (TOKENIZER.bos_id, *TOKENIZER.encode(prompt))
     sampling = Sampling(**{"max_tokens": 12, **settings})
-    return Request(name, ids, sampling, tenant, prompt_logprobs, priority, deadline_seconds)
+    return Request(name, ids, sampling, tenant, prompt_logprobs, priority, deadline_seconds, queue_seconds)
 
 
 def drain(engine: Engine) -> list[Event]:

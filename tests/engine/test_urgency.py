@@ -77,9 +77,44 @@ def test_a_request_without_a_deadline_or_in_time_is_not_ended():
     assert {joined(events, name)[2] for name in ("none", "enough")} == {"length"} and not engine.deadlines
 
 
+def test_who_waits_longer_than_it_may_for_a_slot_never_runs_and_who_has_one_keeps_it():
+    clock, runner = Clock(), Recording(TOKENIZER.vocab_size, 1)
+    engine = stub_engine(n_slots=1, runner=runner, clock=clock)
+    engine.submit(request("runs", max_tokens=30, ignore_eos=True, queue_seconds=2.0))
+    engine.submit(request("waits", "zzzz", max_tokens=2, queue_seconds=2.0))
+    engine.submit(request("patient", max_tokens=2, ignore_eos=True, queue_seconds=50.0))
+    engine.submit(request("left", "zzzz", queue_seconds=2.0))
+    engine.step()
+    engine.cancel("left")
+    clock.now += 2.5
+    events = engine.step()
+    (late,) = [event for event in events if event.request_id == "waits"]
+    assert late.finish_reason == "deadline" and "no slot" in str(late.error)
+    clock.now += 40.0
+    events += drain(engine)
+    assert joined(events, "runs")[2] == joined(events, "patient")[2] == "length"
+    read = {token for call in runner.calls for row in call if row.start == 0 for token in row.ids}
+    assert TOKENIZER.encode("z")[0] not in read
+    assert engine.counters()["expired_total"] == 1 and not engine.begin_by
+
+
+def test_an_answer_that_gave_its_slot_back_is_not_late_for_the_line():
+    clock = Clock()
+    engine = stub_engine(n_slots=2, clock=clock)
+    for name in ("a0", "a1"):
+        engine.submit(request(name, tenant="a", max_tokens=9, ignore_eos=True, queue_seconds=1.0))
+    engine.step()
+    engine.submit(request("b0", tenant="b", max_tokens=9, ignore_eos=True))
+    events = engine.step()
+    assert engine.counters()["waiting"] == engine.counters()["preemptions_total"] == 1
+    clock.now += 5.0
+    events += drain(engine)
+    assert {joined(events, name)[2] for name in ("a0", "a1", "b0")} == {"length"}
+
+
 @pytest.mark.parametrize("settings", [
     {"priority": 1001}, {"priority": True}, {"priority": 0.5}, {"deadline_seconds": 0}, {"deadline_seconds": -1.0},
-    {"deadline_seconds": float("nan")}, {"deadline_seconds": "2"},
+    {"deadline_seconds": float("nan")}, {"deadline_seconds": "2"}, {"queue_seconds": 0}, {"queue_seconds": True},
 ])  # fmt: skip
 def test_priorities_and_deadlines_out_of_range_are_refused(settings):
     engine = stub_engine()

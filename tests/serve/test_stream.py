@@ -14,7 +14,6 @@ from fledge.errors import CapacityError, EngineError
 from fledge.serve import stream as stream_module
 from fledge.serve.errors import ApiError, unavailable
 from fledge.serve.generation import Generation
-from fledge.serve.limits import Admission
 from fledge.serve.stream import DONE, EventStream, frame
 
 
@@ -185,42 +184,3 @@ def test_leaving_an_engine_that_is_gone_ends() -> None:
             await generation.close()
 
     asyncio.run(run())
-
-
-def refusal(admission: Admission, n_choices: int, tenant: str) -> str:
-    with pytest.raises(ApiError) as refused, admission.room_for(n_choices, tenant, close=True):
-        pass
-    assert (refused.value.status, refused.value.code) == (503, "overloaded")
-    assert refused.value.headers["connection"] == "close"
-    return str(refused.value)
-
-
-def test_admission_counts_what_is_in_work() -> None:
-    admission = Admission(8)
-    with admission.room_for(4, "a"), admission.room_for(3, "b"):
-        assert "full" in refusal(admission, 2, "b")
-        with admission.room_for(1, "b"):
-            assert admission.in_work == 8
-    assert admission.in_work == 0 and not admission.of_tenant
-
-
-def test_one_tenant_gets_half_and_a_released_place_is_free_once() -> None:
-    admission = Admission(8)
-    with admission.room_for(1, "a") as place, admission.room_for(3, "a"):
-        assert "One caller may have 4" in refusal(admission, 1, "a")
-        with admission.room_for(4, "b"):
-            place.release()
-            place.release()
-            with admission.room_for(1, "a"):
-                assert admission.in_work == 8
-    assert admission.in_work == 0 and not admission.of_tenant
-    with Admission(1).room_for(1, "a"):  # the smallest server still serves
-        pass
-
-
-def test_the_guess_when_to_come_back_follows_how_long_requests_take() -> None:
-    admission = Admission(4)
-    for seconds, expected in ((0.1, 1), (1000.0, 30)):
-        for _ in range(50):
-            admission.note(seconds)
-        assert admission.retry_after_seconds() == expected

@@ -109,7 +109,7 @@ def test_61_a_full_server_answers_503_at_once_and_says_when_to_come_back(server:
         wait_until(lambda: server.metric("fledge_num_requests_waiting") == 4, 5)
         assert "One caller may have 6 answers" in refused_at_once(server)
         assert other.chat(n=7).status_code == 400  # nobody will ever have room for it
-        busy += [pool.submit(other.chat, max_tokens=2, n=3, seed=1) for _ in range(2)]
+        busy += [pool.submit(other.chat, max_tokens=40, ignore_eos=True, n=3, seed=1) for _ in range(2)]
         wait_until(lambda: server.metric("fledge_num_requests_waiting") >= 8, 5)
         assert "The server is full" in refused_at_once(server) and "full" in refused_at_once(other)
         assert [answer.result().status_code for answer in busy] == [200] * 4

@@ -1,0 +1,133 @@
+"""docs/performance.md from the results that are kept: `python bench/page.py > docs/performance.md`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+DECODE = ("decode.json", "decode_zen4.json")
+PEERS = ("transformers", "ctranslate2", "llama.cpp F32", "llama.cpp Q8_0", "llama.cpp Q4_0", "llama.cpp Q4_K_M")
+
+
+INTRODUCTION = """# How fast is it, and how it is measured
+
+This page is made by `python bench/page.py > docs/performance.md` from the files in [bench/results](../bench/results).
+
+Decoding, beside peers (`python bench/decode.py`): LLaMA shapes of 15M, 125M and 1.1B parameters with random weights,
+the same for everybody; rounds of all peers in turn, the median of each round's ratio. One thread is measured by CPU
+time, two by wall time. A bold number is below 1: there the peer is faster.
+
+Serving (`python bench/serve.py`): an own client sends over HTTP and reads streams. TTFT is from when a request was
+due to its first text, ITL between pieces of text, goodput the share of all requests sent whose answer came whole and
+in time; the formulas are at the top of [bench/load.py](../bench/load.py), what is done in
+[bench/scenes.py](../bench/scenes.py). Two results are compared by `python bench/gate.py BEFORE.json AFTER.json`,
+which fails where throughput, goodput or a median is more than 5 % worse.
+
+Between two tokens of a running answer lies one step: a pass over a token of each running answer and one over at most
+`engine.prefill_chunk` prompt tokens. So the 99th percentile of ITL while prompts are read is bounded by
+
+    time of a decoding pass + prefill_chunk / (prompt tokens a second)
+
+## Decoding
+"""
+
+
+def result(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / name).read_text())
+
+
+def where(tree: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in tree["versions"].items())
+    return f"{tree['machine']['processor']}, {tree['machine']['cores']} cores, {versions}, {tree['date']}"
+
+
+def decode_table(tree: dict[str, Any]) -> list[str]:
+    """fledge's tokens a second, and how many times as fast it is as each peer: above 1 it is ahead."""
+    lines = ["| model, weights, threads, task | fledge, tokens/s | times as fast as |", "|---|---|---|"]
+    for name, cell in tree["cells"].items():
+        table = cell["tokens_per_second"]
+        ratios = [(peer, 1 / table[peer]["ratio_to_fledge"]) for peer in PEERS if peer in table]
+        words = [f"{peer} {'**' if r < 1 else ''}{r:.2f}{'**' if r < 1 else ''}" for peer, r in ratios]
+        lines.append(f"| {name} | {table['fledge']['median']:.0f} | {', '.join(words)} |")
+    return lines
+
+
+def losses(tree: dict[str, Any]) -> str:
+    """In how many cells fledge is ahead of all, and where it is not."""
+    behind = [
+        name
+        for name, cell in tree["cells"].items()
+        if any(cell["tokens_per_second"].get(peer, {}).get("ratio_to_fledge", 0) > 1 for peer in PEERS)
+    ]
+    n = len(tree["cells"])
+    return (
+        f"Ahead of every peer that was there in {n - len(behind)} of {n} cells. Behind in: {', '.join(behind) or '-'}."
+    )
+
+
+def load_row(name: str, run: dict[str, Any], further: str = "") -> str:
+    first, gap = run["ttft_ms"], run["itl_ms"]
+    low, high = first["p99_interval"]
+    cells = [name, run["requests"], run["tokens_per_second"], f"{first['p50']:.0f}"]
+    cells += [f"{first['p99']:.0f} ({low:.0f}-{high:.0f})", f"{gap['p50']:.1f}", f"{gap['p99']:.1f}", further]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def serve_tables(tree: dict[str, Any]) -> list[str]:
+    parts = tree["parts"]
+    head = "| | requests | tokens/s | TTFT p50, ms | TTFT p99 (95 %) | ITL p50, ms | ITL p99 | goodput |"
+    lines = [head, "|---|---|---|---|---|---|---|---|"]
+    lines += [load_row(f"{c} callers", run) for c, run in parts["sweep"]["callers"].items()]
+    for load, run in parts.get("poisson", {}).items():
+        if load != "objective":
+            lines.append(load_row(f"Poisson, {100 * float(load):.0f} %", run, f"{100 * run['goodput']:.1f} %"))
+    lines += ["", "| trial | what | measured |", "|---|---|---|"]
+    return lines + [f"| {number} | {what} | {value} |" for number, what, value in trial_rows(parts)]
+
+
+def trial_rows(parts: dict[str, Any]) -> list[tuple[int, str, str]]:
+    flood, fair, added = parts["overload"], parts["fairness"], parts["overhead"]["added_ttft_ms"]
+    truth, refusal = parts["truth"], flood["refusal_ms"]
+    times = [run[name] for run in truth["runs"] for name in ("ttft", "itl", "e2e")]
+    exact = all(run["tokens_server"] == run["tokens_usage"] == run["tokens_recounted"] for run in truth["runs"])
+    chunks = [fair[name]["beside_ms"]["p99"] for name in ("chunk_32", "chunk_512")]
+    return [
+        (61, "10 times the capacity: refusals, p50, p99, ms", f"{refusal['p50']}, {refusal['p99']}"),
+        (61, "admitted that were served in time", f"{100 * flood['admitted_in_time']:.1f} %"),
+        (61, "throughput over its peak", f"{100 * flood['throughput_of_peak']:.1f} %"),
+        (61, "memory at the start, a third, the end, MiB", ", ".join(map(str, flood["memory_mib"]))),
+        (61, "as usual again after, s", f"{flood['normal_after_seconds']}"),
+        (63, "p99 TTFT beside another caller's flood, over quiet", f"{fair['two_callers']['p99_ratio']}"),
+        (63, "the same, flood and requests of one caller", f"{fair['one_caller']['p99_ratio']}"),
+        (63, "p99 ITL while prompts are read, chunks of 32 and 512, ms", f"{chunks[0]}, {chunks[1]}"),
+        (114, "TTFT added to a bare engine's, p50 and p99, ms", f"{added['p50']}, {added['p99']}"),
+        (115, "tokens/s of 8 callers over 1", f"{parts['sweep']['batching_gain']:.2f}"),
+        (117, "server's times over the client's", f"{min(times):.3f} to {max(times):.3f}"),
+        (117, "tokens by server, usage and recount", "equal" if exact else "NOT EQUAL"),
+        (117, f"tokens/s of {len(truth['runs'])} runs, spread", f"{100 * truth['spread']:.1f} %"),
+    ]
+
+
+def main() -> None:
+    print(INTRODUCTION)
+    for name in DECODE:
+        tree = result(name)
+        print(f"**{where(tree)}**\n\n{losses(tree)}\n")
+        print("\n".join(decode_table(tree)), end="\n\n")
+    tree = result("serve.json")
+    start = tree["parts"]["startup"]
+    cores = tree["cores_used"]
+    print(f"## Serving\n\n**{where(tree)}; client, server and engine on {len(cores)} core{'s' * (len(cores) > 1)}**\n")
+    if tree["short"]:
+        print("Short runs: few requests a row, and an open loop at 120 % ends before the line is full.\n")
+    print("\n".join(serve_tables(tree)), end="\n\n")
+    print(
+        f"From the start of `fledge serve` to the first token of a 125M shape in INT8: "
+        f"{start['to_first_token_seconds']:.1f} s (ready after {start['ready_seconds']:.1f} s)."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from fledge.engine.constraint import Constraint
+from fledge.engine.overflow import LongInput, Policy, Side
 from fledge.engine.request import Sampling
-from fledge.errors import ConfigError
+from fledge.errors import ConfigError, RequestError
 
 CacheDtype = Literal["float32", "int8"]
 
@@ -36,6 +37,11 @@ class EngineConfig:
     (the model's own first N layers), or the folder of a smaller model of the same vocabulary. Answers stay the same."""
     draft_tokens: int = 4
     """Tokens that are guessed for an answer; fewer where many are answered at once."""
+    overflow: Policy = "refuse"
+    """What is done with a prompt that, with its answer, outgrows the context, where a request doesn't say: refuse,
+    truncate (cut it), or window (only the last tokens are visible; needs reach_tokens)."""
+    truncation_side: Side = "left"
+    """Where truncate cuts: left keeps the end, right the beginning. Of a chat the oldest turns are left out."""
     max_waiting: int = 256
     """Answers that may wait for a slot; more are refused."""
     threads: int = 0
@@ -59,6 +65,15 @@ class EngineConfig:
         if self.cache_dtype not in get_args(CacheDtype):
             known = " or ".join(get_args(CacheDtype))
             raise ConfigError(f"cache_dtype: expected {known}, got {self.cache_dtype!r:.40}")
+        try:
+            self.long_input.validated()
+        except RequestError as error:
+            raise ConfigError(str(error)) from None
+
+    @property
+    def long_input(self) -> LongInput:
+        """What is done with long prompts."""
+        return LongInput(self.overflow, self.truncation_side)
 
 
 @dataclass(frozen=True)
@@ -129,6 +144,10 @@ class GenerateConfig:
     """Log-probabilities of the chosen token and this many alternatives, in --json."""
     prompt_logprobs: bool = False
     """Log-probabilities of the prompt's tokens, in --json."""
+    overflow: Literal["refuse", "truncate"] = "refuse"
+    """What is done with a prompt that, with its answer, outgrows the context: refuse, or truncate (cut it)."""
+    truncation_side: Side = "left"
+    """Where truncate cuts: left keeps the end, right the beginning."""
     prefill_chunk: int = 512
     """Prompt tokens a step."""
     threads: int = 0
@@ -240,5 +259,7 @@ class ChatConfig:
     """The seed decides the answers."""
     stop: tuple[str, ...] = ()
     """Texts that end an answer; not part of it."""
+    overflow: Literal["refuse", "truncate"] = "refuse"
+    """What is done with a message that outgrows the context: refuse it, or truncate (leave the oldest turns out)."""
     threads: int = 0
     """CPU threads; 0 is one for each core."""

@@ -57,6 +57,7 @@ class Runner:
         self.device = model.embedding.weight.device
         self.cache = new_cache(model, n_slots, self.context_tokens, cache_tokens, cache_dtype == "int8")
         self.n_blocks, self.block_tokens, self.window = self.cache.n_blocks, BLOCK_TOKENS, window_of(model)
+        self.reach_tokens = 0
         self.shares = not any(isinstance(layer.mixer, Kernelised) for layer in model.config.stack.layers)
         both = model.encoder is not None
         self.source_tokens, self.start_id = (longest, start_id(model.config)) if both else (0, 0)

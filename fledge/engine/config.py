@@ -10,6 +10,8 @@ from fledge.engine.overflow import LongInput, Policy, Side
 from fledge.engine.request import Sampling
 from fledge.errors import ConfigError, RequestError
 
+MAX_ROPE_FACTOR = 1024.0
+
 CacheDtype = Literal["float32", "int8"]
 
 
@@ -42,6 +44,14 @@ class EngineConfig:
     truncate (cut it), or window (only the last tokens are visible; needs reach_tokens)."""
     truncation_side: Side = "left"
     """Where truncate cuts: left keeps the end, right the beginning. Of a chat the oldest turns are left out."""
+    reach_tokens: int = 0
+    """Longest prompt and answer together of requests whose overflow is window; 0: there are none. Each token of every
+    answer then sees its last window_tokens."""
+    window_tokens: int = 0
+    """With reach_tokens: how many tokens a token sees, itself among them; 0: the context."""
+    rope_scaling: str = ""
+    """KIND:FACTOR, as yarn:4: read texts so many times as long as those of pre-training by scaled rotary frequencies,
+    linear, dynamic or yarn. Replaces the model's own scaling."""
     max_waiting: int = 256
     """Answers that may wait for a slot; more are refused."""
     threads: int = 0
@@ -55,6 +65,8 @@ class EngineConfig:
             ("context_tokens", 0),
             ("cache_tokens", 0),
             ("prefill_chunk", 1),
+            ("reach_tokens", 0),
+            ("window_tokens", 0),
             ("draft_tokens", 0),
             ("max_waiting", 0),
             ("threads", 0),
@@ -65,10 +77,29 @@ class EngineConfig:
         if self.cache_dtype not in get_args(CacheDtype):
             known = " or ".join(get_args(CacheDtype))
             raise ConfigError(f"cache_dtype: expected {known}, got {self.cache_dtype!r:.40}")
+        if self.window_tokens and not self.reach_tokens:
+            raise ConfigError("window_tokens: expected reach_tokens beside it, got none; set both")
+        _ = self.rope_override
         try:
             self.long_input.validated()
         except RequestError as error:
             raise ConfigError(str(error)) from None
+
+    @property
+    def rope_override(self) -> tuple[Literal["linear", "dynamic", "yarn"], float] | None:
+        """Kind and factor of `rope_scaling`. Raises ConfigError."""
+        if not self.rope_scaling:
+            return None
+        kind, _, text = self.rope_scaling.partition(":")
+        try:
+            factor = float(text)
+        except ValueError:
+            factor = 0.0
+        if kind in ("linear", "dynamic", "yarn") and 1 < factor <= MAX_ROPE_FACTOR:
+            return kind, factor  # type: ignore[return-value]
+        raise ConfigError(
+            f"rope_scaling: expected linear:F, dynamic:F or yarn:F with F above 1, got {self.rope_scaling!r:.40}"
+        )
 
     @property
     def long_input(self) -> LongInput:

@@ -86,7 +86,9 @@ class Engine:
     @property
     def reach_tokens(self) -> int:
         """Longest prompt and answer of a request that goes on past the context; 0: none may."""
-        return self.runner.reach_tokens
+        longest, n_blocks = self.runner.reach_tokens, self.runner.n_blocks
+        fits = self.scheduler.most_blocks(longest) <= n_blocks
+        return longest if fits else min(longest, n_blocks * self.runner.block_tokens)
 
     def longest(self, request: Request) -> int:
         """Prompt and answer of a request have at most so many tokens together. Raises RequestError."""

@@ -52,6 +52,9 @@ class EngineConfig:
     rope_scaling: str = ""
     """KIND:FACTOR, as yarn:4: read texts so many times as long as those of pre-training by scaled rotary frequencies,
     linear, dynamic or yarn. Replaces the model's own scaling."""
+    draft_accept: Literal["equal", "rejection"] = "equal"
+    """Which guesses count: equal ones (what the answer's own sampler says), or more by rejection sampling: the same
+    distribution, but what a seed says then depends on the guesses, and so on the company."""
     max_waiting: int = 256
     """Answers that may wait for a slot; more are refused."""
     threads: int = 0
@@ -74,6 +77,10 @@ class EngineConfig:
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        if self.draft_accept not in ("equal", "rejection"):
+            raise ConfigError(f"draft_accept: expected equal or rejection, got {self.draft_accept!r:.40}")
+        if self.draft_accept == "rejection" and self.deterministic:
+            raise ConfigError("draft_accept: rejection does not go with deterministic: company decides the guesses")
         if self.cache_dtype not in get_args(CacheDtype):
             known = " or ".join(get_args(CacheDtype))
             raise ConfigError(f"cache_dtype: expected {known}, got {self.cache_dtype!r:.40}")

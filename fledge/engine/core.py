@@ -177,7 +177,11 @@ class Engine:
         if self.drafter is None or n < 1 or not choices:
             return
         try:
+            for choice in choices:
+                choice.odds = []
             for choice, draft in zip(choices, self.drafter.guess(choices, n), strict=True):
+                if self.config.draft_accept == "rejection" and choice.request.sampling.temperature > 0:
+                    choice.odds += [None] * (len(draft) - len(choice.odds))  # guessed for certain
                 choice.draft = draft[: choice.request.sampling.max_tokens - len(choice.answer) - 1]
         except Exception as error:  # they are guesses: nobody's answer needs them
             traceback.print_exception(error, file=sys.stderr)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fledge.engine.config import ChatConfig, EngineConfig
 from fledge.engine.length import answer_room
+from fledge.engine.overflow import LongInput
 from fledge.engine.request import Request, Sampling
 from fledge.errors import ConfigError, DataError, EngineError, RequestError, TokenizerError
 from fledge.log import say
@@ -48,7 +49,9 @@ def chat(config: ChatConfig, json: bool = False) -> dict[str, Any]:
         raise ConfigError(
             f"{config.model}: an encoder-decoder has no chat format; fledge generate answers a text that it reads"
         )
-    talk = Talk(engine, renderer_for(engine.tokenizer), sampling, config.system, config.max_tokens)
+    talk = Talk(
+        engine, renderer_for(engine.tokenizer), sampling, config.system, config.max_tokens, LongInput(config.overflow)
+    )
     interactive = sys.stdin.isatty()
     if interactive:
         say("/help lists the commands; Ctrl-C stops an answer; Ctrl-D leaves")
@@ -106,7 +109,13 @@ class Talk:
     """One conversation: `take` a line, answer it on standard output, remember both."""
 
     def __init__(
-        self, engine: Engine, renderer: ChatRenderer, sampling: Sampling, system: str | None, max_tokens: int | None
+        self,
+        engine: Engine,
+        renderer: ChatRenderer,
+        sampling: Sampling,
+        system: str | None,
+        max_tokens: int | None,
+        long_input: LongInput | None = None,
     ):
         from fledge.text.chat import Message
 
@@ -115,7 +124,7 @@ class Talk:
         self.renderer = renderer
         self.sampling = sampling
         self.system = system
-        self.max_tokens = max_tokens
+        self.max_tokens, self.long_input = max_tokens, long_input or LongInput()
         self.history: list[Message] = []
         self.n_turns = 0
         self.n_generated = 0
@@ -159,10 +168,16 @@ class Talk:
         say(f"{name} {value}")
 
     def answer(self, text: str) -> None:
-        """Stream the answer to `text`. A message that doesn't fit is not kept, and nothing else is dropped."""
+        """Stream the answer to `text`. A message that doesn't fit is not kept, and no turn is left
+        out unless that was asked for."""
+        from fledge.text.turns import render_fitted
+
         asked = (*self.conversation(), self.message("user", text))
-        prompt_ids = tuple(self.renderer.render(asked, generation_prompt=True).ids)
         context_tokens = self.engine.context_tokens
+        ids, n_cut = render_fitted(self.renderer, asked, *self.long_input.room(self.max_tokens, context_tokens))
+        if n_cut:
+            say(f"the oldest turns, {n_cut} tokens, were left out")
+        prompt_ids = tuple(ids)
         if len(prompt_ids) >= context_tokens:
             raise RequestError(
                 f"context: with this message the conversation has {len(prompt_ids)} tokens, the model's context holds "

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fledge.engine.config import EngineConfig, GenerateConfig
 from fledge.engine.constraint import Constraint
 from fledge.engine.length import answer_room
+from fledge.engine.overflow import LongInput
 from fledge.engine.request import Completion, Request, TokenLogprob
 from fledge.engine.source import check_length, source_of
 from fledge.engine.stub_spec import is_stub
@@ -45,7 +46,7 @@ def generate(config: GenerateConfig, json: bool = False) -> dict[str, Any]:
         config.model,
         EngineConfig(n_slots=max(config.n, config.beams), prefill_chunk=config.prefill_chunk, threads=config.threads),
     )
-    request = request_of(engine, config, prompt, constraint)
+    request, n_cut = request_of(engine, config, prompt, constraint)
     before = "" if engine.reads_source else prompt
     scores: list[float] = []
     began = time.perf_counter()
@@ -61,14 +62,20 @@ def generate(config: GenerateConfig, json: bool = False) -> dict[str, Any]:
             write_completions(before, completions)
     seconds = time.perf_counter() - began
     result = report(config, prompt, request, completions, seconds, engine.tokenizer)
+    if n_cut:
+        result["cut_tokens"] = n_cut
+        say(f"the prompt was too long: {n_cut} of its tokens were cut off")
     for choice, score in zip(result["choices"], scores, strict=False):
         choice["score"] = score
     return result
 
 
-def request_of(engine: Engine, config: GenerateConfig, prompt: str, constraint: Constraint | None) -> Request:
-    """What is asked of the engine. Raises ConfigError, RequestError (too long)."""
+def request_of(
+    engine: Engine, config: GenerateConfig, prompt: str, constraint: Constraint | None
+) -> tuple[Request, int]:
+    """What is asked of the engine, and how many tokens were cut off. Raises ConfigError, RequestError (too long)."""
     source_ids: tuple[int, ...] = ()
+    long_input = LongInput(config.overflow, config.truncation_side)
     if engine.reads_source:
         if config.prompt_logprobs:
             raise ConfigError(
@@ -78,10 +85,16 @@ def request_of(engine: Engine, config: GenerateConfig, prompt: str, constraint: 
         source_ids = source_of(engine.tokenizer, prompt)
         if not source_ids:
             raise ConfigError("prompt: expected some text, got none; this model has no EOS token to read alone")
-        check_length(len(source_ids), engine.runner.source_tokens)
+        most, n_given = engine.runner.source_tokens, len(source_ids)
+        source_ids = long_input.cut(source_ids, 1, most + 1)
+        check_length(len(source_ids), most)
     prompt_ids = (engine.runner.start_id,) if engine.reads_source else encode_prompt(engine.tokenizer, prompt)
+    if not engine.reads_source:
+        n_given = len(prompt_ids)
+        prompt_ids = long_input.cut(prompt_ids, config.max_tokens, engine.context_tokens, engine.tokenizer.bos_id)
     sampling = config.sampling(answer_room(len(prompt_ids), config.max_tokens, engine.context_tokens), constraint)
-    return Request(REQUEST_ID, prompt_ids, sampling, "", config.prompt_logprobs, source_ids=source_ids)
+    request = Request(REQUEST_ID, prompt_ids, sampling, "", config.prompt_logprobs, source_ids=source_ids)
+    return request, n_given - request.prompt_tokens
 
 
 def search(engine: Engine, config: GenerateConfig, request: Request) -> tuple[list[Completion], list[float]]:

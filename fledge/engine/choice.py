@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fledge.engine.prefix import Content, chain_key
+from fledge.engine.rejection import Odds
 from fledge.engine.request import Event, FinishReason, Request, TokenLogprob
 from fledge.engine.row import Row, Source
 from fledge.engine.sampling import Sampler, token_logprob
@@ -52,6 +53,7 @@ class Choice:
         self.n_cached = 0
         self.answer: list[int] = []
         self.draft: list[int] = []  # guesses at the next tokens, to be checked by the next row
+        self.odds: list[Odds | None] = []  # what they were drawn by, where chance accepts them
         self.vocab_size = vocab_size
         own_stops = frozenset() if sampling.ignore_eos else model_stops
         self.stop_ids = own_stops | frozenset(sampling.stop_token_ids)
@@ -133,7 +135,8 @@ class Choice:
         begin, events = self.n_tokens, []
         for number, row in enumerate(logits[len(logits) - 1 - len(draft) :]):
             self.n_cached = begin + number
-            events.append(self.advance(row))
+            guess = (draft[number], self.odds[number]) if number < min(len(draft), len(self.odds)) else None
+            events.append(self.advance(row, guess))
             if events[-1].finish_reason or draft[number : number + 1] != [self.answer[-1]]:
                 break
         return events[0] if len(events) == 1 else joined(events)
@@ -143,11 +146,15 @@ class Choice:
         self.slot, self.blocks, self.draft, self.source = None, [], [], None
         self.n_cached = self.n_known = self.n_dropped = self.n_unread = 0
 
-    def advance(self, logits: np.ndarray) -> Event:
-        """Choose the answer's next token from the model's raw logits [V]; the event with its text and figures."""
+    def advance(self, logits: np.ndarray, guess: tuple[int, Odds | None] | None = None) -> Event:
+        """Choose the answer's next token from the model's raw logits [V]; the event with its text and figures. A
+        `guess` with its odds is accepted by chance."""
         sampling = self.request.sampling
         choosable = logits if len(logits) == self.vocab_size else logits[: self.vocab_size]
-        token = self.sampler.choose(choosable, self.n_cached)
+        if guess is None:
+            token = self.sampler.choose(choosable, self.n_cached)
+        else:
+            token = self.sampler.check(choosable, self.n_cached, *guess)
         logprobs: tuple[TokenLogprob, ...] = ()
         if sampling.logprobs is not None:
             logprobs = (token_logprob(logits, token, sampling.logprobs, self.vocab_size),)

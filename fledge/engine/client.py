@@ -99,8 +99,10 @@ class EngineClient:
             raise CapacityError(f"engine: expected it ready, got {self.state}; try again later")
         request.check_urgency()
         sampling = request.sampling.validated(self.facts["vocab_size"])
-        check_length(len(request.source_ids), self.facts["source_tokens"])
-        answer_room(len(request.prompt_ids), sampling.max_tokens, self.facts["context_tokens"])
+        long_input = (request.long_input or self.config.long_input).validated()
+        if long_input.policy == "refuse" and not long_input.most:  # of others the engine judges what is left
+            check_length(len(request.source_ids), self.facts["source_tokens"])
+            answer_room(len(request.prompt_ids), sampling.max_tokens, self.facts["context_tokens"])
         if request.id in self.pending:
             raise RequestError(f"id: expected a new request id, got {request.id!r:.60}, which is running", "id")
         return self.events(request)

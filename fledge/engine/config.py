@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from fledge.engine.constraint import Constraint
+from fledge.engine.overflow import LongInput, Policy, Side
 from fledge.engine.request import Sampling
-from fledge.errors import ConfigError
+from fledge.errors import ConfigError, RequestError
+
+MAX_ROPE_FACTOR = 1024.0
 
 CacheDtype = Literal["float32", "int8"]
 
@@ -36,6 +39,22 @@ class EngineConfig:
     (the model's own first N layers), or the folder of a smaller model of the same vocabulary. Answers stay the same."""
     draft_tokens: int = 4
     """Tokens that are guessed for an answer; fewer where many are answered at once."""
+    overflow: Policy = "refuse"
+    """What is done with a prompt that, with its answer, outgrows the context, where a request doesn't say: refuse,
+    truncate (cut it), or window (only the last tokens are visible; needs reach_tokens)."""
+    truncation_side: Side = "left"
+    """Where truncate cuts: left keeps the end, right the beginning. Of a chat the oldest turns are left out."""
+    reach_tokens: int = 0
+    """Longest prompt and answer together of requests whose overflow is window; 0: there are none. Each token of every
+    answer then sees its last window_tokens."""
+    window_tokens: int = 0
+    """With reach_tokens: how many tokens a token sees, itself among them; 0: the context."""
+    rope_scaling: str = ""
+    """KIND:FACTOR, as yarn:4: read texts so many times as long as those of pre-training by scaled rotary frequencies,
+    linear, dynamic or yarn. Replaces the model's own scaling."""
+    draft_accept: Literal["equal", "rejection"] = "equal"
+    """Which guesses count: equal ones (what the answer's own sampler says), or more by rejection sampling: the same
+    distribution, but what a seed says then depends on the guesses, and so on the company."""
     max_waiting: int = 256
     """Answers that may wait for a slot; more are refused."""
     threads: int = 0
@@ -49,6 +68,8 @@ class EngineConfig:
             ("context_tokens", 0),
             ("cache_tokens", 0),
             ("prefill_chunk", 1),
+            ("reach_tokens", 0),
+            ("window_tokens", 0),
             ("draft_tokens", 0),
             ("max_waiting", 0),
             ("threads", 0),
@@ -56,9 +77,41 @@ class EngineConfig:
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        if self.draft_accept not in ("equal", "rejection"):
+            raise ConfigError(f"draft_accept: expected equal or rejection, got {self.draft_accept!r:.40}")
+        if self.draft_accept == "rejection" and self.deterministic:
+            raise ConfigError("draft_accept: rejection does not go with deterministic: company decides the guesses")
         if self.cache_dtype not in get_args(CacheDtype):
             known = " or ".join(get_args(CacheDtype))
             raise ConfigError(f"cache_dtype: expected {known}, got {self.cache_dtype!r:.40}")
+        if self.window_tokens and not self.reach_tokens:
+            raise ConfigError("window_tokens: expected reach_tokens beside it, got none; set both")
+        _ = self.rope_override
+        try:
+            self.long_input.validated()
+        except RequestError as error:
+            raise ConfigError(str(error)) from None
+
+    @property
+    def rope_override(self) -> tuple[Literal["linear", "dynamic", "yarn"], float] | None:
+        """Kind and factor of `rope_scaling`. Raises ConfigError."""
+        if not self.rope_scaling:
+            return None
+        kind, _, text = self.rope_scaling.partition(":")
+        try:
+            factor = float(text)
+        except ValueError:
+            factor = 0.0
+        if kind in ("linear", "dynamic", "yarn") and 1 < factor <= MAX_ROPE_FACTOR:
+            return kind, factor  # type: ignore[return-value]
+        raise ConfigError(
+            f"rope_scaling: expected linear:F, dynamic:F or yarn:F with F above 1, got {self.rope_scaling!r:.40}"
+        )
+
+    @property
+    def long_input(self) -> LongInput:
+        """What is done with long prompts."""
+        return LongInput(self.overflow, self.truncation_side)
 
 
 @dataclass(frozen=True)
@@ -129,6 +182,10 @@ class GenerateConfig:
     """Log-probabilities of the chosen token and this many alternatives, in --json."""
     prompt_logprobs: bool = False
     """Log-probabilities of the prompt's tokens, in --json."""
+    overflow: Literal["refuse", "truncate"] = "refuse"
+    """What is done with a prompt that, with its answer, outgrows the context: refuse, or truncate (cut it)."""
+    truncation_side: Side = "left"
+    """Where truncate cuts: left keeps the end, right the beginning."""
     prefill_chunk: int = 512
     """Prompt tokens a step."""
     threads: int = 0
@@ -240,5 +297,7 @@ class ChatConfig:
     """The seed decides the answers."""
     stop: tuple[str, ...] = ()
     """Texts that end an answer; not part of it."""
+    overflow: Literal["refuse", "truncate"] = "refuse"
+    """What is done with a message that outgrows the context: refuse it, or truncate (leave the oldest turns out)."""
     threads: int = 0
     """CPU threads; 0 is one for each core."""

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -85,6 +86,17 @@ class Engine:
         return longest if fits else n_blocks * self.runner.block_tokens
 
     @property
+    def reach_tokens(self) -> int:
+        """Longest prompt and answer of a request that goes on past the context; 0: none may."""
+        longest, n_blocks = self.runner.reach_tokens, self.runner.n_blocks
+        fits = self.scheduler.most_blocks(longest) <= n_blocks
+        return longest if fits else min(longest, n_blocks * self.runner.block_tokens)
+
+    def longest(self, request: Request) -> int:
+        """Prompt and answer of a request have at most so many tokens together. Raises RequestError."""
+        return (request.long_input or self.config.long_input).longest(self.context_tokens, self.reach_tokens)
+
+    @property
     def reads_source(self) -> bool:
         """Whether the model is an encoder–decoder: requests then have `source_ids`."""
         return self.runner.source_tokens > 0
@@ -98,6 +110,7 @@ class Engine:
         """Put a request in the line. Raises RequestError or CapacityError and then nothing has changed."""
         request.check_urgency()
         sampling = request.sampling.validated(self.vocab_size)
+        request = self.fitted(request)
         if request.source_ids or self.reads_source:
             request = with_start(request, self.runner, self.vocab_size)
         if request.id in self.live:
@@ -106,7 +119,7 @@ class Engine:
             raise RequestError("prompt: expected at least one token, got none; begin with the BOS token", "prompt")
         if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= self.vocab_size:
             raise RequestError(f"prompt: expected token ids in 0..{self.vocab_size - 1}", "prompt")
-        answer_room(len(request.prompt_ids), sampling.max_tokens, self.context_tokens)
+        answer_room(len(request.prompt_ids), sampling.max_tokens, self.longest(request))
         scheduler = self.scheduler
         room = self.config.max_waiting + len(scheduler.free_slots) - scheduler.n_waiting
         if sampling.n > room:
@@ -128,6 +141,17 @@ class Engine:
             self.begin_by[request.id] = self.clock() + request.queue_seconds
         self.totals["requests"] += 1
         self.totals["prompt_tokens"] += request.prompt_tokens
+
+    def fitted(self, request: Request) -> Request:
+        """The request with its prompt, or its source, cut as its policy for long ones says. Raises RequestError."""
+        long_input = (request.long_input or self.config.long_input).validated()
+        if self.reads_source:
+            source = long_input.cut(request.source_ids, 1, self.runner.source_tokens + 1)
+            return replace(request, source_ids=source)
+        ids = long_input.cut(
+            request.prompt_ids, request.sampling.max_tokens, self.context_tokens, self.tokenizer.bos_id
+        )
+        return replace(request, prompt_ids=ids)
 
     def cancel(self, request_id: str) -> None:
         """End a request now; its slots are free at once and its last events come with the next step. An unknown or
@@ -160,7 +184,11 @@ class Engine:
         if self.drafter is None or n < 1 or not choices:
             return
         try:
+            for choice in choices:
+                choice.odds = []
             for choice, draft in zip(choices, self.drafter.guess(choices, n), strict=True):
+                if self.config.draft_accept == "rejection" and choice.request.sampling.temperature > 0:
+                    choice.odds += [None] * (len(draft) - len(choice.odds))  # guessed for certain
                 choice.draft = draft[: choice.request.sampling.max_tokens - len(choice.answer) - 1]
         except Exception as error:  # they are guesses: nobody's answer needs them
             traceback.print_exception(error, file=sys.stderr)
@@ -304,7 +332,7 @@ class Engine:
         finally:
             self.abandon(outcome)
         return [
-            gathered.completion(request.id, index)
+            gathered.completion(request.id, index, request.prompt_tokens - self.fitted(request).prompt_tokens)
             for request in requests
             for index, gathered in enumerate(outcome[request.id])
         ]
@@ -330,7 +358,7 @@ class Gathered:
     def add(self, event: Event) -> None:
         self.events.append(event)
 
-    def completion(self, request_id: str, index: int) -> Completion:
+    def completion(self, request_id: str, index: int, cut_tokens: int = 0) -> Completion:
         """Raises EngineError if the choice did not end."""
         events = self.events
         if not events or events[-1].finish_reason is None:
@@ -343,4 +371,5 @@ class Gathered:
             tuple(logprob for event in events for logprob in event.logprobs),
             events[-1].finish_reason,
             next((event.prompt_logprobs for event in events if event.prompt_logprobs is not None), None),
+            cut_tokens,
         )

@@ -43,21 +43,26 @@ def load_drafter(config: EngineConfig, runner: Runner, tokenizer: Tokenizer) -> 
         return None
     if config.draft == "lookup":
         return LookupDrafter()
+    rejection = config.draft_accept == "rejection"
     from fledge.engine.runner import Runner, first_layers, load_runner
 
     if config.draft.startswith("layers:"):
         n = config.draft.removeprefix("layers:")
         if not n.isdecimal():
             raise ConfigError(f"draft: expected a number of layers, as layers:4, got {config.draft!r:.60}")
-        return DraftModel(Runner(first_layers(runner.model, int(n)), runner.n_slots, runner.context_tokens))
-    theirs, words, _ = load_runner(config.draft, replace(config, cache_tokens=0, cache_dtype="float32"))
+        part = Runner(first_layers(runner.model, int(n)), runner.n_slots, runner.context_tokens)
+        return DraftModel(part, rejection)
+    theirs, words, _ = load_runner(
+        config.draft,
+        replace(config, cache_tokens=0, cache_dtype="float32", reach_tokens=0, window_tokens=0, rope_scaling=""),
+    )
     if theirs.source_tokens:
         raise ConfigError(f"draft: expected a decoder alone, got {config.draft}, which reads a source")
     if words.digest != tokenizer.digest:
         raise ConfigError(f"draft: expected a model of the same tokenizer, got {config.draft}; train one on it")
     if theirs.n_blocks < theirs.n_slots * -(-theirs.context_tokens // theirs.block_tokens):
         raise ConfigError(f"draft: expected memory for {theirs.n_slots} contexts, got too little; give fewer n_slots")
-    return DraftModel(theirs)
+    return DraftModel(theirs, rejection)
 
 
 def load_unchanged(model: str, config: EngineConfig | None = None) -> tuple[Engine, list[list[str | int]]]:

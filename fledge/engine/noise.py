@@ -31,6 +31,11 @@ def sequence_key(seed: int, choice: int) -> int:
     return mix((mix((seed & WORD) + GOLDEN & WORD) + choice * GOLDEN) & WORD)
 
 
+def other_key(key: int, purpose: str) -> int:
+    """A key of the same answer for another purpose than its tokens."""
+    return mix(key ^ int.from_bytes(purpose.encode().ljust(8, b"\0")[:8], "big"))
+
+
 def position_key(key: int, position: int) -> int:
     """The key of one position (tokens before it, prompt included) of the answer that `key` names."""
     return mix((key + (position + 1) * GOLDEN) & WORD)

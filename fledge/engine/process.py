@@ -98,6 +98,7 @@ class Worker:
     def run(self) -> int:
         facts = {
             "context_tokens": self.engine.context_tokens,
+            "reach_tokens": self.engine.reach_tokens,
             "vocab_size": self.engine.vocab_size,
             "n_slots": self.engine.runner.n_slots,
             "source_tokens": self.engine.runner.source_tokens,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fledge.engine.constraint import Constraint
+from fledge.engine.overflow import LongInput
 from fledge.errors import RequestError
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
@@ -130,8 +131,9 @@ class Request:
 
     A higher `priority` goes first. An answer that has not ended `deadline_seconds` after `submit` ends then, with the
     finish reason "deadline"; one that still waited is never begun. So ends a request of which no answer has got a slot
-    `queue_seconds` after `submit`. `source_ids` are for the encoder of a model that has one; `prompt_ids` then begin the
-    decoder's text, and () stands for the id that the model starts with.
+    `queue_seconds` after `submit`. `source_ids` are for the encoder of a model that has one; `prompt_ids` then begin
+    the decoder's text, and () stands for the id that the model starts with. `long_input`: what to do where prompt (or
+    source) and answer outgrow the context; None: what the engine was told.
     """
 
     id: str
@@ -143,6 +145,7 @@ class Request:
     deadline_seconds: float | None = None
     queue_seconds: float | None = None
     source_ids: tuple[int, ...] = ()
+    long_input: LongInput | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -186,7 +189,8 @@ class Event:
 
 @dataclass(frozen=True)
 class Completion:
-    """A finished choice: all of its events joined. `token_ids` include the stop token; `text` never does."""
+    """A finished choice: all of its events joined. `token_ids` include the stop token; `text` never does.
+    `cut_tokens`: how many tokens of the prompt (or source) were cut off because it was too long."""
 
     request_id: str
     index: int
@@ -195,3 +199,4 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...]
     finish_reason: FinishReason
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    cut_tokens: int = 0

@@ -50,7 +50,8 @@ class RunnerFace(Protocol):
     document at most; None: all. `shares`: whether a document may go on from the blocks of another that begins alike.
 
     `source_tokens`: the longest source of an encoder; 0: there is none. Its rows name a source each, which the runner
-    encodes when it first meets it and keeps until `forget`. `start_id` begins the decoder's document.
+    encodes when it first meets it and keeps until `forget`. `start_id` begins the decoder's document. `reach_tokens`:
+    the longest document of a request that goes on past the context; 0: there is none.
     """
 
     n_slots: int
@@ -62,6 +63,7 @@ class RunnerFace(Protocol):
     shares: bool
     source_tokens: int
     start_id: int
+    reach_tokens: int
 
     def forward(self, rows: list[Row]) -> Sequence[Tensor | np.ndarray]: ...
 

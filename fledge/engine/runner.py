@@ -20,6 +20,7 @@ from fledge.engine.native import NativeDecoder, why_not
 from fledge.engine.row import Row
 from fledge.errors import CheckpointError, ConfigError
 from fledge.model.start import start_id
+from fledge.model.stretch import reach, stretch
 from fledge.model.transformer import Transformer, new_cache, window_of
 from fledge.nn.adapter import Adapter
 from fledge.nn.cache import BLOCK_TOKENS
@@ -36,8 +37,9 @@ class Runner:
     """A model with a cache for `n_slots` documents side by side of up to `context_tokens` tokens each.
 
     `cache_tokens`: all tokens that the cache holds; 0: whole contexts for all slots, or what memory allows (see
-    `new_cache`). `cache_dtype` is the model's own or int8. `model` is packed in place and belongs to the runner from
-    then on; give `copied(model)` to keep yours.
+    `new_cache`). `cache_dtype` is the model's own or int8. `reach_tokens`: of a model with a window (`reach`), the
+    longest document of a request that goes on past `context_tokens`; 0: none may. `model` is packed in place and
+    belongs to the runner from then on; give `copied(model)` to keep yours.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Runner:
         context_tokens: int = 0,
         cache_tokens: int = 0,
         cache_dtype: CacheDtype = "float32",
+        reach_tokens: int = 0,
     ):
         refuse_encoders(model)
         longest = model.document_tokens
@@ -56,11 +59,14 @@ class Runner:
         self.vocab_size = model.config.vocab_size
         self.model = pack_in_place(model.eval())
         self.device = model.embedding.weight.device
-        self.cache = new_cache(model, n_slots, self.context_tokens, cache_tokens, cache_dtype == "int8")
+        self.reach_tokens, longest = reach_tokens, reach_tokens or self.context_tokens
+        self.cache = new_cache(model, n_slots, longest, cache_tokens, cache_dtype == "int8")
         self.n_blocks, self.block_tokens, self.window = self.cache.n_blocks, BLOCK_TOKENS, window_of(model)
         self.shares = not any(isinstance(layer.mixer, Kernelised) for layer in model.config.stack.layers)
         both = model.encoder is not None
-        self.source_tokens, self.start_id = (longest, start_id(model.config)) if both else (0, 0)
+        self.source_tokens, self.start_id = (
+            (self.model.config.context_tokens, start_id(model.config)) if both else (0, 0)
+        )
         self.compiled = self.compile()
 
     def compile(self) -> NativeDecoder | None:
@@ -72,7 +78,7 @@ class Runner:
         each = zip(cache.keys, cache.values, cache.key_scales, cache.value_scales, strict=True)
         caches = [tuple(t for t in tensors if t is not None) for tensors in each]
         with torch.inference_mode():
-            return NativeDecoder(self.model, caches, self.context_tokens)
+            return NativeDecoder(self.model, caches, self.reach_tokens or self.context_tokens)
 
     def forward(self, rows: list[Row]) -> Sequence[Tensor | np.ndarray]:
         """float32 logits [k, V] a row: k is 1 (the last token) or, with `all_logits`, every token."""
@@ -209,5 +215,13 @@ def load_runner(folder: str | Path, config: EngineConfig | None = None) -> tuple
     folder = find_served(folder)
     tokenizer = served_tokenizer(folder)
     model = load_served(folder)
-    runner = Runner(model, config.n_slots, config.context_tokens, config.cache_tokens, config.cache_dtype)
+    if config.rope_override is not None:
+        stretch(model, *config.rope_override)
+    context_tokens, cache_tokens = config.context_tokens, config.cache_tokens
+    if config.reach_tokens:
+        context_tokens = context_tokens or model.config.context_tokens
+        reach(model, config.window_tokens or context_tokens, config.reach_tokens)
+        # nobody holds more than a window, the chunk that is read and the blocks at both ends
+        cache_tokens = cache_tokens or config.n_slots * (context_tokens + config.prefill_chunk + 2 * BLOCK_TOKENS)
+    runner = Runner(model, config.n_slots, context_tokens, cache_tokens, config.cache_dtype, config.reach_tokens)
     return runner, tokenizer, served_stop_ids(folder, tokenizer)

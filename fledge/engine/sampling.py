@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fledge.engine.noise import contenders, gumbel, position_key, sequence_key
+from fledge.engine.noise import contenders, gumbel, other_key, position_key, sequence_key, uniform
+from fledge.engine.rejection import Odds, dense, residual
 from fledge.engine.request import Sampling, TokenLogprob
 from fledge.errors import EngineError
 
@@ -78,6 +79,34 @@ class Sampler:
         else:
             ids, values = truncate((scores.astype(np.float64) - best) / temperature, sampling)
         return int(ids[(values + gumbel(key, ids)).argmax()])
+
+    def odds(self, logits: np.ndarray, position: int) -> Odds:
+        """The distribution that `choose` samples at a temperature above 0. Raises EngineError."""
+        sampling, scores = self.sampling, self.penalise(logits)
+        best = float(scores.max())
+        if not math.isfinite(best):
+            raise EngineError(f"engine: expected finite logits, got {best} at position {position}; check the weights")
+        values = (scores.astype(np.float64) - best) / max(sampling.temperature, COLDEST)
+        ids, values = truncate(values, sampling)
+        p = np.exp(values)
+        return Odds(ids, p / p.sum())
+
+    def guess(self, logits: np.ndarray, position: int) -> tuple[int, Odds]:
+        """A token of a draft and the odds it was drawn by, with noise that nothing else uses."""
+        odds = self.odds(logits, position)
+        return odds.draw(position_key(other_key(self.key, "guess"), position)), odds
+
+    def check(self, logits: np.ndarray, position: int, guessed: int, guessed_by: Odds | None) -> int:
+        """The token at `position`: `guessed`, drawn by the odds `guessed_by` (None: it was certain to be guessed), with
+        probability min(1, p/q), else one of the residual, max(0, p - q) over its sum; so it is drawn by p. Source:
+        speculative sampling, Leviathan et al. 2022 (arXiv 2211.17192), §2.3."""
+        odds = self.odds(logits, position)
+        q = dense(guessed_by or Odds(np.array([guessed]), np.ones(1)), self.vocab_size)
+        p = dense(odds, self.vocab_size)
+        key = position_key(other_key(self.key, "check"), position)
+        if uniform(key, np.zeros(1, np.int64))[0] * q[guessed] < p[guessed]:
+            return guessed
+        return residual(p, q).draw(position_key(self.key, position))
 
     @property
     def ended(self) -> bool:

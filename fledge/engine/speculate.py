@@ -1,7 +1,8 @@
 """Guesses at an answer's next tokens, to be checked by the model many at once. Imports no torch.
 
 A guess is right when it is the token that the sampler itself chooses there, so a request's tokens stay what they are,
-greedy or sampled; a wrong guess costs the computation of its row.
+greedy or sampled; or, where that was asked for, when chance accepts it (fledge/engine/rejection.py). A wrong guess
+costs the computation of its row.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from weakref import WeakKeyDictionary
 from fledge.engine.row import Row, RunnerFace, as_array
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from fledge.engine.choice import Choice
 
 LONGEST, SHORTEST = 4, 2
@@ -73,11 +76,12 @@ class DraftModel:
     """Guesses by a smaller model of the same vocabulary, each as the answer's own sampler would choose it: with the
     same noise the two agree more often than two samples (Leviathan et al. 2022, arXiv 2211.17192, is the idea).
 
-    `runner` is the smaller model's, with room for a whole context of each of the engine's slots.
+    `runner` is the smaller model's, with room for a whole context of each of the engine's slots. `rejection`: guesses
+    are drawn with noise of their own, and their odds are left with the answers.
     """
 
-    def __init__(self, runner: RunnerFace):
-        self.runner = runner
+    def __init__(self, runner: RunnerFace, rejection: bool = False):
+        self.runner, self.rejection = runner, rejection
         self.each = runner.n_blocks // runner.n_slots
         self.seated: dict[int, tuple[Choice, int]] = {}  # slot -> whose tokens its blocks hold, and how many are right
 
@@ -89,12 +93,19 @@ class DraftModel:
         for number in range(n if rows else 0):
             for (choice, guessed), logits in zip(guesses.items(), self.runner.forward(rows), strict=True):
                 choosable = as_array(logits)[-1][: choice.vocab_size]
-                guessed.append(choice.sampler.choose(choosable, choice.n_tokens + number))
+                guessed.append(self.token(choice, choosable, choice.n_tokens + number))
             rows = [self.row(choice, choice.n_tokens + number, guessed) for choice, guessed in guesses.items()]
         for choice in guesses:
             assert choice.slot is not None
             self.seated[choice.slot] = choice, choice.n_tokens
         return [guesses.get(choice, []) for choice in choices]
+
+    def token(self, choice: Choice, logits: np.ndarray, position: int) -> int:
+        if not self.rejection or choice.request.sampling.temperature == 0.0:
+            return choice.sampler.choose(logits, position)
+        token, odds = choice.sampler.guess(logits, position)
+        choice.odds.append(odds)
+        return token
 
     def known(self, choice: Choice) -> int:
         """How many tokens of an answer its slot's blocks hold; the last is always computed."""

@@ -39,7 +39,7 @@ class StubRunner:
     block_tokens = 16
     window: int | None = None
     shares = True
-    source_tokens = start_id = 0
+    source_tokens = start_id = reach_tokens = 0
 
     def __init__(
         self,

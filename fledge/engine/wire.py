@@ -15,6 +15,7 @@ from typing import Any
 
 from fledge import errors
 from fledge.engine.constraint import Constraint
+from fledge.engine.overflow import LongInput
 from fledge.engine.request import Event, Request, Sampling, TokenLogprob
 from fledge.errors import EngineError, FledgeError, RequestError
 
@@ -95,7 +96,8 @@ def request_from_plain(plain: Frame) -> Request:
         source = source if isinstance(source, str) else tuple(source)
         sampling["constraint"] = Constraint(**{**constraint, "source": source})
     ids = {name: tuple(plain[name]) for name in ("prompt_ids", "source_ids")}
-    return Request(**{**plain, **ids, "sampling": Sampling(**sampling)})
+    long_input = None if plain["long_input"] is None else LongInput(**plain["long_input"])
+    return Request(**{**plain, **ids, "sampling": Sampling(**sampling), "long_input": long_input})
 
 
 def event_to_plain(event: Event) -> list[Any]:

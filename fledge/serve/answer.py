@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from fledge.engine.request import Event, Request
@@ -43,10 +43,19 @@ class Progress:
 
 
 class Answer(ABC):
-    """One HTTP request's answer. Subclasses give the shape of choices."""
+    """One HTTP request's answer. Subclasses give the shape of choices. `n_cut`: tokens cut off of each prompt."""
 
-    def __init__(self, service: Service, call: Call, requests: list[Request], head: ReplyHead, arrival: Arrival):
+    def __init__(
+        self,
+        service: Service,
+        call: Call,
+        requests: list[Request],
+        head: ReplyHead,
+        arrival: Arrival,
+        n_cut: Sequence[int] = (),
+    ):
         self.service = service
+        self.n_cut = n_cut
         self.call = call
         self.requests = requests
         self.head = head

@@ -12,7 +12,6 @@ from starlette.types import Scope
 
 import fledge
 from fledge.engine.request import Request, Sampling
-from fledge.engine.source import check_length, framed
 from fledge.errors import RequestError
 from fledge.serve.access import AccessLog
 from fledge.serve.answer import Answer, ChatAnswer, CompletionAnswer
@@ -20,6 +19,7 @@ from fledge.serve.body import read_json
 from fledge.serve.fields import count_unknown
 from fledge.serve.gate import CLIENT_GONE, RECORD, Record
 from fledge.serve.metrics import CONTENT_TYPE
+from fledge.serve.prompts import long_input, longest, prompt_text, read_prompt, read_source
 from fledge.serve.replies import ReplyHead, model_card
 from fledge.serve.service import Arrival, Service
 from fledge.serve.stream import CallerLeft, EventStream, while_connected
@@ -33,7 +33,7 @@ from fledge.serve.wire import (
     read_completion,
 )
 
-SEED_HEADER = "x-fledge-seed"
+SEED_HEADER, CUT_HEADER = "x-fledge-seed", "x-fledge-cut-tokens"
 
 Prepare = Callable[[dict[str, Any], Arrival], Coroutine[Any, Any, Answer]]
 
@@ -77,11 +77,12 @@ class Routes:
         service, call = self.service, read_chat(tree)
         self.check(call, 1)
         await service.wait_open()
-        ids = await service.render(call.messages)
+        policy = long_input(service, call)
+        ids, n_cut = await service.render(call.messages, policy.room(call.max_tokens, service.context_tokens or 0))
         head = ReplyHead.chat(service.model.name, service.model.fingerprint)
         sampling = service.ending_turns(self.sampling(call, len(ids), None))
-        requests = [Request(head.id, tuple(ids), sampling, arrival.tenant)]
-        return ChatAnswer(service, call, requests, head, arrival)
+        requests = [Request(head.id, tuple(ids), sampling, arrival.tenant, long_input=policy)]
+        return ChatAnswer(service, call, requests, head, arrival, [n_cut])
 
     async def completion_answer(self, tree: dict[str, Any], arrival: Arrival) -> Answer:
         service, call = self.service, read_completion(tree)
@@ -90,15 +91,18 @@ class Routes:
         head = ReplyHead.completion(service.model.name, service.model.fingerprint)
         if service.source_tokens:
             return await self.source_answer(call, head, arrival)
-        requests, n_added = [], []
+        requests, read, policy = [], [], long_input(service, call)
         for number, prompt in enumerate(call.prompts):
-            ids, added = await self.prompt_ids(call, prompt)
-            sampling = self.sampling(call, len(ids), DEFAULT_COMPLETION_TOKENS)
-            wants_prompt = call.echo and sampling.logprobs is not None
-            requests.append(Request(f"{head.id}-{number}", ids, sampling, arrival.tenant, wants_prompt))
-            n_added.append(added)
-        texts = [self.prompt_text(prompt) for prompt in call.prompts] if call.echo else None
-        return CompletionAnswer(texts, n_added, service, call, requests, head, arrival)
+            read.append(one := await read_prompt(service, call, prompt))
+            sampling = self.sampling(call, len(one.ids), DEFAULT_COMPLETION_TOKENS)
+            measured = call.echo and sampling.logprobs is not None
+            name = f"{head.id}-{number}"
+            requests.append(Request(name, one.ids, sampling, arrival.tenant, measured, long_input=policy))
+        texts = None
+        if call.echo:
+            texts = [prompt_text(service, prompt, one) for prompt, one in zip(call.prompts, read, strict=True)]
+        n_added, n_cut = [one.n_added for one in read], [one.n_cut for one in read]
+        return CompletionAnswer(texts, n_added, service, call, requests, head, arrival, n_cut)
 
     async def source_answer(self, call: CompletionCall, head: ReplyHead, arrival: Arrival) -> Answer:
         """An encoder–decoder's: each prompt is a source, and the decoder begins at its start."""
@@ -106,31 +110,13 @@ class Routes:
             message = "echo: this model answers its prompt and does not continue it; leave echo out"
             raise RequestError(message, "echo", "unsupported_parameter")
         start = (self.service.engine.facts["start_id"],)
-        requests = []
+        requests, n_cut = [], []
         for number, prompt in enumerate(call.prompts):
-            source = await self.source_ids(call, prompt)
-            check_length(len(source), self.service.source_tokens)
+            source = await read_source(self.service, call, prompt)
+            n_cut.append(source.n_cut)
             sampling = self.sampling(call, len(start), DEFAULT_COMPLETION_TOKENS)
-            requests.append(Request(f"{head.id}-{number}", start, sampling, arrival.tenant, source_ids=source))
-        return CompletionAnswer(None, [0] * len(requests), self.service, call, requests, head, arrival)
-
-    async def source_ids(self, call: CompletionCall, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
-        """A source's ids: a text stands in the tokenizer's frame, ids are used as they are."""
-        if isinstance(prompt, tuple):
-            check_length(len(prompt), self.service.source_tokens)  # first: it may be millions
-            self.check_ids(prompt)
-            return prompt
-        ids = tuple(await self.service.encode(prompt))
-        source = framed(self.service.model.tokenizer, ids) if call.add_special_tokens else ids
-        if not source:
-            raise RequestError("prompt: expected at least one token, got an empty text", "prompt")
-        return source
-
-    def check_ids(self, ids: tuple[int, ...]) -> None:
-        vocab_size = self.service.model.tokenizer.vocab_size
-        outside = next((token for token in ids if not 0 <= token < vocab_size), None)
-        if outside is not None:
-            raise RequestError(f"prompt: expected token ids in 0..{vocab_size - 1}, got {outside}", "prompt")
+            requests.append(Request(f"{head.id}-{number}", start, sampling, arrival.tenant, source_ids=source.ids))
+        return CompletionAnswer(None, [0] * len(requests), self.service, call, requests, head, arrival, n_cut)
 
     def check(self, call: Call, n_prompts: int) -> None:
         """What can be refused before anything is encoded or the model is there."""
@@ -142,28 +128,14 @@ class Routes:
             raise RequestError(f"{param}: expected at most {most} answers in one request (prompts times n)", param)
 
     def sampling(self, call: Call, prompt_tokens: int, open_tokens: int | None) -> Sampling:
-        context_tokens = self.service.context_tokens or 0
+        context_tokens = longest(self.service, call)
         return call.sampling_for(prompt_tokens, context_tokens, self.service.engine.facts["vocab_size"], open_tokens)
-
-    async def prompt_ids(self, call: CompletionCall, prompt: str | tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-        """A prompt's ids and how many of them we added: a text begins with BOS once, ids are used as they are."""
-        tokenizer = self.service.model.tokenizer
-        if isinstance(prompt, tuple):
-            call.answer_tokens(len(prompt), self.service.context_tokens or 0)  # its length first: it may be millions
-            self.check_ids(prompt)
-            return prompt, 0
-        ids = await self.service.encode(prompt)
-        added = [tokenizer.bos_id] if call.add_special_tokens and tokenizer.bos_id is not None else []
-        if not added and not ids:
-            raise RequestError("prompt: expected at least one token, got an empty text", "prompt")
-        return (*added, *ids), len(added)
-
-    def prompt_text(self, prompt: str | tuple[int, ...]) -> str:
-        return prompt if isinstance(prompt, str) else self.service.model.tokenizer.decode(list(prompt))
 
     async def answer(self, request: HttpRequest, answer: Answer) -> Any:
         """The stream or the whole reply; either ends its work in the engine when the caller leaves."""
         headers = {SEED_HEADER: answer.seeds()}
+        if any(answer.n_cut):
+            headers[CUT_HEADER] = ",".join(map(str, answer.n_cut))
         if not answer.call.stream:
             try:
                 body = await while_connected(request, answer.whole())

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import fledge
 from fledge.engine.client import EngineClient
@@ -27,10 +28,12 @@ from fledge.serve.limits import Admission, Place
 from fledge.serve.metrics import Metrics
 from fledge.text.chat import ChatRenderer, Message, renderer_for
 from fledge.text.tokenizer import Tokenizer
+from fledge.text.turns import render_fitted
 
 IN_THREAD_CHARACTERS = 20_000  # encoding more text would hold up every other stream for milliseconds
 EXACT_CHARACTERS = 1 << 20  # up to here a prompt that is too long is told its exact number of tokens
 
+T = TypeVar("T")
 MAX_IN_TEMPLATE = 32  # conversations that wait for a template's process, which takes one after the other
 
 
@@ -151,6 +154,11 @@ class Service:
         return self.engine.facts.get("context_tokens")
 
     @property
+    def reach_tokens(self) -> int:
+        """Longest prompt and answer of a request that goes on past the context; 0 where none may."""
+        return int(self.engine.facts.get("reach_tokens", 0))
+
+    @property
     def source_tokens(self) -> int:
         """The longest prompt of an encoder–decoder, which reads it as its source; 0 for other models, and before the
         engine was ready."""
@@ -195,8 +203,9 @@ class Service:
         """The ids of a text, special tokens in it staying text; long texts in a thread. Raises ApiError 400."""
         return await self.off_loop([text], "prompt", lambda: self.model.tokenizer.encode(text))
 
-    async def render(self, messages: tuple[Message, ...]) -> list[int]:
-        """The ids of a conversation and of the head of the answer. Raises ApiError 400 for a base model."""
+    async def render(self, messages: tuple[Message, ...], room: tuple[int, int]) -> tuple[list[int], int]:
+        """(ids of a conversation and of the head of the answer, how many tokens the oldest turns had that were left
+        out where it is longer than the `room`: see `render_fitted`). Raises ApiError 400 for a base model."""
         renderer = self.model.renderer
         if renderer is None:
             kind = "it is a base model, or has one of its own"
@@ -206,8 +215,8 @@ class Service:
             raise ApiError(400, message, "messages", "chat_not_supported")
         texts = [message.content for message in messages]
 
-        def work() -> list[int]:
-            return renderer.render(messages, generation_prompt=True).ids
+        def work() -> tuple[list[int], int]:
+            return render_fitted(renderer, messages, *room)
 
         return await (self.in_template if renderer.in_child else self.off_loop)(texts, "messages", work)
 
@@ -219,7 +228,7 @@ class Service:
         further = set(renderer.stop_ids) - set(self.model.tokenizer.stop_ids)
         return replace(sampling, stop_token_ids=(*sampling.stop_token_ids, *sorted(further)))
 
-    async def in_template(self, texts: list[str], param: str, work: Callable[[], list[int]]) -> list[int]:
+    async def in_template(self, texts: list[str], param: str, work: Callable[[], T]) -> T:
         """As `off_loop`, in a thread of its own: a foreign template may take seconds, and others shan't wait for it."""
         self.refuse_hopeless(sum(map(len, texts)), param)
         if self.n_in_template >= MAX_IN_TEMPLATE:
@@ -232,7 +241,7 @@ class Service:
         finally:
             self.n_in_template -= 1
 
-    async def off_loop(self, texts: list[str], param: str, work: Callable[[], list[int]]) -> list[int]:
+    async def off_loop(self, texts: list[str], param: str, work: Callable[[], T]) -> T:
         size = sum(map(len, texts))
         self.refuse_hopeless(size, param)
         try:
@@ -242,7 +251,7 @@ class Service:
 
     def refuse_hopeless(self, characters: int, param: str) -> None:
         """Refuse a text that is large and can't fit however it is encoded: encoding takes some 100 bytes a token."""
-        context_tokens = self.source_tokens or self.context_tokens or 0
+        context_tokens = self.source_tokens or max(self.context_tokens or 0, self.reach_tokens)
         least = characters // self.model.longest_token
         if characters > EXACT_CHARACTERS and least > context_tokens:
             raise RequestError(

@@ -15,6 +15,7 @@ from fledge.engine.request import MAX_BIASES, MAX_STOP_TOKEN_IDS, MAX_STOPS, MAX
 from fledge.errors import RequestError
 from fledge.serve.constraint import read_constraint
 from fledge.serve.fields import Fields, words, wrong
+from fledge.serve.truncation import TRUNCATION_FIELDS, read_long_input
 from fledge.text.chat import Message
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
@@ -23,7 +24,7 @@ MAX_RANDOM_SEED = 2**32  # short enough to be read off a screen, and exact in Ja
 MAX_MESSAGES = 4096
 MAX_OWN_STOP_IDS = MAX_STOP_TOKEN_IDS - 16  # the chat format's ends of a turn come on top
 
-SAMPLING_FIELDS = words(
+SAMPLING_FIELDS = TRUNCATION_FIELDS | words(
     "max_tokens temperature top_p n stream stream_options stop presence_penalty frequency_penalty logit_bias seed "
     "logprobs user model top_k min_p typical_p repetition_penalty stop_token_ids ignore_eos min_tokens response_format "
     "guided_json guided_regex guided_choice guided_grammar"
@@ -40,7 +41,7 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 @dataclass(frozen=True)
 class Call:
     """What chat and completions share. `max_tokens` and `seed` are None when the caller left them open; `limit_name` is
-    what the caller called `max_tokens`."""
+    what the caller called `max_tokens`, `long_input` what is said of a prompt that is too long."""
 
     prompt_name: ClassVar[str] = "prompt"
 
@@ -51,6 +52,7 @@ class Call:
     seed: int | None
     stream: bool
     include_usage: bool
+    long_input: dict[str, Any]
 
     def check_ranges(self, vocab_size: int) -> None:
         """Every range, before any prompt is encoded or anything allocated. Raises RequestError."""
@@ -97,6 +99,9 @@ def read_chat(tree: dict[str, Any]) -> ChatCall:
     fields = Fields(tree)
     refuse_unsupported(fields)
     messages = fields.array("messages")
+    if tree.get("truncation_side") == "right":
+        message = "truncation_side: of a chat the oldest turns are left out; expected left, got right"
+        raise RequestError(message, "truncation_side", "unsupported_parameter")
     if not messages:
         raise RequestError("messages: expected at least one message", "messages")
     if len(messages) > MAX_MESSAGES:
@@ -174,6 +179,7 @@ def read_shared(fields: Fields, logprobs: int | None) -> dict[str, Any]:
         "seed": fields.integer("seed"),
         "stream": stream,
         "include_usage": options.flag("include_usage"),
+        "long_input": read_long_input(fields),
     }
 
 

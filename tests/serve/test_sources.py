@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fledge.engine.load import load_engine
+from fledge.engine.overflow import LongInput
 from fledge.engine.request import Completion, Request, Sampling
 from fledge.model.config import ShapeConfig
 from fledge.model.families import family
@@ -110,3 +111,30 @@ def test_config_json_says_whether_a_prompt_is_a_source(tmp_path: Path) -> None:
     ):  # fmt: skip
         (tmp_path / "config.json").write_text(json.dumps(raw))
         assert reads_source(tmp_path) is expected
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("over", [0, 1, 50])
+def test_a_long_source_is_cut_inside_its_frame_where_that_is_asked_for(
+    server: RunningServer, side: str, over: int
+) -> None:
+    room = CONTEXT - 1  # the frame's </s>
+    text = "".join(chr(97 + n % 19) for n in range(room + over))
+    by_hand = text[:room] if side == "right" else text[-room:]
+    done = server.complete(text, truncation="auto", truncation_side=side, **SAID)
+    expected = server.complete(by_hand, **SAID)
+    assert done.json()["choices"] == expected.json()["choices"] and done.json()["usage"] == expected.json()["usage"]
+    assert done.headers.get("x-fledge-cut-tokens") == (str(over) if over else None)
+    assert server.complete(text, **SAID).status_code == (400 if over else 200)  # the control
+    ids = [*range(97, 117)] * 5
+    done = server.complete(ids, truncation="auto", truncation_side=side, **SAID)
+    expected = server.complete(ids[:CONTEXT] if side == "right" else ids[-CONTEXT:], **SAID)
+    assert done.json()["choices"] == expected.json()["choices"]
+
+
+def test_the_engine_cuts_a_source_too(folder: Path) -> None:
+    engine, sampling = load_engine(str(folder)), Sampling(5, seed=3)
+    ids = tuple(range(97, 117)) * 5
+    long = Request("r", (), sampling, source_ids=ids, long_input=LongInput("truncate"))
+    (done,), (expected,) = engine.complete([long]), engine.complete([Request("r", (), sampling, source_ids=ids[-64:])])
+    assert (done.token_ids, done.cut_tokens) == (expected.token_ids, 36)

@@ -75,13 +75,17 @@ def open_model(config: ServeConfig) -> ServedModel:
 
 
 def reads_source(folder: Path) -> bool:
-    """Whether a folder's config.json says that its model is an encoder–decoder. Raises CheckpointError."""
+    """Whether a folder's config.json says that its model is an encoder–decoder; an adapter's, that its base is one.
+    Raises CheckpointError."""
+    name = next((one for one in ("config.json", "adapter_config.json") if (folder / one).is_file()), "config.json")
     try:
-        raw = json.loads((folder / "config.json").read_bytes())
+        raw = json.loads((folder / name).read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder}/config.json: expected JSON, found none ({type(error).__name__})") from None
+        raise CheckpointError(f"{folder / name}: expected JSON, found none ({type(error).__name__})") from None
     if not isinstance(raw, dict):
-        raise CheckpointError(f"{folder}/config.json: expected a mapping, got {type(raw).__name__}")
+        raise CheckpointError(f"{folder / name}: expected a mapping, got {type(raw).__name__}")
+    if name != "config.json":
+        return raw.get("task_type") == "SEQ_2_SEQ_LM"
     own = raw.get("model")  # of fledge's own format
     return raw.get("is_encoder_decoder") is True or (
         isinstance(own, dict) and isinstance(own.get("encoder"), dict) and isinstance(own.get("decoder"), dict)

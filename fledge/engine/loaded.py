@@ -13,6 +13,7 @@ import torch
 from fledge.batch import OneDocument, one_document
 from fledge.engine.config import EngineConfig
 from fledge.engine.core import Engine
+from fledge.engine.overflow import LongInput
 from fledge.engine.request import Completion, Request, Sampling
 from fledge.engine.runner import Runner, pack_in_place
 from fledge.engine.source import source_of
@@ -20,7 +21,10 @@ from fledge.errors import ConfigError, EngineError
 from fledge.model.transformer import Transformer
 from fledge.text.chat import ChatRenderer, Message, renderer_for
 from fledge.text.tokenizer import Tokenizer
+from fledge.text.turns import render_fitted
 from fledge.tune.load import find_served, load_served, served_stop_ids, served_tokenizer
+
+EVERYTHING = (2**63, 2**63)
 
 
 class Model:
@@ -59,34 +63,43 @@ class Model:
         return start + self.tokenizer.encode(prompt)
 
     def complete(self, ids: Sequence[int], **sampling: Any) -> list[Completion]:
-        """Completions (one for each of `n`) of token ids; keywords are the fields of `Sampling`."""
+        """Completions (one for each of `n`) of token ids; keywords are the fields of `Sampling`, and `long_input`, a
+        LongInput: what to do where they are too many."""
         return self.engine.complete([self.request("api", ids, sampling)])
 
     def request(self, name: str, ids: Sequence[int], sampling: dict[str, Any]) -> Request:
         """`ids` are the prompt, or the source of an encoder–decoder, whose prompt is its start."""
-        n_prompt = 1 if self.reads_source else len(ids)
-        room = max(1, min(256, self.transformer.document_tokens - n_prompt))
-        chosen = Sampling(**{"max_tokens": room, **sampling})
+        context_tokens = self.transformer.document_tokens
+        policy: LongInput = sampling.get("long_input") or LongInput()
+        left = policy.cut(ids, sampling.get("max_tokens"), context_tokens, self.tokenizer.bos_id)
+        n_prompt = 1 if self.reads_source else len(left)
+        room = max(1, min(256, context_tokens - n_prompt))
+        fields = {name: value for name, value in sampling.items() if name != "long_input"}
+        chosen = Sampling(**{"max_tokens": room, **fields})
         if self.reads_source:
-            return Request(name, (), chosen, source_ids=tuple(ids))
-        return Request(name, tuple(ids), chosen)
+            return Request(name, (), chosen, source_ids=tuple(ids), long_input=policy)
+        return Request(name, tuple(ids), chosen, long_input=policy)
 
     def generate(self, prompt: str, **sampling: Any) -> str:
         """The continuation of `prompt` (without it), or the answer to it as a source."""
         return self.complete(self.prompt_ids(prompt), **sampling)[0].text
 
     def chat(self, messages: str | Sequence[Message], **sampling: Any) -> str:
-        """The answer to a user's text or to a conversation. Raises ConfigError for a base model."""
-        return self.complete(self.chat_ids(messages), **sampling)[0].text
+        """The answer to a user's text or to a conversation, whose oldest turns are left out where `long_input` says so.
+        Raises ConfigError for a base model."""
+        policy: LongInput = sampling.get("long_input") or LongInput()
+        room = policy.room(sampling.get("max_tokens"), self.transformer.config.context_tokens)
+        return self.complete(self.chat_ids(messages, room), **sampling)[0].text
 
-    def chat_ids(self, messages: str | Sequence[Message]) -> list[int]:
+    def chat_ids(self, messages: str | Sequence[Message], room: tuple[int, int] = EVERYTHING) -> list[int]:
+        """The ids of a conversation up to where the answer begins, fitted into `room` (see `render_fitted`)."""
         if self.renderer is None:
             raise ConfigError(
                 f"{self.folder}: {'an encoder-decoder' if self.reads_source else 'a base model'} has no chat format; "
                 "use generate, or tune a decoder with fledge sft"
             )
         turns = (Message("user", messages),) if isinstance(messages, str) else tuple(messages)
-        return self.renderer.render(turns, generation_prompt=True).ids
+        return render_fitted(self.renderer, turns, *room)[0]
 
     def stream(self, prompt: str, **sampling: Any) -> Iterator[str]:
         """The continuation of `prompt` piece by piece; several may be read in turn. Raises EngineError."""

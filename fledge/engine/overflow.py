@@ -1,7 +1,7 @@
 """What is done with a prompt that, with its answer, is longer than the context. Imports no torch.
 
 `refuse` is an error, `truncate` cuts the prompt, `window` goes on past the context with the last tokens visible
-(fledge/engine/reach.py). What is cut is counted and told; nothing is cut that fits.
+(fledge/model/stretch.py). What is cut is counted and told; nothing is cut that fits.
 """
 
 from __future__ import annotations

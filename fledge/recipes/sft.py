@@ -108,7 +108,7 @@ def opened_base(config: Any, what: str, quantized: bool = False) -> tuple[Path, 
     if read_quantization(config_of(base)) and not quantized:
         raise ConfigError(
             f"model.path: expected weights in floating point, got quantized ones in {base}, which have no gradient; "
-            "with fledge sft tune an adapter beside them (tune.method=lora), or the original, and quantize what comes of it"
+            "with fledge sft tune an adapter beside them (tune.method=lora), or the original and quantize that"
         )
     return base, read_config(base)[1]
 

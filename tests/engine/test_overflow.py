@@ -171,3 +171,32 @@ def test_generate_tells_what_it_cut(capfd):
     by_hand = generate(replace(config, prompt=("z" * 50 + "abc")[-29:]), json=True)
     assert result["cut_tokens"] == 24 and "cut_tokens" not in by_hand
     assert result["choices"] == by_hand["choices"] and "24 of its tokens" in capfd.readouterr().err
+
+
+def test_a_loaded_model_cuts_prompts_and_leaves_turns_out(tmp_path):
+    import torch
+
+    from fledge.engine.loaded import load
+    from fledge.model.config import ShapeConfig
+    from fledge.model.families import family
+    from fledge.model.folder import save_model
+    from fledge.model.init import initialise
+    from fledge.model.transformer import build
+
+    shape = ShapeConfig("llama", width=32, layers=1, heads=2, context_tokens=64, vocab_size=TOKENIZER.vocab_size)
+    model = initialise(build(family("llama").build(shape), "cpu"), 5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8.0)
+    save_model(model, tmp_path, TOKENIZER)
+    mine, policy, text = load(tmp_path), LongInput("truncate"), "".join(chr(65 + n % 26) for n in range(200))
+    said_there = mine.generate(text, max_tokens=14, seed=3, long_input=policy)
+    assert said_there == mine.generate(text[-49:], max_tokens=14, seed=3) != mine.generate(text[:49], max_tokens=14)
+    assert mine.complete(mine.prompt_ids(text), long_input=policy)[0].cut_tokens == 201 - 48
+    with pytest.raises(RequestError, match="at most 64 tokens"):
+        mine.generate(text, max_tokens=14)
+    turns = [Message("user", "a" * 30), Message("assistant", "b" * 30), Message("user", "Why?")]
+    answered = mine.chat(turns, max_tokens=9, seed=3, long_input=policy)
+    assert answered == mine.chat(turns[2:], max_tokens=9, seed=3)
+    with pytest.raises(RequestError, match="at most 64 tokens"):
+        mine.chat(turns, max_tokens=9)

@@ -88,7 +88,7 @@ class Model:
         """The answer to a user's text or to a conversation, whose oldest turns are left out where `long_input` says so.
         Raises ConfigError for a base model."""
         policy: LongInput = sampling.get("long_input") or LongInput()
-        room = policy.room(sampling.get("max_tokens"), self.transformer.config.context_tokens)
+        room = policy.room(sampling.get("max_tokens"), self.transformer.document_tokens)
         return self.complete(self.chat_ids(messages, room), **sampling)[0].text
 
     def chat_ids(self, messages: str | Sequence[Message], room: tuple[int, int] = EVERYTHING) -> list[int]:

@@ -38,8 +38,9 @@ def train_heads(model: Transformer) -> Transformer:
 
 
 def heads_are_trained(model: Transformer) -> bool:
-    """Whether the heads' own weights are trained."""
-    return bool(model.heads) and all(parameter.requires_grad for parameter in model.heads.parameters())
+    """Whether a task head's own weights are trained (a value head is no task's, and kept elsewhere)."""
+    tasks = any(head.name in TASKS for head in model.config.heads)
+    return tasks and all(parameter.requires_grad for parameter in model.heads.parameters())
 
 
 def head_rows(model: Transformer) -> dict[str, Weight]:

@@ -12,6 +12,7 @@ import pytest
 from fledge import errors
 from fledge.engine import wire
 from fledge.engine.constraint import Constraint
+from fledge.engine.overflow import LongInput
 from fledge.engine.request import Event, Request, Sampling, TokenLogprob
 
 
@@ -45,7 +46,10 @@ def test_a_request_with_every_field_set_arrives_equal():
     )
     defaults = Sampling()
     assert all(getattr(sampling, f.name) != getattr(defaults, f.name) for f in dataclasses.fields(Sampling))
-    request = Request("id", (1, 2, 3), sampling, "tenant", True, 4, 2.5, (7, 8))
+    cut = LongInput("truncate", "right", 9)
+    request = Request("id", (1, 2, 3), sampling, "tenant", True, 4, 2.5, 1.5, source_ids=(7, 8), long_input=cut)
+    empty = Request("", ())
+    assert all(getattr(request, f.name) != getattr(empty, f.name) for f in dataclasses.fields(Request))
     frame = through({"kind": "submit", "request": wire.request_to_plain(request)})
     assert wire.request_from_plain(frame["request"]) == request
 

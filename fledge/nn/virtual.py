@@ -5,6 +5,7 @@ B rows, T tokens, P virtual tokens, E embedding width, L layers, K key/value hea
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -15,18 +16,18 @@ from fledge.batch import PADDING, Layout, OneDocument, Packed, Padded, Tokens
 from fledge.nn.adapter import Adapter
 
 
-class VirtualTokens(Adapter):
+class VirtualTokens(Adapter, ABC):
     """What stands before every document: `n_tokens` embeddings, or keys and values in each layer."""
 
     n_tokens: int
 
+    @abstractmethod
     def embeddings(self, width: int) -> Tensor:
         """Rows [P, E] that the first layer reads."""
-        raise NotImplementedError
 
+    @abstractmethod
     def keys_and_values(self) -> Tensor | None:
         """[L, 2, P, K, C] that attention sees of them; None: those that the layers make of the embeddings."""
-        raise NotImplementedError
 
 
 class PromptTokens(VirtualTokens):

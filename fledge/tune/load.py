@@ -21,8 +21,7 @@ def find_served(path: str | Path) -> Path:
 
 def load_served(path: str | Path, device: torch.device | str = "cpu") -> Transformer:
     """The model of a folder; of an adapter's, its base with the adapter in its weights, or beside them where they
-    can't be merged. Raises ConfigError and
-    CheckpointError as `load_model` and `load_adapter` do."""
+    can't be merged. Raises ConfigError and CheckpointError as `load_model` and `load_adapter` do."""
     folder = adapter_folder(path)
     if folder is None:
         return load_model(path, device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,10 +94,3 @@ def greedy_answers(model: Any, questions: Sequence[Question], form: str, max_tok
 def same(answer: str, reference: str) -> bool:
     """Equal but for white space."""
     return answer.split() == reference.split()
-
-
-def word_f1(answer: str, reference: str) -> float:
-    """Harmonic mean of the shares of words in common, as SQuAD counts them (Rajpurkar et al. 2016), case kept."""
-    got, wanted = answer.split(), reference.split()
-    shared = sum((Counter(got) & Counter(wanted)).values())
-    return 2 * shared / (len(got) + len(wanted)) if got or wanted else 1.0

@@ -17,13 +17,14 @@ from fledge.engine.loaded import Model, load
 from fledge.errors import ConfigError, FledgeError
 from fledge.evals import bigram as bigrams
 from fledge.evals import score as scores
-from fledge.evals.answers import Question, answer_bits, greedy_answers, questions_of, same, word_f1
+from fledge.evals.answers import Question, answer_bits, greedy_answers, questions_of, same
 from fledge.evals.bits import NORMALISER, DocumentBits, document_bits, document_ids, first_token
 from fledge.evals.compressors import COMPRESSORS
 from fledge.evals.config import EvaluateConfig
 from fledge.evals.documents import evaluation_text
 from fledge.evals.score import Score, change_score, mean_score, ratio_score
 from fledge.evals.summary import summary
+from fledge.evals.task_scores import word_f1
 from fledge.lineage import check_output_file, read_card, sha256_file, sha256_json, write_text_durably
 from fledge.log import json_safe, say
 from fledge.text.chat import read_conversations

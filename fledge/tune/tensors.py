@@ -18,9 +18,9 @@ from fledge.errors import CheckpointError
 from fledge.model.transformer import Transformer
 from fledge.nn.adapter import Bottleneck, LowRank, LowRankEmbedding, Scale
 from fledge.tune.attach import adapters, weight_at
+from fledge.tune.heads import PREFIX
 from fledge.tune.sites import Place, Site
 
-PREFIX = "base_model.model."
 ENDS = {
     "linear": ("lora_A.weight", "lora_B.weight"),
     "embedding": ("lora_embedding_A", "lora_embedding_B"),

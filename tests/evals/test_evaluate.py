@@ -14,12 +14,13 @@ from fledge.data.config import BuildConfig
 from fledge.data.corpus import read_corpus
 from fledge.engine.loaded import load
 from fledge.errors import ConfigError, DataError
-from fledge.evals.answers import Question, answer_bits, answer_span, greedy_answers, questions_of, same, word_f1
+from fledge.evals.answers import Question, answer_bits, answer_span, greedy_answers, questions_of, same
 from fledge.evals.bigram import Bigram
 from fledge.evals.bits import document_bits, document_ids
 from fledge.evals.compressors import gzip_bits, xz_bits
 from fledge.evals.config import EvaluateConfig
 from fledge.evals.run import evaluate
+from fledge.evals.task_scores import word_f1
 from fledge.text.chat import Message
 from fledge.text.tokenizer import byte_level, characters
 from tests.data.folders import essay, held_out_names, make

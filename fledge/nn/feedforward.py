@@ -22,43 +22,40 @@ class FeedForward(nn.Module):
         self.down = Linear(config.hidden, width, config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.hidden(self.inward(x))
+        hidden = self.gate(x) if self.gated else activate(self.inward(x), self.activation)
         if self.dropout and self.training:
             hidden = F.dropout(hidden, self.dropout)
         return self.down(hidden)
 
-    def hidden(self, inner: Tensor) -> Tensor:
-        """What goes down again, [..., H], of the maps inward."""
-        if not self.gated:
-            return activate(inner, self.activation)
-        by_hand = self.activation == "silu" and torch.is_grad_enabled() and inner.requires_grad
+    def gate(self, x: Tensor) -> Tensor:
+        """activation(gate(x)) · up(x), [..., H]."""
+        inward = self.inward
+        gate, up = inward.apart(x) if isinstance(inward, Joined) else inward(x).chunk(2, -1)
+        by_hand = self.activation == "silu" and torch.is_grad_enabled() and gate.requires_grad
         if by_hand and not torch.compiler.is_compiling():
-            return GatedSilu.apply(inner)
-        gate, up = inner.chunk(2, -1)
-        return activate(gate, self.activation) * up
+            return GatedSilu.apply(gate, up)
+        hidden = activate(gate, self.activation)
+        return hidden * up if hidden.requires_grad else hidden.mul_(up)
 
 
 class GatedSilu(torch.autograd.Function):
-    """silu(gate) · up of inner = [gate, up] side by side: [..., 2 H] -> [..., H].
+    """silu(gate) · up: [..., H] each -> [..., H].
 
-    Written out so that the gradient of both halves is computed in place, where autograd would glue two tensors.
+    Written out so that the gradients of both stand side by side in memory, where autograd would glue two tensors.
     """
 
     @staticmethod
-    def forward(ctx, inner: Tensor) -> Tensor:  # type: ignore[override]
-        gate, up = inner.chunk(2, -1)
-        ctx.save_for_backward(inner)
+    def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(gate, up)
         return F.silu(gate) * up
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[override]
-        (inner,) = ctx.saved_tensors
-        gate, up = inner.chunk(2, -1)
-        result = torch.empty_like(inner)
-        grad_gate, grad_up = result.chunk(2, -1)
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        gate, up = ctx.saved_tensors
+        grad_gate, grad_up = gate.new_empty(*gate.shape[:-1], 2 * gate.shape[-1]).chunk(2, -1)
         torch.mul(grad, F.silu(gate), out=grad_up)
         torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
-        return result
+        return grad_gate, grad_up
 
 
 class Experts(nn.Module):

@@ -104,7 +104,7 @@ class Choice:
         start, end = self.n_cached, self.next_end(chunk_tokens, self.n_cached)
         blocks = tuple(self.blocks[: -(-end // block_tokens)])
         all_logits = self.measures_prompt or end > self.n_tokens
-        return Row(blocks, start, self.ids(start, end), all_logits, self.slot, self.source)
+        return Row(blocks, start, self.ids(start, end), all_logits, self.slot, self.source, self.request.adapter)
 
     def content(self, number: int, root: bytes, block_tokens: int) -> Content:
         """What its block `number` holds when it is full, which its tokens must be enough for."""

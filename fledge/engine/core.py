@@ -25,6 +25,7 @@ from fledge.engine.length import answer_room
 from fledge.engine.request import Completion, Event, FinishReason, Request
 from fledge.engine.row import Row, RunnerFace, as_array
 from fledge.engine.scheduler import Scheduler
+from fledge.engine.shelf import Shelf
 from fledge.engine.source import with_start
 from fledge.engine.speculate import Drafter
 from fledge.errors import CapacityError, EngineError, FledgeError, RequestError
@@ -75,6 +76,7 @@ class Engine:
         self.begin_by: dict[str, float] = {}  # the same, of requests that have had no slot yet
         self.live: dict[str, list[Choice]] = {}  # request id -> its unfinished choices
         self.unsent: list[Event] = []
+        self.shelf = Shelf(runner)
         self.totals = dict.fromkeys(TOTALS, 0)
 
     @property
@@ -110,7 +112,7 @@ class Engine:
         """Put a request in the line. Raises RequestError or CapacityError and then nothing has changed."""
         request.check_urgency()
         sampling = request.sampling.validated(self.vocab_size)
-        request = self.fitted(request)
+        request = self.shelf.resolved(self.fitted(request))
         if request.source_ids or self.reads_source:
             request = with_start(request, self.runner, self.vocab_size)
         if request.id in self.live:
@@ -134,6 +136,7 @@ class Engine:
             for index, automaton in enumerate(automata)
         ]
         self.live[request.id] = list(choices)
+        self.shelf.hold(request.adapter)
         scheduler.queue(choices)
         if request.deadline_seconds is not None:
             self.deadlines[request.id] = self.clock() + request.deadline_seconds
@@ -280,8 +283,18 @@ class Engine:
         siblings.remove(choice)
         if not siblings:
             del self.live[choice.request.id]
+            self.shelf.let_go(choice.request.adapter)
             self.deadlines.pop(choice.request.id, None)
             self.begin_by.pop(choice.request.id, None)
+
+    def load_adapter(self, name: str, folder: str) -> None:
+        """Stand the adapter in a folder beside the model: requests that name it are answered with it. Raises
+        ConfigError and CheckpointError for one that can't, and then nothing has changed."""
+        self.shelf.load(name, self.runner.read_adapter(folder))
+
+    def unload_adapter(self, name: str) -> None:
+        """Requests under way finish with it. Raises RequestError for a name that is not loaded."""
+        self.shelf.unload(name)
 
     def load_weights(self, state: Mapping[str, Tensor], version: str) -> None:
         """Go on with other weights, by the names of the model's `state_dict()`; `version` tells them from all others.

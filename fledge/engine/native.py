@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ctypes as c
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fledge.engine.row import Row
+from fledge.errors import ConfigError
 from fledge.model.transformer import Transformer
 from fledge.nn.adapter import Adapter
 from fledge.nn.attention import Attention
@@ -27,6 +28,7 @@ from fledge.nn.native.linear import NativeLinear, PanelEmbedding, threads
 from fledge.nn.norm import LayerNorm, RMSNorm, scale_of
 from fledge.nn.position import sines
 from fledge.nn.quantized import Int4Linear, Int8Linear
+from fledge.tune.changes import Change
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu", "tanh")
 PARALLEL = ("", "one_norm", "two_norms")
@@ -75,6 +77,7 @@ class NativeDecoder:
         assert isinstance(stack, Stack)
         self.kept: list[object] = [model, list(caches)]
         self.vocab_size, self.model = model.config.tokens or model.config.vocab_size, model
+        self.adapters: dict[str, NativeAdapter] = {}
         self.angles = model.angle_tables(stack.config, torch.device("cpu"), context_tokens, context_tokens)
         blocks = [(stack.layers[block], stack.config.layers[n]) for n, block in enumerate(stack.config.block_of_layer)]
         layers = (native.Layer * len(blocks))()
@@ -150,28 +153,86 @@ class NativeDecoder:
             self.norm(stack.inputs.norm), self.norm(stack.norm), output,
         )  # fmt: skip
 
+    def add_adapter(
+        self, key: str, changes: Mapping[str, Sequence[Change]], embedding: tuple[Tensor, Tensor] | None
+    ) -> None:
+        """Rows that name `key` go through these changes, by the paths of the packed maps, from now on. Raises
+        ConfigError for those of a map that the kernels have none of."""
+        stack = self.model.decoder
+        assert isinstance(stack, Stack)
+        paths = [
+            f"decoder.layers.{block}.{name}"
+            for block in stack.config.block_of_layer
+            for name in ("attention.qkv", "attention.out", "ffn.inward", "ffn.down")
+        ]
+        paths.append("output")
+        unknown = next((path for path in changes if path not in paths), None)
+        if unknown is not None:
+            raise ConfigError(f"adapter: expected maps that the kernels know, got a change of {unknown}")
+        self.adapters[key] = NativeAdapter([changes.get(path, ()) for path in paths], embedding)
+
     def forward(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """Logits [k, V] of each row: of its last token, or with `all_logits` of every token."""
         ids = np.array([token for row in rows for token in row.ids], np.int32)
         positions = np.array([row.start + n for row in rows for n in range(len(row.ids))], np.int32)
         tables: list[np.ndarray] = []
         wanted: list[int] = []
+        adapters: list[int] = []
         ends = [0]
         for row in rows:
             tables += [np.array(row.blocks, np.int32)] * len(row.ids)
+            adapters += [self.adapters[row.adapter].address if row.adapter else 0] * len(row.ids)
             wanted += range(len(tables) - (len(row.ids) if row.all_logits else 1), len(tables))
             ends.append(len(wanted))
-        logits = self.step(ids, positions, tables, np.array(wanted, np.int32))
+        beside = np.array(adapters, np.uint64) if any(adapters) else None
+        logits = self.step(ids, positions, tables, np.array(wanted, np.int32), beside)
         return [logits[begin:end] for begin, end in zip(ends, ends[1:], strict=False)]
 
-    def step(self, ids: np.ndarray, positions: np.ndarray, tables: list[np.ndarray], wanted: np.ndarray) -> np.ndarray:
+    def step(
+        self,
+        ids: np.ndarray,
+        positions: np.ndarray,
+        tables: list[np.ndarray],
+        wanted: np.ndarray,
+        adapters: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Logits [wanted, V] of M new tokens: int32 ids and positions [M], each token's table of blocks (int32, long
-        enough for its position), and the tokens whose logits are asked for, int32."""
+        enough for its position), the tokens whose logits are asked for, int32, and each token's adapter by its address,
+        uint64, 0 for none."""
         logits = np.empty((len(wanted), self.vocab_size), np.float32)
         addresses = np.array([table.ctypes.data for table in tables], np.uint64)
         arrays = (ids, positions, addresses, wanted, logits)
         given = native.Step(len(ids), len(wanted), *(a.ctypes.data for a in arrays))
+        given.adapters = None if adapters is None else adapters.ctypes.data
         run = threads(torch.get_num_threads())
         if run.kernels.fledge_step(run.pointer, c.byref(self.decoder), c.byref(given)):
             raise MemoryError(f"a step of {len(ids)} tokens: expected memory for them, got none")
         return logits
+
+
+class NativeAdapter:
+    """An adapter as the struct that the kernels read: the changes of each map of each layer, and of the output."""
+
+    def __init__(self, changes: Sequence[Sequence[Change]], embedding: tuple[Tensor, Tensor] | None):
+        self.kept: list[object] = [changes, embedding]  # whose memory the structs point to
+        maps = (native.Changes * len(changes))()
+        for out, here in zip(maps, changes, strict=True):
+            out.n = len(here)
+            if here:
+                structs = (native.Change * len(here))(*map(change_struct, here))
+                self.kept.append(structs)
+                out.first = structs
+        rows, up = embedding or (None, None)
+        pointers = (None if t is None else t.data_ptr() for t in (rows, up))
+        self.adapter = native.Adapter(maps, *pointers, 0 if rows is None else rows.shape[1])
+        self.kept.append(maps)
+
+    @property
+    def address(self) -> int:
+        return c.addressof(self.adapter)
+
+
+def change_struct(change: Change) -> native.Change:
+    tensors = (change.before, change.down, change.up, change.factor, change.offset)
+    rank = 0 if change.down is None else change.down.shape[0]
+    return native.Change(change.begin, change.size, rank, 0, *(None if t is None else t.data_ptr() for t in tensors))

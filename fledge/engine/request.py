@@ -133,7 +133,8 @@ class Request:
     finish reason "deadline"; one that still waited is never begun. So ends a request of which no answer has got a slot
     `queue_seconds` after `submit`. `source_ids` are for the encoder of a model that has one; `prompt_ids` then begin
     the decoder's text, and () stands for the id that the model starts with. `long_input`: what to do where prompt (or
-    source) and answer outgrow the context; None: what the engine was told.
+    source) and answer outgrow the context; None: what the engine was told. `adapter`: the name of what stands beside
+    the base (see `Engine.load_adapter`); "" for the base alone.
     """
 
     id: str
@@ -146,6 +147,7 @@ class Request:
     queue_seconds: float | None = None
     source_ids: tuple[int, ...] = ()
     long_input: LongInput | None = None
+    adapter: str = ""
 
     @property
     def prompt_tokens(self) -> int:

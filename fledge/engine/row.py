@@ -14,6 +14,8 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fledge.tune.changes import Changes
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -30,7 +32,8 @@ class Row:
 
     `sequence`, below the runner's `n_slots`, names the document for what is kept of it beside its blocks. A row with
     start 0 begins a new document. `all_logits` asks for the logits after every token, not after the last alone.
-    `source` is what a decoder with an encoder reads besides.
+    `source` is what a decoder with an encoder reads besides; `adapter` the key of what stands beside the base, "" for
+    the base alone.
     """
 
     blocks: tuple[int, ...]
@@ -39,6 +42,7 @@ class Row:
     all_logits: bool = False
     sequence: int = 0
     source: Source | None = None
+    adapter: str = ""
 
 
 class RunnerFace(Protocol):
@@ -52,6 +56,9 @@ class RunnerFace(Protocol):
     `source_tokens`: the longest source of an encoder; 0: there is none. Its rows name a source each, which the runner
     encodes when it first meets it and keeps until `forget`. `start_id` begins the decoder's document. `reach_tokens`:
     the longest document of a request that goes on past the context; 0: there is none.
+
+    `read_adapter` reads what a folder changes of the model, at any time and in any thread; rows may name the key that
+    `add_adapter` gives it until `remove_adapter`.
     """
 
     n_slots: int
@@ -70,6 +77,12 @@ class RunnerFace(Protocol):
     def forget(self, source_name: bytes) -> None: ...
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None: ...
+
+    def read_adapter(self, folder: str) -> Changes: ...
+
+    def add_adapter(self, key: str, changes: Changes) -> None: ...
+
+    def remove_adapter(self, key: str) -> None: ...
 
 
 def as_array(logits: Tensor | np.ndarray) -> np.ndarray:

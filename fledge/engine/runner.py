@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fledge.batch import Cached, Tokens
+from fledge.engine.adapters import Adapters
 from fledge.engine.config import CacheDtype, EngineConfig
 from fledge.engine.native import NativeDecoder, why_not
 from fledge.engine.row import Row
@@ -30,6 +31,8 @@ from fledge.nn.native.library import build_in_background
 from fledge.nn.native.linear import NativeLinear, PanelEmbedding, Place, float_linear
 from fledge.nn.quantized import Int4Linear, Int8Linear
 from fledge.text.tokenizer import Tokenizer
+from fledge.tune.changes import Changes, changes_of
+from fledge.tune.folder import is_adapter
 from fledge.tune.load import find_served, load_served, served_stop_ids, served_tokenizer
 
 
@@ -38,8 +41,9 @@ class Runner:
 
     `cache_tokens`: all tokens that the cache holds; 0: whole contexts for all slots, or what memory allows (see
     `new_cache`). `cache_dtype` is the model's own or int8. `reach_tokens`: of a model with a window (`reach`), the
-    longest document of a request that goes on past `context_tokens`; 0: none may. `model` is packed in place and
-    belongs to the runner from then on; give `copied(model)` to keep yours.
+    longest document of a request that goes on past `context_tokens`; 0: none may. `folder`: the model folder that it
+    was read from, beside whose weights adapters may stand. `model` is packed in place and belongs to the runner from
+    then on; give `copied(model)` to keep yours.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class Runner:
         cache_tokens: int = 0,
         cache_dtype: CacheDtype = "float32",
         reach_tokens: int = 0,
+        folder: Path | None = None,
     ):
         refuse_encoders(model)
         longest = model.document_tokens
@@ -67,7 +72,8 @@ class Runner:
         self.source_tokens, self.start_id = (
             (self.model.config.context_tokens, start_id(model.config)) if both else (0, 0)
         )
-        self.compiled = self.compile()
+        self.folder, self.compiled = folder, self.compile()
+        self.adapters = Adapters(self.model, self.compiled)
 
     def compile(self) -> NativeDecoder | None:
         """The model on the compiled kernels, or None where they don't know it: torch then computes it."""
@@ -87,6 +93,16 @@ class Runner:
     @torch.inference_mode()
     def torch_forward(self, rows: list[Row]) -> list[Tensor]:
         """As `forward`, by the transformer itself."""
+        results: list[Tensor | None] = [None] * len(rows)
+        for adapter in dict.fromkeys(row.adapter for row in rows):
+            numbers = [i for i, row in enumerate(rows) if row.adapter == adapter]
+            with self.adapters.chosen(adapter):
+                for i, logits in zip(numbers, self.logits_beside([rows[i] for i in numbers]), strict=True):
+                    results[i] = logits
+        return results  # type: ignore[return-value]
+
+    def logits_beside(self, rows: list[Row]) -> list[Tensor]:
+        """Of rows with one adapter, the chosen one."""
         if self.source_tokens:
             self.read_sources(rows)
         results: list[Tensor | None] = [None] * len(rows)
@@ -126,6 +142,8 @@ class Runner:
         """Other weights of the same shapes, by the names of the model's own `state_dict()`, into every packed copy, in
         place. What the cache holds is of the old ones. Raises CheckpointError, and then nothing has changed."""
         places = weight_places(self.model)
+        if self.adapters.known:
+            raise CheckpointError("weights: expected no adapters beside them, got some; unload those first")
         for name in [*places, *state]:
             got = tuple(state[name].shape) if name in state else "none"
             expected = tuple(places[name].shape) if name in places else "none"
@@ -138,6 +156,19 @@ class Runner:
                 place.copy_(state[name])
         self.cache.clear()
         self.compiled = self.compile()  # which holds copies of some small ones
+        self.adapters = Adapters(self.model, self.compiled)
+
+    def read_adapter(self, folder: str) -> Changes:
+        """What an adapter's folder changes of this model. Raises ConfigError and CheckpointError (see `changes_of`)."""
+        if self.folder is None:
+            raise ConfigError("adapters: expected a base that is a model folder, got one that has an adapter already")
+        return changes_of(folder, self.folder, self.device)
+
+    def add_adapter(self, key: str, changes: Changes) -> None:
+        self.adapters.add(key, changes)
+
+    def remove_adapter(self, key: str) -> None:
+        self.adapters.remove(key)
 
 
 def weight_places(model: Transformer) -> dict[str, Place]:
@@ -223,5 +254,6 @@ def load_runner(folder: str | Path, config: EngineConfig | None = None) -> tuple
         reach(model, config.window_tokens or context_tokens, config.reach_tokens)
         # nobody holds more than a window, the chunk that is read and the blocks at both ends
         cache_tokens = cache_tokens or config.n_slots * (context_tokens + config.prefill_chunk + 2 * BLOCK_TOKENS)
-    runner = Runner(model, config.n_slots, context_tokens, cache_tokens, config.cache_dtype, config.reach_tokens)
+    base = None if is_adapter(folder) else folder
+    runner = Runner(model, config.n_slots, context_tokens, cache_tokens, config.cache_dtype, config.reach_tokens, base)
     return runner, tokenizer, served_stop_ids(folder, tokenizer)

@@ -110,7 +110,7 @@ class Scheduler:
         can grow by a block too."""
         if not self.free_slots:
             return False
-        choice.source = named(choice.request.source_ids, choice.request.tenant, self.version)
+        choice.source = named(choice.request.source_ids, *self.facts(choice))
         known = self.known_blocks(choice)
         if self.lacking(choice, known, len(self.running)) > 0:
             return False
@@ -159,7 +159,10 @@ class Scheduler:
         """The key before its first block, of all that its keys and values depend on beside its tokens: an answer to
         another source shares none of its blocks."""
         source = choice.source
-        return root_key(choice.request.tenant, self.version) if source is None else source.name
+        return root_key(*self.facts(choice)) if source is None else source.name
+
+    def facts(self, choice: Choice) -> tuple[str, str, str]:
+        return choice.request.tenant, self.version, choice.request.adapter
 
     def grow(self, choice: Choice, n_tokens: int) -> None:
         """Take blocks until the first `n_tokens` tokens have theirs; they must be available."""

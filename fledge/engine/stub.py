@@ -18,11 +18,13 @@ from fledge.engine.config import EngineConfig
 from fledge.engine.noise import GOLDEN, WORD, gumbel, mix
 from fledge.engine.row import Row
 from fledge.engine.stub_spec import StubSpec
-from fledge.errors import EngineError
+from fledge.errors import ConfigError, EngineError
 from fledge.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from fledge.tune.changes import Changes
 
 NOTHING = -1  # no token
 FORCED = 50.0  # logit of a scripted token above all others: its probability is 1 within float32
@@ -96,6 +98,15 @@ class StubRunner:
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
         raise EngineError("stub: expected a model to give weights to, got a stub")
+
+    def read_adapter(self, folder: str) -> Changes:
+        raise ConfigError("stub: expected a model to stand an adapter beside, got a stub")
+
+    def add_adapter(self, key: str, changes: Changes) -> None:
+        """There is none to add: `read_adapter` gives none."""
+
+    def remove_adapter(self, key: str) -> None:
+        """It has none."""
 
     def logits_after(self, context: list[int]) -> np.ndarray:
         """float32 [V] for one context."""

@@ -103,16 +103,16 @@ def bottleneck_at(place: Place, config: TuneConfig) -> Bottleneck:
     return Bottleneck(place.outputs, config.bottleneck, config.activation)
 
 
-def put(model: Transformer, place: Place, adapter: Adapter) -> None:
-    """Stand an adapter beside its map, on the same device and of the same type. Raises ConfigError where the input of
-    one of several maps would change, which is one for all."""
+def put(model: Transformer, place: Place, adapter: Adapter, device: torch.device | None = None) -> None:
+    """Stand an adapter beside its map, of the same type and on `device`, or the map's own. Raises ConfigError where the
+    input of one of several maps would change, which is one for all."""
     target = model.embedding if place.site.kind != "linear" else model.get_submodule(place.path)
     parent = model.get_submodule(place.path.rpartition(".")[0]) if place.site.kind == "linear" else model
     if isinstance(adapter, Scale) and adapter.side == "in" and isinstance(parent, Joined):
         raise ConfigError(f"tune.targets: expected a map with an input of its own, got {place.path}; leave it out")
     weight = next(chain(target.parameters(), floats(target)))
     for name, shape in [(name, parameter.shape) for name, parameter in adapter.named_parameters()]:
-        setattr(adapter, name, nn.Parameter(torch.empty(shape, device=weight.device, dtype=weight.dtype)))
+        setattr(adapter, name, nn.Parameter(torch.empty(shape, device=device or weight.device, dtype=weight.dtype)))
     adapter.train(model.training)
     setattr(*((model, ATTRIBUTES[place.path]) if place.path in ATTRIBUTES else (target, "adapter")), adapter)
 

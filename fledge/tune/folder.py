@@ -51,8 +51,10 @@ def adapter_folder(path: str | Path) -> Path | None:
     return next((c for c in candidates if (c / CONFIG).is_file() and not (c / "config.json").is_file()), None)
 
 
-def load_adapter(model: Transformer, path: str | Path, base: Path | None = None) -> Transformer:
-    """`model`, frozen, with the adapters of a folder beside its maps.
+def load_adapter(
+    model: Transformer, path: str | Path, base: Path | None = None, device: torch.device | None = None
+) -> Transformer:
+    """`model`, frozen, with the adapters of a folder beside its maps, on `device` or where the model is.
 
     Raises ConfigError for a config that asks for what is not computed here, and CheckpointError for weights that are
     missing, damaged, unsafe or don't fit the model, or that were trained beside other weights than those of `base`.
@@ -75,7 +77,7 @@ def load_adapter(model: Transformer, path: str | Path, base: Path | None = None)
     check_saved(model, raw)
     tensors, head = without_head(model, tensors)
     found = in_modules(tensors)
-    attach(model, found if base is None else usually(model, found, base), tune_config_of(raw))
+    attach(model, found if base is None else usually(model, found, base), tune_config_of(raw), device)
     return fill_heads(model, head) if head or raw.get("modules_to_save") else model
 
 
@@ -118,7 +120,9 @@ def go_on(model: Transformer, folder: Path, base: Path) -> Transformer:
     return fill(model, {name: Stored(one) for name, one in found.items()})
 
 
-def attach(model: Transformer, found: dict[str, dict[str, Tensor]], config: TuneConfig) -> Transformer:
+def attach(
+    model: Transformer, found: dict[str, dict[str, Tensor]], config: TuneConfig, device: torch.device | None = None
+) -> Transformer:
     """Stand the adapters of a file beside a model's maps, and fill them."""
     known, values = freeze(model), {}
     for name, tensors in found.items():
@@ -130,7 +134,7 @@ def attach(model: Transformer, found: dict[str, dict[str, Tensor]], config: Tune
         if got != wanted:
             raise CheckpointError(f"adapter: {name[:80]}: expected {wanted} by {CONFIG}, got {got}")
         inward = None if got != "(IA)^3" else is_inward(site, tensors["ia3_l"])
-        put(model, place, made(place, config) if inward is None else scale_at(place, inward))
+        put(model, place, made(place, config) if inward is None else scale_at(place, inward), device)
         if site.name in values:
             raise CheckpointError(f"adapter: {name[:80]!r}: expected one adapter of {site.name}, got two")
         values[site.name] = Stored(tensors)

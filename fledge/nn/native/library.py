@@ -72,6 +72,23 @@ class Layer(c.Structure):
     ]  # fmt: skip
 
 
+class Change(c.Structure):
+    """What an adapter makes of some outputs of a product; see step.h."""
+
+    _fields_ = [
+        *((name, c.c_int32) for name in ("begin", "size", "rank", "padding")),
+        *((name, c.c_void_p) for name in ("before", "down", "up", "factor", "offset")),
+    ]
+
+
+class Changes(c.Structure):
+    _fields_ = [("first", c.POINTER(Change)), ("n", c.c_int64)]
+
+
+class Adapter(c.Structure):
+    _fields_ = [("maps", c.POINTER(Changes)), ("rows", c.c_void_p), ("up", c.c_void_p), ("rank", c.c_int64)]
+
+
 class Decoder(c.Structure):
     _fields_ = [
         *((name, c.c_int32) for name in ("width", "n_layers", "hidden", "vocab")),
@@ -87,11 +104,11 @@ class Decoder(c.Structure):
 class Step(c.Structure):
     _fields_ = [
         *((name, c.c_int32) for name in ("n_tokens", "n_logits")),
-        *((name, c.c_void_p) for name in ("ids", "positions", "tables", "wanted", "logits")),
+        *((name, c.c_void_p) for name in ("ids", "positions", "tables", "wanted", "logits", "adapters")),
     ]
 
 
-STRUCTS = (Matrix, Norm, Heads, Cache, Layer, Decoder, Step)
+STRUCTS = (Matrix, Norm, Heads, Cache, Layer, Change, Changes, Adapter, Decoder, Step)
 
 
 def library() -> c.CDLL | None:

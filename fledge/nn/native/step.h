@@ -30,6 +30,30 @@ struct Layer {
   int32_t activation, gated, parallel, padding;
 };
 
+// What an adapter makes of outputs begin … begin + size of a product: x is multiplied by `before`, and y becomes
+// factor · y + (x downᵀ) up + offset. Each may be null.
+struct Change {
+  int32_t begin, size, rank, padding;
+  const float *before;  // [K]
+  const float *down;    // [rank, K]
+  const float *up;      // [rank, size]
+  const float *factor, *offset;  // [size]
+};
+
+struct Changes {
+  const Change* first;
+  int64_t n;
+};
+
+// The maps of a layer, in the order in which an adapter has changes for them.
+enum Map : int32_t { QKV = 0, OUT = 1, UP = 2, DOWN = 3, MAPS = 4 };
+
+struct Adapter {
+  const Changes* maps;     // [MAPS · layers + 1], the output's last
+  const float *rows, *up;  // what is added to the embedding's rows: [V, rank] · [rank, D], or null
+  int64_t rank;
+};
+
 struct Decoder {
   int32_t width, n_layers, hidden, vocab;
   const Layer* layers;
@@ -48,6 +72,7 @@ struct Step {
   const int32_t* const* tables;  // each token's block table
   const int32_t* wanted;         // [n_logits]: the tokens whose logits are asked for
   float* logits;                 // [n_logits, vocab]
+  const Adapter* const* adapters;  // each token's, null for none; null if no token has one
 };
 
 // What a pass keeps between its parts; grows and stays.
@@ -146,7 +171,45 @@ static inline void join(const Norm& after, const Norm& residual, float* x, float
   if (residual.kind != NO_NORM) normalise(residual, x, x, n);
 }
 
-static inline void embed(const Decoder& model, int id, int position, float* x) {
+static inline const Adapter* adapter_of(const Step& step, int m) { return step.adapters ? step.adapters[m] : nullptr; }
+
+// y += a · x
+static inline void add(float* y, float a, const float* x, int n) {
+  for (int i = 0; i < n; i += LANES) store_part(y + i, fma(all(a), load_part(x + i, n - i), load_part(y + i, n - i)), n - i);
+}
+
+static inline float dot(const float* a, const float* b, int n) {
+  Floats sums{};
+  for (int i = 0; i < n; i += LANES) sums = fma(load_part(a + i, n - i), load_part(b + i, n - i), sums);
+  return sum(sums);
+}
+
+// What the adapter of token m makes of what a map reads, x [K].
+static inline void change_input(const Adapter* adapter, int map, float* x, int K) {
+  if (!adapter) return;
+  const Changes& changes = adapter->maps[map];
+  for (int64_t c = 0; c < changes.n; c++)
+    if (const float* before = changes.first[c].before)
+      for (int i = 0; i < K; i++) x[i] *= before[i];
+}
+
+// What the adapter of a token makes of what a map gave, y, of x [K].
+static inline void change_output(const Adapter* adapter, int map, const float* x, int K, float* y) {
+  if (!adapter) return;
+  const Changes& changes = adapter->maps[map];
+  for (int64_t c = 0; c < changes.n; c++) {
+    const Change& change = changes.first[c];
+    float* part = y + change.begin;
+    if (change.factor)
+      for (int i = 0; i < change.size; i++) part[i] *= change.factor[i];
+    for (int r = 0; r < change.rank; r++)
+      add(part, dot(change.down + (int64_t)r * K, x, K), change.up + (int64_t)r * change.size, change.size);
+    if (change.offset)
+      for (int i = 0; i < change.size; i++) part[i] += change.offset[i];
+  }
+}
+
+static inline void embed(const Decoder& model, int id, int position, const Adapter* adapter, float* x) {
   const int D = model.width;
   if (model.embedding_in_panels) {
     const float* column = model.embedding + (int64_t)(id / PANEL) * D * PANEL + id % PANEL;
@@ -154,6 +217,9 @@ static inline void embed(const Decoder& model, int id, int position, float* x) {
   } else {
     std::memcpy(x, model.embedding + (int64_t)id * D, D * sizeof(float));
   }
+  if (adapter && adapter->rows)
+    for (int r = 0; r < adapter->rank; r++)
+      add(x, adapter->rows[(int64_t)id * adapter->rank + r], adapter->up + (int64_t)r * D, D);
   if (model.embedding_scale != 1.0f)
     for (int i = 0; i < D; i++) x[i] *= model.embedding_scale;
   if (model.position_table) {
@@ -198,13 +264,16 @@ static void prepare(const Decoder& model, const Step& step, Room& room, int n_th
 
 static void run_layer(Pool& pool, int rank, const Decoder& model, const Layer& layer, const Step& step, Room& room) {
   const int M = step.n_tokens, D = model.width, F = layer.down.n_inputs, wide = layer.qkv.n_outputs;
-  const int C = layer.heads.channels, H = layer.heads.n_heads;
+  const int C = layer.heads.channels, H = layer.heads.n_heads, maps = MAPS * (int)(&layer - model.layers);
   const Share rows(M, rank, pool.n_threads);
   float *x = room.x.data(), *inward = room.inward.data(), *out = room.out.data(), *hidden = room.hidden.data();
   for (int m = rows.first; m < rows.last; m++) normalise(layer.attention_before, x + m * D, inward + m * D, D);
   matmul(pool, rank, inward, D, layer.qkv, M, room.heads.data(), wide, room.packed);
-  for (int m = rows.first; m < rows.last; m++)
-    project(layer, room.heads.data() + (int64_t)m * wide, step.positions[m], step.tables[m]);
+  for (int m = rows.first; m < rows.last; m++) {
+    float* qkv = room.heads.data() + (int64_t)m * wide;
+    change_output(adapter_of(step, m), maps + QKV, inward + m * D, D, qkv);
+    project(layer, qkv, step.positions[m], step.tables[m]);
+  }
   pool.barrier();
   const Share tasks((int)room.neighbours.size() * H, rank, pool.n_threads);
   for (int task = tasks.first; task < tasks.last; task++) {
@@ -214,7 +283,15 @@ static void run_layer(Pool& pool, int rank, const Decoder& model, const Layer& l
                                step.tables[m], step.positions[m], room.scores[rank],
                                room.mixed.data() + (int64_t)m * H * C + h * C, H * C);
   }
-  matmul(pool, rank, room.mixed.data(), H * C, layer.out, M, out, D, room.packed);
+  float* mixed = room.mixed.data();
+  if (step.adapters) {
+    pool.barrier();
+    for (int m = rows.first; m < rows.last; m++)
+      change_input(adapter_of(step, m), maps + OUT, mixed + (int64_t)m * H * C, H * C);
+  }
+  matmul(pool, rank, mixed, H * C, layer.out, M, out, D, room.packed);
+  for (int m = rows.first; m < rows.last; m++)
+    change_output(adapter_of(step, m), maps + OUT, mixed + (int64_t)m * H * C, H * C, out + m * D);
   float* sum_of = out;
   if (layer.parallel == ONE_AFTER_THE_OTHER)
     for (int m = rows.first; m < rows.last; m++)
@@ -222,11 +299,17 @@ static void run_layer(Pool& pool, int rank, const Decoder& model, const Layer& l
   if (layer.parallel != ONE_NORM)
     for (int m = rows.first; m < rows.last; m++) normalise(layer.ffn_before, x + m * D, inward + m * D, D);
   matmul(pool, rank, inward, D, layer.up, M, hidden, layer.up.n_outputs, room.packed);
-  for (int m = rows.first; m < rows.last; m++) feed(layer, hidden + (int64_t)m * layer.up.n_outputs, F);
+  for (int m = rows.first; m < rows.last; m++) {
+    float* h = hidden + (int64_t)m * layer.up.n_outputs;
+    change_output(adapter_of(step, m), maps + UP, inward + m * D, D, h);
+    feed(layer, h, F);
+    change_input(adapter_of(step, m), maps + DOWN, h, F);
+  }
   float* fed = layer.parallel == ONE_AFTER_THE_OTHER ? sum_of : room.last.data();
   matmul(pool, rank, hidden, layer.up.n_outputs, layer.down, M, fed, D, room.packed);
   for (int m = rows.first; m < rows.last; m++) {
     float *row = x + m * D, *y = fed + m * D;
+    change_output(adapter_of(step, m), maps + DOWN, hidden + (int64_t)m * layer.up.n_outputs, F, y);
     if (layer.parallel == ONE_AFTER_THE_OTHER) {
       join(layer.ffn_after, layer.ffn_residual, row, y, D);
     } else {
@@ -241,7 +324,7 @@ static void run_step(Pool& pool, int rank, const Decoder& model, const Step& ste
   const int D = model.width;
   const Share rows(step.n_tokens, rank, pool.n_threads);
   for (int m = rows.first; m < rows.last; m++)
-    embed(model, step.ids[m], step.positions[m], room.x.data() + (int64_t)m * D);
+    embed(model, step.ids[m], step.positions[m], adapter_of(step, m), room.x.data() + (int64_t)m * D);
   for (int l = 0; l < model.n_layers; l++) run_layer(pool, rank, model, model.layers[l], step, room);
   pool.barrier();
   const Share wanted(step.n_logits, rank, pool.n_threads);
@@ -253,6 +336,9 @@ static void run_step(Pool& pool, int rank, const Decoder& model, const Step& ste
   }
   if (!step.n_logits) return;
   matmul(pool, rank, room.last.data(), D, model.output, step.n_logits, step.logits, model.vocab, room.packed);
+  for (int i = wanted.first; i < wanted.last; i++)
+    change_output(adapter_of(step, step.wanted[i]), MAPS * model.n_layers, room.last.data() + (int64_t)i * D, D,
+                  step.logits + (int64_t)i * model.vocab);
   if (model.logit_softcap > 0)
     for (int i = wanted.first; i < wanted.last; i++)
       for (int n = 0; n < model.vocab; n++) {

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,11 +44,18 @@ class EngineClient:
 
     `await start()` returns when the process is started; `await wait_ready()` when it can answer. `state` tells loading,
     ready, draining, dead (a restart is under way), failed (the model can't be loaded: `failure`) and stopped apart.
-    After the first `ready`, `facts` holds context_tokens, vocab_size, n_slots, source_tokens, start_id, pid and files.
+    After the first `ready`, `facts` holds context_tokens, vocab_size, n_slots, source_tokens, start_id, pid, files and
+    adapters. `adapters`: folders by the names that requests give; a process that has to be started again has those that
+    were loaded meanwhile too, as long as their files are the same.
     """
 
-    def __init__(self, model: str, config: EngineConfig | None = None):
+    def __init__(self, model: str, config: EngineConfig | None = None, adapters: Mapping[str, str] | None = None):
         self.model = model
+        self.adapters: dict[str, tuple[str, Any]] = {
+            name: (folder, None) for name, folder in (adapters or {}).items()
+        }  # the folder, and the state of its files once it was read
+        self.asked: dict[int, asyncio.Future[Any]] = {}  # what the engine was asked about adapters
+        self.numbers = itertools.count()
         self.config = config or EngineConfig()
         self.state: State = "new"
         self.facts: dict[str, Any] = {}
@@ -146,6 +154,29 @@ class EngineClient:
                 await asyncio.wait({self.supervisor})
         self.enter("stopped")
 
+    async def load_adapter(self, name: str, folder: str) -> None:
+        """Answer requests that name it with the adapter in a folder, from now on and after a restart. Raises
+        ConfigError and CheckpointError for one that can't stand beside the model, CapacityError while not ready."""
+        files = await self.ask({"kind": "load_adapter", "name": name, "folder": folder})
+        self.adapters[name] = (folder, files)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Requests under way finish with it. Raises RequestError for a name that is not loaded."""
+        await self.ask({"kind": "unload_adapter", "name": name})
+        self.adapters.pop(name, None)
+
+    async def ask(self, frame: wire.Frame) -> Any:
+        """Send a frame about adapters; the state of the files that were read for it, if any."""
+        if not self.ready:
+            raise CapacityError(f"engine: expected it ready, got {self.state}; try again later")
+        number = next(self.numbers)
+        answer = self.asked[number] = asyncio.get_running_loop().create_future()
+        try:
+            self.send({**frame, "number": number})
+            return await answer
+        finally:
+            del self.asked[number]
+
     # --- from here on: what the supervision does
 
     async def supervise(self) -> None:
@@ -211,7 +242,7 @@ class EngineClient:
         """The child: its output goes to our standard error; a process group of its own keeps the terminal's Ctrl-C
         away from it."""
         words = [sys.executable, "-m", "fledge.engine.process", self.model, "--fd", str(connection.fileno())]
-        words += ["--config", json.dumps(vars(self.config))]
+        words += ["--config", json.dumps(vars(self.config)), "--adapters", json.dumps(self.adapters)]
         home = Path(fledge.__file__).resolve().parent.parent
         environment = dict(os.environ)
         if home.name not in ("site-packages", "dist-packages"):  # run from a checkout, whatever the working folder
@@ -235,15 +266,29 @@ class EngineClient:
             self.refuse_another()
         elif kind == "ready":
             self.facts, self.was_ready = frame["facts"], True
+            known = self.facts["adapters"]
+            self.adapters = {name: (self.adapters[name][0], files) for name, files in known.items()}
             self.enter("draining" if self.stop_wanted.is_set() else "ready")
         elif kind == "refused":
             if (pending := self.pending.get(frame["id"])) is not None:
                 pending.refuse(wire.error_from_plain(frame["error"]))
+        elif kind == "shelf":
+            self.told(frame)
         elif kind == "draining":
             self.enter("draining")
         elif kind == "failed" and not self.was_ready:
             self.failure = wire.error_from_plain(frame["error"])
         self.silent_ticks = 0 if any(pending.open_choices for pending in self.pending.values()) else None
+
+    def told(self, frame: wire.Frame) -> None:
+        """Give whoever asked about adapters the answer."""
+        answer = self.asked.get(frame["number"])
+        if answer is None or answer.done():
+            return
+        if frame["error"] is None:
+            answer.set_result(frame["files"])
+        else:
+            answer.set_exception(wire.error_from_plain(frame["error"]))
 
     def refuse_another(self) -> None:
         """End a process that came back with another model than the one being served: whoever replaced the files has to
@@ -296,6 +341,9 @@ class EngineClient:
         for pending in list(self.pending.values()):
             pending.end("engine: the process ended before the answer was finished; try again")
         self.pending.clear()
+        for answer in self.asked.values():
+            if not answer.done():
+                answer.set_exception(EngineError("engine: the process ended before the adapter was there; try again"))
         for name, value in self.current.items():
             if name.endswith("_total") and name != "slots_total":
                 self.past_totals[name] = self.past_totals.get(name, 0) + value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fledge.engine.config import EngineConfig
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from fledge.engine.runner import Runner
     from fledge.text.tokenizer import Tokenizer
 
+Files = list[list[str | int]]
+"""Name, bytes and time of change of each."""
 READ = (".json", ".safetensors", ".jinja", ".model", ".txt")
 
 
@@ -65,7 +68,7 @@ def load_drafter(config: EngineConfig, runner: Runner, tokenizer: Tokenizer) -> 
     return DraftModel(theirs, rejection)
 
 
-def load_unchanged(model: str, config: EngineConfig | None = None) -> tuple[Engine, list[list[str | int]]]:
+def load_unchanged(model: str, config: EngineConfig | None = None) -> tuple[Engine, Files]:
     """An engine on `model` and the state of the files it was read from. Raises CheckpointError if they changed
     meanwhile, so that half of one model and half of another are never served."""
     before = files_of(model)
@@ -75,12 +78,16 @@ def load_unchanged(model: str, config: EngineConfig | None = None) -> tuple[Engi
     return engine, before
 
 
-def files_of(model: str) -> list[list[str | int]]:
+def files_of(model: str) -> Files:
     """Name, bytes and time of change of every file that a model is read from; none for a stub."""
     if is_stub(model):
         return []
     from fledge.tune.load import served_folders
 
-    files = [path for folder in served_folders(model) for path in sorted(folder.iterdir())]
-    files = [path for path in files if path.suffix in READ and path.is_file()]
+    return [one for folder in served_folders(model) for one in files_in(folder)]
+
+
+def files_in(folder: Path) -> Files:
+    """Of the files in a folder that a model or an adapter is read from."""
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in READ and path.is_file()]
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]

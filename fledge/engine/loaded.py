@@ -18,13 +18,12 @@ from fledge.engine.request import Completion, Request, Sampling
 from fledge.engine.runner import Runner, pack_in_place
 from fledge.engine.source import source_of
 from fledge.errors import ConfigError, EngineError
-from fledge.model.folder import chat_renderer
 from fledge.model.transformer import Transformer
-from fledge.text.chat import ChatRenderer, Message
+from fledge.text.chat import ChatRenderer, Message, chat_renderer, format_beside
 from fledge.text.tokenizer import Tokenizer
 from fledge.text.turns import render_fitted
-from fledge.tune.folder import is_adapter
-from fledge.tune.load import adapter_renderer, find_served, load_served, served_stop_ids, served_tokenizer
+from fledge.tune.folder import adapter_folder, is_adapter
+from fledge.tune.load import find_served, load_served, served_stop_ids, served_tokenizer
 
 EVERYTHING = (2**63, 2**63)
 
@@ -54,7 +53,7 @@ class Model:
     def load_adapter(self, name: str, folder: str | Path) -> None:
         """Stand the adapter in a folder beside the model, for calls with `adapter=name`; conversations are then in the
         chat format that it brings, or in the base's. Raises ConfigError and CheckpointError."""
-        renderer = adapter_renderer(folder, self.tokenizer, self.renderer)
+        renderer = format_beside(adapter_folder(folder) or Path(folder), self.tokenizer, self.renderer)
         self.engine.load_adapter(name, str(folder))
         self.renderers[name] = renderer
 

@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from fledge.engine import wire
 from fledge.engine.config import EngineConfig
+from fledge.engine.load import Files
 from fledge.engine.request import Event
+from fledge.engine.standing import read_in_thread, stand
 from fledge.errors import EXIT_OK, CapacityError, EngineError, FledgeError
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("model")
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--config", type=json.loads, default={})
+    parser.add_argument("--adapters", type=json.loads, default={})
     options = parser.parse_args(arguments)
     connection = socket.socket(fileno=options.fd)
     commands: Commands[wire.Frame] = queue.SimpleQueue()
@@ -51,11 +54,12 @@ def main(arguments: list[str] | None = None) -> int:
         from fledge.engine.load import load_unchanged  # torch: seconds, with the parent's end already watched
 
         engine, files = load_unchanged(options.model, EngineConfig(**options.config))
+        adapters = stand(engine, options.adapters)
     except Exception as error:
         return tell_failure(connection, error)
     patience = itertools.chain([DRAIN_SECONDS], itertools.repeat(0.0))  # a second signal leaves at once
     signal.signal(signal.SIGTERM, lambda *_: commands.put({"kind": "shutdown", "seconds": next(patience)}))
-    return Worker(engine, connection, commands, files).run()
+    return Worker(engine, connection, commands, files, adapters).run()
 
 
 def listen(connection: socket.socket, commands: Commands[wire.Frame]) -> None:
@@ -84,10 +88,15 @@ class Worker:
     """The loop around an engine: take commands, step, send events; counters now and then."""
 
     def __init__(
-        self, engine: Engine, connection: socket.socket, commands: Commands[wire.Frame], files: list[list[str | int]]
+        self,
+        engine: Engine,
+        connection: socket.socket,
+        commands: Commands[wire.Frame],
+        files: Files,
+        adapters: dict[str, Files],
     ):
         self.engine = engine
-        self.files = files
+        self.files, self.adapters = files, adapters
         self.connection = connection
         self.commands = commands
         self.preparing: set[str] = set()  # requests whose constraint is being compiled
@@ -105,6 +114,7 @@ class Worker:
             "start_id": self.engine.runner.start_id,
             "pid": os.getpid(),
             "files": self.files,
+            "adapters": self.adapters,
         }
         try:
             self.send({"kind": "ready", "facts": facts})
@@ -135,6 +145,10 @@ class Worker:
                 self.submit(frame)
             elif frame["kind"] == "prepared":
                 self.prepared(frame)
+            elif frame["kind"] == "load_adapter":
+                read_in_thread(self.engine, frame, self.commands.put)
+            elif frame["kind"] in ("adapter_read", "unload_adapter"):
+                self.change_shelf(frame)
             elif frame["kind"] == "cancel":
                 self.preparing.discard(frame["id"])
                 self.engine.cancel(frame["id"])
@@ -185,6 +199,22 @@ class Worker:
             self.refuse(request_id, frame["automaton"])
         else:
             self.submit(frame)
+
+    def change_shelf(self, frame: wire.Frame) -> None:
+        """Take an adapter that was read, or leave one out; and say so."""
+        answer: wire.Frame = {"kind": "shelf", "number": frame["number"], "files": None, "error": None}
+        outcome = frame.get("outcome")
+        try:
+            if isinstance(outcome, FledgeError):
+                raise outcome
+            if outcome is None:
+                self.engine.unload_adapter(frame["name"])
+            else:
+                changes, answer["files"] = outcome
+                self.engine.shelf.load(frame["name"], changes)
+        except FledgeError as error:
+            answer["error"] = wire.error_to_plain(error)
+        self.send(answer)
 
     def refuse(self, request_id: str, error: FledgeError) -> None:
         self.send({"kind": "refused", "id": request_id, "error": wire.error_to_plain(error)})

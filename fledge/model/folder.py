@@ -50,7 +50,7 @@ from fledge.model.spelling import (
 from fledge.model.transformer import Transformer, build
 from fledge.model.weight_files import INDEX, WEIGHTS, is_pickle, opened, pickled, refuse_pickle
 from fledge.nn.adapter import Adapter
-from fledge.text.chat import ChatRenderer, renderer_for
+from fledge.text.chat import chat_renderer
 from fledge.text.tokenizer import Tokenizer
 
 SHARD_BYTES = 5_000_000_000
@@ -313,14 +313,6 @@ def naming_inputs(tokenizer: Tokenizer, config: ModelConfig) -> Tokenizer:
         return tokenizer
     names = ["input_ids", "token_type_ids", "attention_mask"]
     return Tokenizer(tokenizer.file, {**tokenizer.config, "model_input_names": names}, tokenizer.template)
-
-
-def chat_renderer(tokenizer: Tokenizer) -> ChatRenderer | None:
-    """The tokenizer's chat renderer, or None for a tokenizer without role tokens."""
-    try:
-        return renderer_for(tokenizer)
-    except ConfigError:
-        return None
 
 
 def write_sharded(folder: Path, state: dict[str, Tensor], shard_bytes: int) -> None:

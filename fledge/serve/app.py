@@ -22,6 +22,8 @@ def new_app(service: Service, guard: Guard, log: AccessLog) -> Gate:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.router.add_route("/v1/chat/completions", routes.chat_completions, methods=["POST"])
     app.router.add_route("/v1/completions", routes.completions, methods=["POST"])
+    app.router.add_route("/v1/load_lora_adapter", routes.load_adapter, methods=["POST"])
+    app.router.add_route("/v1/unload_lora_adapter", routes.unload_adapter, methods=["POST"])
     for path, answer in (
         ("/health", routes.health),
         ("/ready", routes.ready),

@@ -17,6 +17,10 @@ class ServeConfig:
     """Model folder or run folder; `stub:` is an engine without a model, for tests of everything around it."""
     name: str = ""
     """The model's name on the wire; empty takes the folder's."""
+    adapters: tuple[str, ...] = ()
+    """Adapters beside the model, as name=folder: callers ask for `model: NAME:ADAPTER`."""
+    adapters_dir: str = ""
+    """Folder of adapters that callers may load and unload while the server runs; empty: they may not."""
     host: str = "127.0.0.1"
     """Address to listen on. Anything but loopback is reachable from other machines: set an API key."""
     port: int = 8000

@@ -21,7 +21,8 @@ from fledge.serve.app import new_app
 from fledge.serve.config import ServeConfig, check_api_key
 from fledge.serve.front import MAX_HEADER_BYTES, FrontProtocol
 from fledge.serve.guard import Guard, is_loopback
-from fledge.serve.service import Service, open_model
+from fledge.serve.served import open_model
+from fledge.serve.service import Service
 
 API_KEY_VARIABLE = "FLEDGE_API_KEY"
 KEEP_ALIVE_SECONDS = 20
@@ -41,10 +42,10 @@ def serve(config: ServeConfig, json: bool = False) -> dict[str, Any]:
             f"{config.host} is reachable from other machines and NO API KEY is set: anyone who can connect can use "
             f"this model. Set {API_KEY_VARIABLE}, or listen on 127.0.0.1."
         )
-    model = open_model(config)
+    service = Service(config, open_model(config))
     listener = listen(config.host, config.port)
     guard = Guard(config.host, api_key, config.allowed_hosts)
-    return asyncio.run(Site(config, Service(config, model), guard, listener, (api_key,)).run(json))
+    return asyncio.run(Site(config, service, guard, listener, (api_key,)).run(json))
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -80,9 +80,14 @@ def text_choice(index: int, text: str, finish_reason: str | None, logprobs: dict
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-def model_card(name: str, created: int, context_tokens: int | None, chat: bool) -> dict[str, Any]:
-    """OpenAI's model object, vLLM's `max_model_len` and our `chat` (false: a base model, completions only)."""
+def model_card(
+    name: str, created: int, context_tokens: int | None, chat: bool, parent: str | None = None
+) -> dict[str, Any]:
+    """OpenAI's model object, vLLM's `max_model_len` and an adapter's `parent`, and our `chat` (false: a base model,
+    completions only)."""
     card: dict[str, Any] = {"id": name, "object": "model", "created": created, "owned_by": "fledge", "chat": chat}
+    if parent is not None:
+        card["parent"] = parent
     if context_tokens:
         card["max_model_len"] = context_tokens
     return card

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -21,6 +22,7 @@ from fledge.serve.gate import CLIENT_GONE, RECORD, Record
 from fledge.serve.metrics import CONTENT_TYPE
 from fledge.serve.prompts import long_input, longest, prompt_text, read_prompt, read_source
 from fledge.serve.replies import ReplyHead, model_card
+from fledge.serve.served import ServedModel
 from fledge.serve.service import Arrival, Service
 from fledge.serve.stream import CallerLeft, EventStream, while_connected
 from fledge.serve.wire import (
@@ -75,36 +77,40 @@ class Routes:
 
     async def chat_answer(self, tree: dict[str, Any], arrival: Arrival) -> Answer:
         service, call = self.service, read_chat(tree)
-        self.check(call, 1)
+        model = self.check(call, 1)
         await service.wait_open()
         policy = long_input(service, call)
-        ids, n_cut = await service.render(call.messages, policy.room(call.max_tokens, service.context_tokens or 0))
-        head = ReplyHead.chat(service.model.name, service.model.fingerprint)
-        sampling = service.ending_turns(self.sampling(call, len(ids), None))
-        requests = [Request(head.id, tuple(ids), sampling, arrival.tenant, long_input=policy)]
+        room = policy.room(call.max_tokens, service.context_tokens or 0)
+        ids, n_cut = await service.render(model, call.messages, room)
+        head = ReplyHead.chat(model.name, model.fingerprint)
+        sampling = service.ending_turns(model, self.sampling(call, len(ids), None))
+        requests = [Request(head.id, tuple(ids), sampling, arrival.tenant, long_input=policy, adapter=model.adapter)]
         return ChatAnswer(service, call, requests, head, arrival, [n_cut])
 
     async def completion_answer(self, tree: dict[str, Any], arrival: Arrival) -> Answer:
         service, call = self.service, read_completion(tree)
-        self.check(call, len(call.prompts))
+        model = self.check(call, len(call.prompts))
         await service.wait_open()
-        head = ReplyHead.completion(service.model.name, service.model.fingerprint)
+        head = ReplyHead.completion(model.name, model.fingerprint)
         if service.source_tokens:
-            return await self.source_answer(call, head, arrival)
+            return await self.source_answer(model, call, head, arrival)
         requests, read, policy = [], [], long_input(service, call)
         for number, prompt in enumerate(call.prompts):
             read.append(one := await read_prompt(service, call, prompt))
             sampling = self.sampling(call, len(one.ids), DEFAULT_COMPLETION_TOKENS)
             measured = call.echo and sampling.logprobs is not None
             name = f"{head.id}-{number}"
-            requests.append(Request(name, one.ids, sampling, arrival.tenant, measured, long_input=policy))
+            asked = Request(name, one.ids, sampling, arrival.tenant, measured, adapter=model.adapter)
+            requests.append(replace(asked, long_input=policy))
         texts = None
         if call.echo:
             texts = [prompt_text(service, prompt, one) for prompt, one in zip(call.prompts, read, strict=True)]
         n_added, n_cut = [one.n_added for one in read], [one.n_cut for one in read]
         return CompletionAnswer(texts, n_added, service, call, requests, head, arrival, n_cut)
 
-    async def source_answer(self, call: CompletionCall, head: ReplyHead, arrival: Arrival) -> Answer:
+    async def source_answer(
+        self, model: ServedModel, call: CompletionCall, head: ReplyHead, arrival: Arrival
+    ) -> Answer:
         """An encoder–decoder's: each prompt is a source, and the decoder begins at its start."""
         if call.echo:
             message = "echo: this model answers its prompt and does not continue it; leave echo out"
@@ -115,17 +121,19 @@ class Routes:
             source = await read_source(self.service, call, prompt)
             n_cut.append(source.n_cut)
             sampling = self.sampling(call, len(start), DEFAULT_COMPLETION_TOKENS)
-            requests.append(Request(f"{head.id}-{number}", start, sampling, arrival.tenant, source_ids=source.ids))
+            asked = Request(f"{head.id}-{number}", start, sampling, arrival.tenant, adapter=model.adapter)
+            requests.append(replace(asked, source_ids=source.ids))
         return CompletionAnswer(None, [0] * len(requests), self.service, call, requests, head, arrival, n_cut)
 
-    def check(self, call: Call, n_prompts: int) -> None:
-        """What can be refused before anything is encoded or the model is there."""
+    def check(self, call: Call, n_prompts: int) -> ServedModel:
+        """What can be refused before anything is encoded or the model is there. Gives whom the call is for."""
         call.check_ranges(self.service.model.tokenizer.vocab_size)
-        self.service.check_model(call.model)
+        model = self.service.adapters.find(call.model)
         most = self.service.admission.share
         if n_prompts * call.sampling.n > most:
             param = "prompt" if n_prompts > 1 else "n"
             raise RequestError(f"{param}: expected at most {most} answers in one request (prompts times n)", param)
+        return model
 
     def sampling(self, call: Call, prompt_tokens: int, open_tokens: int | None) -> Sampling:
         context_tokens = longest(self.service, call)
@@ -153,15 +161,37 @@ class Routes:
         return EventStream(first, frames, headers.items())
 
     async def models(self, request: HttpRequest) -> Response:
-        return json_response({"object": "list", "data": [self.card()]})
+        adapters = [self.card(one.model, one.created) for one in self.service.adapters.all()]
+        return json_response({"object": "list", "data": [self.card(self.service.model), *adapters]})
 
     async def model(self, request: HttpRequest) -> Response:
-        self.service.check_model(request.path_params["name"])
-        return json_response(self.card())
+        return json_response(self.card(self.service.adapters.find(request.path_params["name"])))
 
-    def card(self) -> dict[str, Any]:
-        model = self.service.model
-        return model_card(model.name, self.service.created, self.service.context_tokens, model.renderer is not None)
+    def card(self, model: ServedModel, created: int = 0) -> dict[str, Any]:
+        service = self.service
+        parent = service.model.name if model.adapter else None
+        created = created or service.created
+        return model_card(model.name, created, service.context_tokens, model.renderer is not None, parent)
+
+    async def load_adapter(self, request: HttpRequest) -> Response:
+        """vLLM's route: {lora_name, lora_path}."""
+        name, path = await self.adapter_words(request, ("lora_name", "lora_path"))
+        model = await self.service.adapters.load(name, path)
+        return json_response({"status": "loaded", "model": model.name})
+
+    async def unload_adapter(self, request: HttpRequest) -> Response:
+        """vLLM's route: {lora_name}."""
+        (name,) = await self.adapter_words(request, ("lora_name",))
+        await self.service.adapters.unload(name)
+        return json_response({"status": "unloaded", "model": f"{self.service.model.name}:{name}"})
+
+    async def adapter_words(self, request: HttpRequest, fields: tuple[str, ...]) -> list[str]:
+        tree = await self.read(request, frozenset(fields))
+        for field in fields:
+            if not isinstance(tree.get(field), str) or not tree[field]:
+                raise RequestError(f"{field}: expected a text that is not empty", field)
+        await self.service.wait_open()
+        return [tree[field] for field in fields]
 
     async def health(self, request: HttpRequest) -> Response:
         """Live: the process answers. It says nothing about the engine."""

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import json
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
 from typing import TypeVar
 
-import fledge
 from fledge.engine.client import EngineClient
 from fledge.engine.request import Request, Sampling
-from fledge.engine.stub_spec import is_stub, parse_stub
-from fledge.errors import CheckpointError, ConfigError, FledgeError, RequestError, TokenizerError
-from fledge.lineage import read_card
+from fledge.errors import FledgeError, RequestError, TokenizerError
+from fledge.serve.adapters import ServedAdapters, split
 from fledge.serve.config import ServeConfig
 from fledge.serve.errors import ApiError, to_api_error, unavailable
 from fledge.serve.gate import Record
 from fledge.serve.generation import Generation
 from fledge.serve.limits import Admission, Place
 from fledge.serve.metrics import Metrics
-from fledge.text.chat import ChatRenderer, Message, renderer_for
-from fledge.text.tokenizer import Tokenizer
+from fledge.serve.served import ServedModel
+from fledge.text.chat import Message
 from fledge.text.turns import render_fitted
 
 IN_THREAD_CHARACTERS = 20_000  # encoding more text would hold up every other stream for milliseconds
@@ -35,93 +29,6 @@ EXACT_CHARACTERS = 1 << 20  # up to here a prompt that is too long is told its e
 
 T = TypeVar("T")
 MAX_IN_TEMPLATE = 32  # conversations that wait for a template's process, which takes one after the other
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """The model as the HTTP process knows it: text in, ids out. `renderer` is None for a base model and for one whose
-    prompt is an encoder's source (`reads_source`)."""
-
-    name: str
-    fingerprint: str
-    tokenizer: Tokenizer
-    renderer: ChatRenderer | None
-    reads_source: bool = False
-
-    @cached_property
-    def longest_token(self) -> int:
-        """Bytes of the longest token: no text of that many characters is less than one token."""
-        return max(1, *(len(self.tokenizer.token_bytes(token)) for token in range(self.tokenizer.vocab_size)))
-
-
-def open_model(config: ServeConfig) -> ServedModel:
-    """Tokenizer, renderer, name and fingerprint of the model to serve. Raises CheckpointError or TokenizerError."""
-    if is_stub(config.model):
-        tokenizer, name, digest = parse_stub(config.model).tokenizer(), "stub", config.model
-        both = False
-    else:
-        folder = model_folder(config.model)
-        tokenizer, name, digest = Tokenizer.load(folder), folder_name(folder), content_digest(folder)
-        both = reads_source(folder)
-    renderer: ChatRenderer | None
-    try:
-        renderer = None if both else renderer_for(tokenizer)
-    except ConfigError:
-        renderer = None  # a base model
-    if renderer is not None:
-        _ = renderer.stop_ids  # a foreign template tells them by running; better now than in the first request
-    fingerprint = hashlib.sha256(f"{fledge.__version__} {digest} {tokenizer.digest}".encode()).hexdigest()[:12]
-    return ServedModel(config.name or name, f"fp_{fingerprint}", tokenizer, renderer, both)
-
-
-def reads_source(folder: Path) -> bool:
-    """Whether a folder's config.json says that its model is an encoder–decoder; an adapter's, that its base is one.
-    Raises CheckpointError."""
-    name = next((one for one in ("config.json", "adapter_config.json") if (folder / one).is_file()), "config.json")
-    try:
-        raw = json.loads((folder / name).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder / name}: expected JSON, found none ({type(error).__name__})") from None
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{folder / name}: expected a mapping, got {type(raw).__name__}")
-    if name != "config.json":
-        return raw.get("task_type") == "SEQ_2_SEQ_LM"
-    own = raw.get("model")  # of fledge's own format
-    return raw.get("is_encoder_decoder") is True or (
-        isinstance(own, dict) and isinstance(own.get("encoder"), dict) and isinstance(own.get("decoder"), dict)
-    )
-
-
-def model_folder(path: str) -> Path:
-    """`path` itself, or the `model/` of a run folder: a model's, or an adapter's with its
-    tokenizer. Raises CheckpointError if there is none."""
-    for folder in (Path(path), Path(path) / "model"):
-        if (folder / "config.json").is_file():
-            return folder
-        if (folder / "adapter_config.json").is_file():
-            if (folder / "tokenizer.json").is_file():
-                return folder
-            raise CheckpointError(
-                f"{path}: expected an adapter's folder with the tokenizer that it was trained with, found none; copy "
-                "the base's tokenizer.json there, or fledge merge BASE ADAPTER --out FOLDER"
-            )
-    raise CheckpointError(f"{path}: expected a model folder with config.json, found none; check the path")
-
-
-def folder_name(folder: Path) -> str:
-    """The name callers see: the folder's, or its run's; never a path."""
-    folder = folder.resolve()
-    return (folder.parent.name if folder.name == "model" else folder.name) or "model"
-
-
-def content_digest(folder: Path) -> str:
-    """The card's digest; for a folder of other makers, one of its config and its files' sizes."""
-    try:
-        return str(read_card(folder)["digest"])
-    except CheckpointError:
-        sizes = sorted((file.name, file.stat().st_size) for file in folder.glob("*.safetensors"))
-        config = next(folder / name for name in ("config.json", "adapter_config.json") if (folder / name).is_file())
-        return hashlib.sha256(config.read_bytes() + repr(sizes).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -139,7 +46,8 @@ class Service:
     def __init__(self, config: ServeConfig, model: ServedModel):
         self.config = config
         self.model = model
-        self.engine = EngineClient(config.model, config.engine)
+        self.engine = EngineClient(config.model, config.engine, split(config.adapters))
+        self.adapters = ServedAdapters(model, self.engine, config.adapters_dir)
         self.admission = Admission(config.max_choices, config.queue_seconds, config.engine.n_slots)
         self.metrics = Metrics(self.engine.counters, self.engine_pid)
         self.metrics.ready.set_function(lambda: float(self.state() == "ready"))
@@ -198,22 +106,19 @@ class Service:
                 await self.engine.wait_ready(self.config.start_wait_seconds)
         self.check_ready()
 
-    def check_model(self, name: str | None) -> None:
-        if name is not None and name != self.model.name:
-            message = f"The model {name[:80]!a} does not exist here; this server has {self.model.name!a}."
-            raise ApiError(404, message, "model", "model_not_found")
-
     async def encode(self, text: str) -> list[int]:
         """The ids of a text, special tokens in it staying text; long texts in a thread. Raises ApiError 400."""
         return await self.off_loop([text], "prompt", lambda: self.model.tokenizer.encode(text))
 
-    async def render(self, messages: tuple[Message, ...], room: tuple[int, int]) -> tuple[list[int], int]:
+    async def render(
+        self, model: ServedModel, messages: tuple[Message, ...], room: tuple[int, int]
+    ) -> tuple[list[int], int]:
         """(ids of a conversation and of the head of the answer, how many tokens the oldest turns had that were left
         out where it is longer than the `room`: see `render_fitted`). Raises ApiError 400 for a base model."""
-        renderer = self.model.renderer
+        renderer = model.renderer
         if renderer is None:
             kind = "it is a base model, or has one of its own"
-            if self.model.reads_source:
+            if model.reads_source:
                 kind = "an encoder-decoder: it reads one text and answers it"
             message = f"This model has no chat format ({kind}); use /v1/completions."
             raise ApiError(400, message, "messages", "chat_not_supported")
@@ -224,9 +129,9 @@ class Service:
 
         return await (self.in_template if renderer.in_child else self.off_loop)(texts, "messages", work)
 
-    def ending_turns(self, sampling: Sampling) -> Sampling:
-        """`sampling` that also stops where the chat format ends a turn."""
-        renderer = self.model.renderer
+    def ending_turns(self, model: ServedModel, sampling: Sampling) -> Sampling:
+        """`sampling` that also stops where the chat format of `model` ends a turn."""
+        renderer = model.renderer
         if renderer is None or sampling.ignore_eos:
             return sampling
         further = set(renderer.stop_ids) - set(self.model.tokenizer.stop_ids)

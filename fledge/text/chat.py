@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from pathlib import Path
 
-from fledge.errors import ConfigError, DataError, RequestError
+from fledge.errors import CheckpointError, ConfigError, DataError, RequestError
 from fledge.text.chat_formats import CHATML, FLEDGE, FORMATS, ChatFormat, Marks, known_format
 from fledge.text.chat_layout import PieceEncoder, Rendered, check_messages
 from fledge.text.conversation import Conversation, Message, read_conversations
@@ -26,6 +27,8 @@ __all__ = [
     "Rendered",
     "read_conversations",
     "render_all",
+    "chat_renderer",
+    "format_beside",
     "renderer_for",
     "with_format",
 ]
@@ -112,6 +115,27 @@ def renderer_for(tokenizer: Tokenizer, template_text: str | None = None) -> Chat
     chatml = ChatRenderer(tokenizer, CHATML)
     ours = ChatRenderer(tokenizer)
     return chatml if chatml.fits and not ours.fits else fitting(ours)
+
+
+def chat_renderer(tokenizer: Tokenizer) -> ChatRenderer | None:
+    """As `renderer_for`, but None for a tokenizer without role tokens."""
+    try:
+        return renderer_for(tokenizer)
+    except ConfigError:
+        return None
+
+
+def format_beside(folder: Path, tokenizer: Tokenizer, renderer: ChatRenderer | None) -> ChatRenderer | None:
+    """The chat format of an adapter's folder beside a base with `tokenizer` and `renderer`: its own, where it brings a
+    tokenizer, else the base's. Raises CheckpointError for a tokenizer that gives other ids."""
+    if not (folder / "tokenizer.json").is_file():
+        return renderer
+    own = Tokenizer.load(folder)
+    if own.digest != tokenizer.digest:
+        raise CheckpointError(
+            f"{folder}: expected the base's tokenizer, got one of other ids; serve the adapter's folder by itself"
+        )
+    return chat_renderer(own)
 
 
 def with_format(tokenizer: Tokenizer, name: str) -> Tokenizer:

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from fledge.errors import CheckpointError, ConfigError
 from fledge.lineage import read_card, sha256_file
-from fledge.model.folder import chat_renderer, find_model, write_json
+from fledge.model.folder import find_model, write_json
 from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
 from fledge.model.transformer import Transformer
 from fledge.model.weight_files import check_link, pickled, refuse_pickle
 from fledge.nn.adapter import LowRank, Scale
+from fledge.text.chat import chat_renderer
 from fledge.text.tokenizer import Tokenizer
 from fledge.tune.attach import adapters, freeze, made, put, scale_at, weight_at
 from fledge.tune.config import TuneConfig

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import torch
 
-from fledge.errors import CheckpointError
-from fledge.model.folder import chat_renderer, find_model, load_model, stop_ids
+from fledge.model.folder import find_model, load_model, stop_ids
 from fledge.model.transformer import Transformer
-from fledge.text.chat import ChatRenderer
+from fledge.text.chat import chat_renderer
 from fledge.text.tokenizer import Tokenizer
 from fledge.tune.folder import adapter_folder, base_folder, load_adapter
 from fledge.tune.heads import with_head_of
@@ -56,17 +55,3 @@ def served_folders(path: str | Path) -> list[Path]:
     """The folders that are read to serve what is at `path`."""
     folder = find_served(path)
     return [folder] if adapter_folder(folder) is None else [folder, base_folder(folder)]
-
-
-def adapter_renderer(folder: str | Path, tokenizer: Tokenizer, renderer: ChatRenderer | None) -> ChatRenderer | None:
-    """The chat format of an adapter beside a base with `tokenizer` and `renderer`: its own, where its folder brings a
-    tokenizer, else the base's. Raises CheckpointError for a tokenizer that gives other ids."""
-    found = adapter_folder(folder)
-    if found is None or not (found / "tokenizer.json").is_file():
-        return renderer
-    own = Tokenizer.load(found)
-    if own.digest != tokenizer.digest:
-        raise CheckpointError(
-            f"{found}: expected the base's tokenizer, got one that gives other ids; serve the adapter's folder by itself"
-        )
-    return chat_renderer(own)

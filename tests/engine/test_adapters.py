@@ -161,3 +161,18 @@ def test_lora_beside_whole_numbers_is_what_its_folder_gives(tmp_path):
     answers = engine.complete([asked("a"), asked("b", "lora")])
     assert [one.token_ids for one in answers] == [merged_answer(tmp_path, ""), merged_answer(tmp_path, "lora")]
     assert answers[0].token_ids != answers[1].token_ids  # the control
+
+
+def test_a_loaded_model_writes_and_talks_with_an_adapter(place):
+    model, alone = load(place / "base"), load(place / "lora")
+    model.load_adapter("tuned", place / "lora")
+    asked = {"max_tokens": 12, "temperature": 0}
+    assert model.chat("say 2", adapter="tuned", **asked) == alone.chat("say 2", **asked)
+    assert model.generate("the cat", adapter="tuned", **asked) == alone.generate("the cat", **asked)
+    assert "".join(model.stream("the cat", adapter="tuned", **asked)) == alone.generate("the cat", **asked)
+    assert model.chat("say 2", **asked) == load(place / "base").chat("say 2", **asked) != alone.chat("say 2", **asked)
+    model.unload_adapter("tuned")
+    with pytest.raises(RequestError, match="none is loaded"):
+        model.generate("the cat", adapter="tuned", **asked)
+    with pytest.raises(ConfigError, match="expected a base that is a model folder, got one that has an adapter"):
+        load(place / "lora").load_adapter("more", place / "lora")

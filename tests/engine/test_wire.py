@@ -47,7 +47,8 @@ def test_a_request_with_every_field_set_arrives_equal():
     defaults = Sampling()
     assert all(getattr(sampling, f.name) != getattr(defaults, f.name) for f in dataclasses.fields(Sampling))
     cut = LongInput("truncate", "right", 9)
-    request = Request("id", (1, 2, 3), sampling, "tenant", True, 4, 2.5, 1.5, source_ids=(7, 8), long_input=cut)
+    more = {"source_ids": (7, 8), "long_input": cut, "adapter": "tuned"}
+    request = Request("id", (1, 2, 3), sampling, "tenant", True, 4, 2.5, 1.5, **more)
     empty = Request("", ())
     assert all(getattr(request, f.name) != getattr(empty, f.name) for f in dataclasses.fields(Request))
     frame = through({"kind": "submit", "request": wire.request_to_plain(request)})

@@ -23,7 +23,8 @@ from fledge.errors import ConfigError
 from fledge.serve.config import ServeConfig
 from fledge.serve.guard import Guard
 from fledge.serve.main import Server, Site, address_of, listen, serve
-from fledge.serve.service import Service, open_model
+from fledge.serve.served import open_model
+from fledge.serve.service import Service
 from tests.serve.raw import connect, request
 from tests.serve.running import ROOT, TEXT, RunningServer, running, wait_until
 

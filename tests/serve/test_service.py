@@ -16,7 +16,8 @@ from fledge.serve.config import ServeConfig
 from fledge.serve.errors import ApiError
 from fledge.serve.gate import Record
 from fledge.serve.replies import ReplyHead
-from fledge.serve.service import Arrival, Service, open_model
+from fledge.serve.served import open_model
+from fledge.serve.service import Arrival, Service
 from fledge.serve.stream import PING
 from fledge.serve.wire import read_chat, read_completion
 

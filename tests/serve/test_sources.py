@@ -17,7 +17,7 @@ from fledge.model.families import family
 from fledge.model.folder import save_model
 from fledge.model.init import initialise
 from fledge.model.transformer import build
-from fledge.serve.service import reads_source
+from fledge.serve.served import reads_source
 from fledge.text.tokenizer import byte_level
 from tests.serve.running import CHAT, RunningServer, running
 

@@ -29,6 +29,7 @@ class Progress:
         self.number = number
         self.aligner = aligner
         self.parts: list[str] = []
+        self.token_ids: list[int] = []
         self.placed: list[Placed] = []
         self.finish_reason: str | None = None
         self.last_event: float | None = None
@@ -37,6 +38,7 @@ class Progress:
         """Note an event; the log-probabilities that may be told with it."""
         placed = self.aligner.push(event) if self.aligner else []
         self.parts.append(event.text)
+        self.token_ids += event.token_ids
         self.placed += placed
         self.finish_reason = event.finish_reason
         return placed
@@ -85,7 +87,15 @@ class Answer(ABC):
                 progress = self.note(number, event)
                 self.first(progress, event)
                 progress.take(event)
-            return self.head.body([self.whole_choice(progress) for progress in self.progress], self.usage(generation))
+            return self.head.body([self.told_choice(progress) for progress in self.progress], self.usage(generation))
+
+    def told_choice(self, progress: Progress) -> Choice:
+        """An answer as a whole, with its ids and its prompt's where they were asked for."""
+        choice = self.whole_choice(progress)
+        if self.call.return_token_ids:
+            request = self.requests[progress.number]
+            choice |= {"token_ids": progress.token_ids, "prompt_token_ids": request.source_ids or request.prompt_ids}
+        return choice
 
     async def frames(self, log: AccessLog) -> AsyncGenerator[bytes, None]:
         """The reply as server-sent events. What goes wrong before the first frame is raised, after it is a frame."""
@@ -143,8 +153,9 @@ class Answer(ABC):
     def event_choices(self, progress: Progress, event: Event) -> list[Choice]:
         placed = progress.take(event)
         choices = []
-        if event.text or placed:
-            choices.append(self.piece(progress, event.text, placed))
+        ids = {"token_ids": event.token_ids} if self.call.return_token_ids and event.token_ids else {}
+        if event.text or placed or ids:
+            choices.append(self.piece(progress, event.text, placed) | ids)
         if event.finish_reason is not None:
             choices.append(self.last_piece(progress))
         return choices

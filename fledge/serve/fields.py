@@ -27,7 +27,7 @@ VENDOR_FIELDS = words(
     "guided_decoding_backend structured_outputs chat_template chat_template_kwargs "
     "add_generation_prompt continue_final_message skip_special_tokens spaces_between_special_tokens documents "
     "include_stop_str_in_output prompt_logprobs allowed_token_ids bad_words priority request_id "
-    "return_tokens_as_token_ids return_token_ids cache_salt kv_transfer_params vllm_xargs mm_processor_kwargs "
+    "return_tokens_as_token_ids cache_salt kv_transfer_params vllm_xargs mm_processor_kwargs "
     "include_reasoning reasoning thinking extra_body extra_headers timeout api_key num_retries tags"
 )
 

@@ -27,7 +27,7 @@ MAX_OWN_STOP_IDS = MAX_STOP_TOKEN_IDS - 16  # the chat format's ends of a turn c
 SAMPLING_FIELDS = TRUNCATION_FIELDS | words(
     "max_tokens temperature top_p n stream stream_options stop presence_penalty frequency_penalty logit_bias seed "
     "logprobs user model top_k min_p typical_p repetition_penalty stop_token_ids ignore_eos min_tokens response_format "
-    "guided_json guided_regex guided_choice guided_grammar"
+    "guided_json guided_regex guided_choice guided_grammar return_token_ids"
 )
 CHAT_FIELDS = SAMPLING_FIELDS | words(
     "messages max_completion_tokens top_logprobs tools tool_choice parallel_tool_calls functions function_call "
@@ -53,6 +53,7 @@ class Call:
     stream: bool
     include_usage: bool
     long_input: dict[str, Any]
+    return_token_ids: bool
 
     def check_ranges(self, vocab_size: int) -> None:
         """Every range, before any prompt is encoded or anything allocated. Raises RequestError."""
@@ -180,6 +181,7 @@ def read_shared(fields: Fields, logprobs: int | None) -> dict[str, Any]:
         "stream": stream,
         "include_usage": options.flag("include_usage"),
         "long_input": read_long_input(fields),
+        "return_token_ids": fields.flag("return_token_ids"),
     }
 
 

@@ -25,8 +25,9 @@ from fledge.serve.guard import Guard
 from fledge.serve.main import Server, Site, address_of, listen, serve
 from fledge.serve.served import open_model
 from fledge.serve.service import Service
+from fledge.text.tokenizer import byte_level
 from tests.serve.raw import connect, request
-from tests.serve.running import ROOT, TEXT, RunningServer, running, wait_until
+from tests.serve.running import CHAT, ROOT, TEXT, RunningServer, running, wait_until
 
 ENDLESS = {"ignore_eos": True, "logprobs": 20}
 
@@ -223,3 +224,20 @@ def test_trial_80_a_prefix_is_found_by_its_caller_and_by_nobody_who_sends_their_
         assert hit_tokens(other, "victim") == 0
         assert hit_tokens(server.client, "another") == 32
         assert hit_tokens(other, "another") == 32
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_token_ids_are_told_where_they_are_asked_for(path: str, server: RunningServer) -> None:
+    asked = {"prompt": [1, 2, 3]} if path == "/v1/completions" else CHAT
+    body = {**asked, "max_tokens": 40, "temperature": 0, "return_token_ids": True, "seed": 1}
+    reply = server.post(path, body).json()
+    choice, tokenizer = reply["choices"][0], byte_level()
+    text = choice["text"] if "text" in choice else choice["message"]["content"]
+    assert len(choice["token_ids"]) == reply["usage"]["completion_tokens"]
+    assert tokenizer.decode(choice["token_ids"][:-1]) == text  # the last is the stop token
+    assert len(choice["prompt_token_ids"]) == reply["usage"]["prompt_tokens"]
+    assert path == "/v1/chat/completions" or choice["prompt_token_ids"] == [1, 2, 3]
+    chunks = server.stream(path, body)
+    streamed = [token for chunk in chunks for one in chunk["choices"] for token in one.get("token_ids", [])]
+    assert streamed == choice["token_ids"]
+    assert "token_ids" not in server.post(path, {**body, "return_token_ids": False}).json()["choices"][0]

@@ -16,6 +16,8 @@ FREE = ("fledge.errors", "fledge.config", "fledge.log", "fledge.lineage", "fledg
 FREE_FILES = (
     "fledge.engine.request",
     "fledge.engine.client",
+    "fledge.evals.agreement",
+    "fledge.evals.share",
     "fledge.train.report",
     "fledge.train.page",
     "fledge.train.plot",

@@ -11,20 +11,21 @@ from typing import Any
 from fledge.evals.agreement import cohen_kappa, krippendorff_alpha
 from fledge.evals.score import Score
 from fledge.evals.share import share_score
-from fledge.label.blind import FIRST, SKIP, TIE, first_shown_won
+from fledge.label.blind import FIRST, SECOND, SKIP, TIE, first_shown_won
 from fledge.label.config import LabelReportConfig
 from fledge.label.places import open_labels
 from fledge.label.store import Store, Vote
 from fledge.label.summary import summary
 
 SEED = 0  # of the intervals' resamples
+MIRROR = {FIRST: SECOND, SECOND: FIRST}
 
 
 def report_labels(config: LabelReportConfig, json: bool = False) -> dict[str, Any]:
     """The figures; printed as tables unless the caller prints them as one line."""
     store = open_labels(config.labels)
     try:
-        found = {"labels": store.place, "pairs": store.meta()["pairs"], **figures(store)}
+        found = {"labels": store.place, "pairs": store.meta()["pairs"], **figures(store.votes(), store.n_items())}
         found["with_file"] = with_file(store)
     finally:
         store.close()
@@ -33,9 +34,8 @@ def report_labels(config: LabelReportConfig, json: bool = False) -> dict[str, An
     return found
 
 
-def figures(store: Store) -> dict[str, Any]:
+def figures(votes: Sequence[Vote], n_items: int) -> dict[str, Any]:
     """What the page shows too. A figure is {value, n, interval}, or None where it has no value."""
-    votes, n_items = store.votes(), store.n_items()
     by_annotator: dict[str, list[Vote]] = defaultdict(list)
     for vote in votes:
         by_annotator[vote.annotator].append(vote)
@@ -73,7 +73,8 @@ def position(votes: Sequence[Vote]) -> dict[str, Any] | None:
 
 def agreement(by_annotator: dict[str, list[Vote]]) -> dict[str, Any]:
     """Of judgements: a tie is a label of its own, a skip is none. `pairs`: Cohen's kappa of each two annotators over
-    the items that both judged; `alpha`: Krippendorff's, of all annotators."""
+    the items that both judged; `alpha`: Krippendorff's, of all annotators. Which answer is an item's first is the file's
+    whim, so chance is reckoned over both orders."""
     labels = {
         name: {vote.item: vote.choice for vote in votes if vote.choice != SKIP} for name, votes in by_annotator.items()
     }
@@ -82,14 +83,14 @@ def agreement(by_annotator: dict[str, list[Vote]]) -> dict[str, Any]:
         common = sorted(labels[one].keys() & labels[other].keys())
         mine, theirs = ([labels[name][item] for item in common] for name in (one, other))
         same = sum(a == b for a, b in zip(mine, theirs, strict=True))
-        observed, kappa = share_score(same, len(common)), cohen_kappa(mine, theirs, SEED)
+        observed, kappa = share_score(same, len(common)), cohen_kappa(mine, theirs, SEED, MIRROR)
         entry = {"annotators": [one, other], "n": len(common)}
         pairs.append({**entry, "same": plain(observed), "kappa": plain(kappa)})
     things: dict[int, list[str]] = defaultdict(list)
     for own in labels.values():
         for item, choice in own.items():
             things[item].append(choice)
-    return {"pairs": pairs, "alpha": plain(krippendorff_alpha(things.values(), SEED))}
+    return {"pairs": pairs, "alpha": plain(krippendorff_alpha(things.values(), SEED, MIRROR))}
 
 
 def with_file(store: Store) -> dict[str, Any] | None:

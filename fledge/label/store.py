@@ -128,7 +128,7 @@ class Store:
         """What was stored at the start. Raises DataError for a database of another program or a later release."""
         tables = self.tables()
         if META not in tables:
-            got = "one of another program" if tables and not self.dialect.shared else "an empty one"
+            got = "one of another program" if tables and not self.dialect.shared else "one without its tables"
             raise DataError(f"{self.place}: expected a database of fledge label, got {got}; choose another")
         found = {str(name): str(value) for name, value in self.run("SELECT name, value FROM label_meta")}
         format = found.get("format", "")

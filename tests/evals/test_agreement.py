@@ -101,6 +101,29 @@ def test_random_labels_have_the_formulas_values():
         assert alpha is not None and alpha.value == pytest.approx(direct_alpha(things), abs=1e-12)
 
 
+def turned(labels: str, which: list[bool]) -> str:
+    """`labels` with a and b exchanged where `which` says so, c as it is."""
+    return "".join(a.translate(str.maketrans("ab", "ba")) if turn else a for a, turn in zip(labels, which, strict=True))
+
+
+def test_with_a_mirror_the_order_of_each_thing_does_not_matter():
+    draw, mirror = random.Random(7), {"a": "b", "b": "a"}
+    one, other = ("".join(draw.choices("abc", [8, 1, 1], k=50)) for _ in range(2))
+    which = [draw.random() < 0.5 for _ in one]
+    there = turned(one, which), turned(other, which)
+    assert cohen_kappa(one, other, 0, mirror) is not None
+    kappas = [cohen_kappa(*pair, 0, mirror).value for pair in ((one, other), there)]  # type: ignore[union-attr]
+    alphas = [krippendorff_alpha(list(zip(*pair, strict=True)), 0, mirror) for pair in ((one, other), there)]
+    assert kappas[0] == pytest.approx(kappas[1])
+    assert alphas[0].value == pytest.approx(alphas[1].value)
+    everything = [True] * len(one)  # by the definition: each thing in both orders
+    assert kappas[0] == pytest.approx(
+        direct_kappa([*one, *turned(one, everything)], [*other, *turned(other, everything)])
+    )
+    plain = [cohen_kappa(*pair).value for pair in ((one, other), there)]
+    assert plain[0] != pytest.approx(plain[1])  # the control
+
+
 def test_full_agreement_is_1_and_full_disagreement_below_0():
     agree, disagree = cohen_kappa("ab" * 20, "ab" * 20), cohen_kappa("ab" * 20, "ba" * 20)
     assert agree is not None and agree.value == 1 and agree.interval == (1, 1)

@@ -59,7 +59,7 @@ def test_what_is_no_database_of_labels_is_refused_and_left_as_it_is(tmp_path):
     said = {
         "text.db": "file is not a database",
         "other.db": "got one of another program",
-        "empty.db": "got an empty one",
+        "empty.db": "got one without its tables",
     }
     for name, why in said.items():
         before = (tmp_path / name).read_bytes()

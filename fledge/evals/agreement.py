@@ -4,8 +4,8 @@ without order. Imports no torch.
 What has no value (nobody labelled the same thing, or everybody said the same of all of it) is None, never NaN.
 
 A label such as "the first is better" depends on the order in which things are listed. `mirror` maps such labels to what
-they are in the other order, and chance is then reckoned over both orders: a list whose first is nearly always the better
-one would else make two people who see that look as if they agreed by chance alone.
+they are in the other order, and chance is then reckoned over both orders: a list whose first is nearly always the
+better one would else make two people who see that look as if they agreed by chance alone.
 """
 
 from __future__ import annotations

@@ -73,8 +73,8 @@ def position(votes: Sequence[Vote]) -> dict[str, Any] | None:
 
 def agreement(by_annotator: dict[str, list[Vote]]) -> dict[str, Any]:
     """Of judgements: a tie is a label of its own, a skip is none. `pairs`: Cohen's kappa of each two annotators over
-    the items that both judged; `alpha`: Krippendorff's, of all annotators. Which answer is an item's first is the file's
-    whim, so chance is reckoned over both orders."""
+    the items that both judged; `alpha`: Krippendorff's, of all annotators. Which answer is an item's first is the
+    file's whim, so chance is reckoned over both orders."""
     labels = {
         name: {vote.item: vote.choice for vote in votes if vote.choice != SKIP} for name, votes in by_annotator.items()
     }

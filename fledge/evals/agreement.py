@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fledge.evals.score import LEVEL, RESAMPLES, Score
 
 Array: TypeAlias = NDArray[np.float64]
-Mirror: TypeAlias = Mapping[Hashable, Hashable]
+Mirror: TypeAlias = Mapping[Any, Hashable]
 
 AS_THEY_ARE: Mirror = {}
 

@@ -157,5 +157,7 @@ def clean_name(name: str) -> str:
     """An annotator's name as it is stored: without capitals, so that Ana and ana are one. Raises RequestError."""
     found = " ".join(unicodedata.normalize("NFC", name.casefold()).split())
     if not 1 <= len(found) <= MAX_NAME_CHARACTERS or not found.isprintable():
-        raise RequestError(f"annotator: expected a name of 1..{MAX_NAME_CHARACTERS} characters, got {found!r:.80}")
+        raise RequestError(
+            f"annotator: expected a name of 1..{MAX_NAME_CHARACTERS} printable characters, got {found!r:.80}"
+        )
     return found

@@ -10,7 +10,7 @@ def summary(found: dict[str, Any]) -> str:
     lines = [f"{found['labels']}: {found['votes']} votes on {found['items']} pairs of {found['pairs']}"]
     if not found["annotators"]:
         return "\n".join([*lines, "nobody has voted yet"])
-    head = ["annotator", "done", "left", "ties", "skipped", "s/item", "first shown wins (95 %)"]
+    head = ["annotator", "done", "left", "ties", "skipped", "s/pair", "first shown wins (95 %)"]
     people = [
         [name, *(str(one[key]) for key in ("done", "left", "ties", "skipped")),
          f"{one['seconds_median']:.1f}", figure(one["first_shown"])]

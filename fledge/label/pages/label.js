@@ -84,7 +84,7 @@ async function refused(failure) {
     await act(() => desk.state(now.annotator));
     notice(failure.code === "already_judged" ? "That pair was judged in another tab; here is the next." : failure.message);
   } else {
-    notice(now ? `Not stored: ${failure.message} Press the same key to try again.` : failure.message);
+    notice(now ? `Not stored: ${failure.message} Try again.` : failure.message);
   }
 }
 

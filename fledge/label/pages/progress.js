@@ -13,7 +13,7 @@ export function drawFigures(place, found) {
     name, String(one.done), String(one.left), String(one.ties), String(one.skipped),
     one.seconds_median.toFixed(1), figure(one.first_shown),
   ]);
-  parts.push(table(["annotator", "done", "left", "ties", "skipped", "s / item", "A wins"], rows));
+  parts.push(table(["annotator", "done", "left", "ties", "skipped", "s / pair", "A wins"], rows));
   const all = element("p", "note");
   all.append("A wins, of all preferences: ", figure(found.first_shown), ". Near 0.5 its place doesn't matter.");
   parts.push(all);
@@ -43,10 +43,11 @@ function figure(score) {
     shown.textContent = "none";
     return shown;
   }
-  shown.append(score.value.toFixed(2));
+  const number = (value) => value.toFixed(2).replace("-", "\u2212");
+  shown.append(number(score.value));
   if (score.interval) {
     const [low, high] = score.interval;
-    shown.append(element("span", "range", ` ${low.toFixed(2)}–${high.toFixed(2)}`));
+    shown.append(element("span", "range", ` ${number(low)}..${number(high)}`));
   }
   return shown;
 }

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from fledge.serve.page import HEADERS, MEDIA_TYPES, page_file
 
-PAGE_NAMES = ("label.html", "label.css", "label.js", "desk.js", "progress.js", "show.js")
+PAGE_NAMES = ("label.html", "label.css", "label.js", "desk.js", "memory.js", "progress.js", "show.js")
 SHARED_NAMES = ("chat.css", "icon.svg")
 
 

@@ -7,7 +7,7 @@ A vote that was taken back stays, marked: whoever sends it again changes nothing
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -83,9 +83,20 @@ class Store:
         """The rows of one statement. Raises Taken, or DataError with what the database says."""
         if getattr(self.connection, "closed", False):  # a server that was away
             self.connection = self.connect()
-        try:
+        with self.told():
             cursor = self.connection.execute(sql.replace("?", self.dialect.mark), values)
             return list(cursor.fetchall()) if cursor.description else []
+
+    def run_each(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        """One statement that gives nothing, for each of many rows."""
+        with self.told():
+            self.connection.cursor().executemany(sql.replace("?", self.dialect.mark), rows)
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """The driver's exceptions as ours."""
+        try:
+            yield
         except self.dialect.taken as error:
             raise Taken(str(error)) from None
         except self.dialect.errors as error:
@@ -115,11 +126,13 @@ class Store:
             self.run(statement)
         for name, value in {"format": str(FORMAT), **meta}.items():
             self.run("INSERT INTO label_meta (name, value) VALUES (?, ?)", name, value)
-        for number, item in enumerate(items, 1):
-            self.run(
-                "INSERT INTO label_items (number, place, ranked, prompt, answer_1, answer_2) VALUES (?, ?, ?, ?, ?, ?)",
-                *(number, item.at, int(item.ranked), packed(item.prompt), packed(item.first), packed(item.second)),
-            )
+        self.run_each(
+            "INSERT INTO label_items (number, place, ranked, prompt, answer_1, answer_2) VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                (number, item.at, int(item.ranked), packed(item.prompt), packed(item.first), packed(item.second))
+                for number, item in enumerate(items, 1)
+            ),
+        )
 
     def tables(self) -> set[str]:
         return {str(name) for (name,) in self.run(self.dialect.tables)}

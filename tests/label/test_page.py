@@ -148,7 +148,7 @@ def test_reload_and_back_show_the_item_and_keep_what_was_typed(watched: Watched,
     done(page, 1)
     assert (shown(page, "a"), shown(page, "b")) == before
     assert page.locator("#reason").input_value() == "half a rea"
-    page.goto(watched.url + "health")
+    page.goto("about:blank")
     page.go_back()
     done(page, 1)
     assert (shown(page, "a"), shown(page, "b")) == before
@@ -239,6 +239,20 @@ def test_the_key_of_the_address_lets_in_and_without_it_the_page_says_so(browser:
         done(opened.page, 0)
         assert "sk-for-labels" not in opened.page.url
         opened.context.close()
+
+
+def test_a_browser_that_keeps_nothing_can_vote(browser: Any, server: Labelling, folder: Path) -> None:
+    watched = Watched(browser, "about:blank")
+    watched.page.add_init_script(
+        "for (const name of ['localStorage', 'sessionStorage'])"
+        " Object.defineProperty(window, name, { get() { throw new DOMException('forbidden', 'SecurityError'); } });"
+    )
+    watched.page.goto(server.url)
+    begin(watched.page, "Lea")
+    watched.page.keyboard.press("a")
+    done(watched.page, 1)
+    assert len(votes(folder, "lea")) == 1 and watched.errors == []
+    watched.context.close()
 
 
 def test_it_fits_a_phone_and_every_control_has_a_name(watched: Watched) -> None:

@@ -139,6 +139,13 @@ class Postgres:
                           "SELECT name FROM sqlite_master")  # fmt: skip
         return self.inner.execute(sql.replace("%s", "?"), values)
 
+    def cursor(self) -> Postgres:
+        return self
+
+    def executemany(self, sql: str, rows: Any) -> None:
+        for row in rows:
+            self.execute(sql, row)
+
     def close(self) -> None:
         self.closed = True
         self.inner.close()

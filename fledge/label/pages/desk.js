@@ -1,5 +1,7 @@
 // The server's API. A request that fails changes nothing that the page shows, and may be sent again as it is.
 
+import { keep, kept } from "./memory.js";
+
 export class Refused extends Error {
   constructor(message, code, status) {
     super(message);
@@ -8,19 +10,19 @@ export class Refused extends Error {
   }
 }
 
-const KEY = "fledge.label.key";
+const KEY = "key";
 
 // The key stands behind # in the address that was printed; it lives as long as the tab.
 export function takeKey() {
   const given = new URLSearchParams(location.hash.slice(1)).get("key");
   if (!given) return;
-  sessionStorage.setItem(KEY, given);
+  keep(KEY, given);
   history.replaceState(null, "", location.pathname);
 }
 
 async function ask(path, body) {
   const headers = {};
-  const key = sessionStorage.getItem(KEY);
+  const key = kept(KEY);
   if (key) headers.authorization = `Bearer ${key}`;
   if (body) headers["content-type"] = "application/json";
   let response;

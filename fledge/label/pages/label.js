@@ -1,12 +1,13 @@
 // The labelling page: what keys and buttons do. What is judged lives on the server; the page is drawn from its answers.
 
 import * as desk from "./desk.js";
+import { forget, keep, kept } from "./memory.js";
 import { drawFigures } from "./progress.js";
 import { counted, drawCounts, drawReasons, drawTurns } from "./show.js";
 
 const $ = (id) => document.getElementById(id);
-const NAME = "fledge.label.name";
-const DRAFT = "fledge.label.draft";
+const NAME = "name";
+const DRAFT = "draft";
 const UNREAD_MILLISECONDS = 250; // a second press that was meant for the item before
 const SAID = { a: "A is better", b: "B is better", tie: "Tie", skip: "Skipped" };
 
@@ -95,7 +96,7 @@ function vote(choice) {
   ballot.reasons = ticked();
   act(async () => {
     const next = await desk.vote(ballot);
-    sessionStorage.removeItem(DRAFT);
+    forget(DRAFT);
     return next;
   }, SAID[choice]);
 }
@@ -110,13 +111,13 @@ const ticked = () => [...$("reasons").querySelectorAll("input:checked")].map((bo
 
 function keepDraft() {
   const draft = { annotator: now.annotator, item: now.item.number, reason: $("reason").value, reasons: ticked() };
-  sessionStorage.setItem(DRAFT, JSON.stringify(draft));
+  keep(DRAFT, JSON.stringify(draft));
 }
 
 function restoreDraft() {
   let draft = {};
   try {
-    draft = JSON.parse(sessionStorage.getItem(DRAFT)) || {};
+    draft = JSON.parse(kept(DRAFT) || "{}");
   } catch {
     draft = {};
   }
@@ -144,8 +145,8 @@ function askName(name) {
 async function begin(name) {
   await act(async () => {
     const state = await desk.state(name);
-    sessionStorage.setItem(NAME, state.annotator);
-    localStorage.setItem(NAME, state.annotator);
+    keep(NAME, state.annotator);
+    keep(NAME, state.annotator, true);
     return state;
   });
 }
@@ -228,7 +229,7 @@ async function start() {
     const told = await desk.about();
     drawReasons($("reasons"), told.reasons, keepDraft);
     $("how-many").textContent = `There are ${counted(told.items, "pair")}.`;
-    const name = sessionStorage.getItem(NAME) || told.annotator || localStorage.getItem(NAME);
+    const name = kept(NAME) || told.annotator || kept(NAME, true);
     if (name) await begin(name);
     else askName("");
   } catch (failure) {

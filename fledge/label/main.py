@@ -55,6 +55,7 @@ def label(config: LabelConfig, json: bool = False) -> dict[str, Any]:
         asyncio.run(serve(app, listener, lambda: announce(url, json)))
         n_after = len(store.votes())
     finally:
+        listener.close()
         store.close()
     say(f"{store.place}: {n_after} votes")
     return {"url": url, "pairs": len(items.found), "votes": n_after, "new_votes": n_after - n_before}

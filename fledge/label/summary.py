@@ -23,11 +23,7 @@ def summary(found: dict[str, Any]) -> str:
         rows = [[" and ".join(p["annotators"]), str(p["n"]), figure(p["same"]), figure(p["kappa"])] for p in pairs]
         lines += ["", *table(["annotators", "both judged", "same (95 %)", "Cohen's kappa (95 %)"], rows)]
     alpha = found["agreement"]["alpha"]
-    n = (
-        f" over {alpha['n']} pairs that two or more judged"
-        if alpha
-        else " (needs two who judged the same, differently)"
-    )
+    n = f" over {alpha['n']} pairs that two or more judged" if alpha else " (needs two who judged the same pairs)"
     lines += ["", f"Krippendorff's alpha: {figure(alpha)}{n}"]
     if found["with_file"]:
         with_file = found["with_file"]

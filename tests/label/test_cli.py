@@ -36,6 +36,23 @@ def test_export_and_report_as_json(tmp_path, capsys):
     assert json.loads(told)["agreement"] == {"pairs": [], "alpha": None}
 
 
+def test_other_machines_are_warned_of_unless_there_is_a_key(tmp_path, monkeypatch, capsys):
+    async def served(app, listener, ready):
+        ready()
+
+    monkeypatch.setattr("fledge.label.main.serve", served)
+    monkeypatch.delenv("FLEDGE_API_KEY", raising=False)
+    rows = write_rows(tmp_path / "pairs.jsonl", [*pairs(2), {"prompt": "x", "answers": ["same", "same"]}])
+    words = ["label", rows, f"out={tmp_path / 'labels.db'}", "port=0"]
+    code, out, error = run(capsys, *words, "host=0.0.0.0")
+    assert code == 0 and "NO API KEY is set" in error and out.startswith("labelling page: http://127.0.0.1:")
+    assert "2 pairs to compare; 1 of one answer twice are left out" in error
+    code, out, error = run(capsys, *words, "host=0.0.0.0", "api_key=sk-1")
+    assert code == 0 and "NO API KEY" not in error and out.endswith("/#key=sk-1\n")
+    code, out, error = run(capsys, *words)
+    assert code == 0 and "NO API KEY" not in error and "labels.db: 0 votes" in error
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

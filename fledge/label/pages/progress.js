@@ -27,7 +27,7 @@ export function drawFigures(place, found) {
   }
   const told = element("p", "note");
   told.append("Krippendorff's alpha: ", figure(alpha));
-  told.append(alpha ? ` over ${alpha.n} pairs that two or more judged.` : " (needs two who judged the same, differently).");
+  told.append(alpha ? ` over ${alpha.n} pairs that two or more judged.` : " (needs two who judged the same pairs).");
   parts.push(told);
   const reasons = Object.entries(found.reasons);
   if (reasons.length) {

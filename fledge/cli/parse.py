@@ -68,8 +68,8 @@ def wants_help(verb: Verb, cls: type, words: list[str]) -> bool:
 
 
 def group_of(words: list[str]) -> list[Verb]:
-    """The verbs of a group, such as `data`, when the words ask for its help; else none."""
-    asked = len(words) > 1 and words[1] in HELP
+    """The verbs of a group, such as `data`, when the words ask for its help; else none. `label` is a verb itself."""
+    asked = len(words) > 1 and words[1] in HELP and words[0] not in {verb.name for verb in VERBS}
     return [verb for verb in VERBS if verb.name.startswith(f"{words[0]} ")] if asked else []
 
 

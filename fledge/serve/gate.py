@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -14,7 +14,6 @@ from fledge.serve.errors import to_api_error, unavailable
 from fledge.serve.front import check_size
 from fledge.serve.guard import PAGE_PREFIX, Guard
 from fledge.serve.ids import new_request_id
-from fledge.serve.metrics import Metrics
 
 ROUTES = frozenset(
     {"/", "/health", "/ready", "/metrics", "/version", "/v1/models", "/v1/chat/completions", "/v1/completions"}
@@ -38,8 +37,14 @@ class Record:
         return time.perf_counter() - self.began
 
 
+class Figures(Protocol):
+    """Who counts answers."""
+
+    def count_answer(self, route: str, method: str, status: int) -> None: ...
+
+
 class Gate:
-    def __init__(self, app: ASGIApp, guard: Guard, metrics: Metrics, log: AccessLog):
+    def __init__(self, app: ASGIApp, guard: Guard, metrics: Figures, log: AccessLog):
         self.app = app
         self.guard = guard
         self.metrics = metrics

@@ -36,6 +36,7 @@ ORDER = (
     "registry",
     "deploy",
     "serve",
+    "label",
     "lab",
     "cli",
     "__main__",
@@ -45,6 +46,7 @@ NEVER = {
     "optim": ("model",),
     "train": ("engine", "data", "evals"),  # a recipe hands it batches and hooks
     "serve": ("train", "recipes"),
+    "label": ("train", "recipes", "model"),  # people's votes need no model
 }
 
 

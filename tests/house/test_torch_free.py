@@ -12,10 +12,13 @@ from fledge.cli.verbs import VERBS
 from tests.house.source import Module, modules
 
 # Modules that may reach torch neither at import nor inside a function.
-FREE = ("fledge.errors", "fledge.config", "fledge.log", "fledge.lineage", "fledge.text", "fledge.data", "fledge.serve")
+FREE = ("fledge.errors", "fledge.config", "fledge.log", "fledge.lineage", "fledge.text", "fledge.data", "fledge.serve",
+        "fledge.label")  # fmt: skip
 FREE_FILES = (
     "fledge.engine.request",
     "fledge.engine.client",
+    "fledge.evals.agreement",
+    "fledge.evals.share",
     "fledge.train.report",
     "fledge.train.page",
     "fledge.train.plot",

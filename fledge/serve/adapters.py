@@ -43,11 +43,13 @@ class Served:
 
 
 class ServedAdapters:
-    """Beside the model `base` of an engine. `folder`: where callers may have others loaded from; "": nowhere."""
+    """Beside the model `base` of an engine. `folder`: where callers may have others loaded from, up to `most` in all;
+    "": nowhere."""
 
-    def __init__(self, base: ServedModel, engine: EngineClient, folder: str):
-        self.base, self.engine, self.folder = base, engine, folder
+    def __init__(self, base: ServedModel, engine: EngineClient, folder: str, most: int):
+        self.base, self.engine, self.folder, self.most = base, engine, folder, most
         self.known: dict[str, Served] = {}
+        self.coming: set[str] = set()  # being loaded
         for name, (path, _) in engine.adapters.items():
             self.known[name] = Served(self.opened(name, Path(path)), int(time.time()))
 
@@ -85,6 +87,11 @@ class ServedAdapters:
         folder = self.inside(path)
         if not NAME.fullmatch(name):
             raise RequestError("lora_name: expected letters, digits and -_., at most 64", "lora_name")
+        others = {one.model.adapter for one in self.all()} - {name} | self.coming
+        if len(others) >= self.most:
+            message = f"{len(others)} adapters are loaded, as many as this server holds; unload one first."
+            raise ApiError(400, message, "lora_name", "too_many_adapters")
+        self.coming.add(name)
         try:
             model = await asyncio.to_thread(self.opened, name, folder)  # it reads and hashes the files
             await self.engine.load_adapter(name, str(folder))
@@ -93,6 +100,8 @@ class ServedAdapters:
         except FledgeError as error:
             told = str(error).replace(str(folder), path).replace(str(Path(self.folder).resolve()), "")
             raise ApiError(400, f"The adapter can't be loaded: {told}", "lora_path", "adapter_refused") from None
+        finally:
+            self.coming.discard(name)
         self.known[name] = Served(model, int(time.time()))
         return model
 

@@ -21,6 +21,8 @@ class ServeConfig:
     """Adapters beside the model, as name=folder: callers ask for `model: NAME:ADAPTER`."""
     adapters_dir: str = ""
     """Folder of adapters that callers may load and unload while the server runs; empty: they may not."""
+    max_adapters: int = 32
+    """Adapters that may be loaded at once."""
     host: str = "127.0.0.1"
     """Address to listen on. Anything but loopback is reachable from other machines: set an API key."""
     port: int = 8000
@@ -56,6 +58,7 @@ class ServeConfig:
             ("drain_seconds", 0),
             ("start_wait_seconds", 0),
             ("max_choices", 1),
+            ("max_adapters", len(self.adapters)),
             ("queue_seconds", 0),
             ("body_seconds", 0.1),
         ):

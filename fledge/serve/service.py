@@ -47,7 +47,7 @@ class Service:
         self.config = config
         self.model = model
         self.engine = EngineClient(config.model, config.engine, split(config.adapters))
-        self.adapters = ServedAdapters(model, self.engine, config.adapters_dir)
+        self.adapters = ServedAdapters(model, self.engine, config.adapters_dir, config.max_adapters)
         self.admission = Admission(config.max_choices, config.queue_seconds, config.engine.n_slots)
         self.metrics = Metrics(self.engine.counters, self.engine_pid)
         self.metrics.ready.set_function(lambda: float(self.state() == "ready"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -21,11 +22,13 @@ from fledge.tune.attach import tune
 from fledge.tune.config import TuneConfig
 from fledge.tune.folder import save_adapter
 from tests.compress.tiny import tiny
+from tests.serve.browsing import Watched, launched
 from tests.serve.running import KEY, running, wait_until
 from tests.tune.theirs import random_adapters
 
 ASKED = {"max_tokens": 12, "temperature": 0}
 PROMPT = "the cat sat on a mat and the cat sat"
+NAMES = [("base", "base"), ("base:first", "first")]
 TALK = [{"role": "user", "content": "say 2"}]
 
 
@@ -142,6 +145,47 @@ def test_what_callers_may_not_load(place):
     with running(str(place / "base")) as server:  # without a folder for it nobody may
         fixed = server.post("/v1/load_lora_adapter", {"lora_name": "x", "lora_path": "second"})
         assert fixed.status_code == 403 and fixed.json()["error"]["code"] == "adapters_fixed"
+
+
+def test_no_more_are_loaded_than_the_server_holds(place):
+    with running(str(place / "base"), *words(place), "max_adapters=2") as server:
+        for name, status in (("a", 200), ("b", 400), ("a", 200)):
+            body = {"lora_name": name, "lora_path": "second"}
+            answer = server.post("/v1/load_lora_adapter", body)
+            assert answer.status_code == status, answer.text
+        assert server.post("/v1/load_lora_adapter", {**body, "lora_name": "b"}).json()["error"]["code"] == (
+            "too_many_adapters"
+        )
+        server.post("/v1/unload_lora_adapter", {"lora_name": "first"})
+        assert server.post("/v1/load_lora_adapter", {**body, "lora_name": "b"}).status_code == 200
+
+
+@pytest.mark.browser
+def test_the_page_talks_to_the_adapter_that_was_chosen(place):
+    expected = {name: load(place / folder).chat("say 2", temperature=0, max_tokens=40) for name, folder in NAMES}
+    with running(str(place / "base"), *words(place)) as server, launched() as browser:
+        watched = Watched(browser, server.url)
+        assert watched.page.locator("#models option").all_text_contents() == ["base", "base:first"]
+        assert watched.page.locator("#model").is_hidden()
+        watched.page.evaluate("document.getElementById('open-settings').click()")
+        for field, value in (("#temperature", "0"), ("#max-tokens", "40")):
+            watched.page.fill(field, value)
+        watched.page.keyboard.press("Escape")
+        for number, (name, _) in enumerate(NAMES, 1):
+            watched.page.select_option("#models", name)
+            watched.page.click("#new")
+            watched.say("say 2")
+            watched.wait("done")
+            kept = json.loads(watched.page.evaluate("localStorage.getItem('fledge.chat.1')"))
+            assert kept["messages"][1]["content"] == expected[name]
+            assert watched.bodies[number - 1].get("model") == (name if ":" in name else None)
+        watched.page.reload()
+        watched.page.wait_for_function("() => document.getElementById('models').value === 'base:first'")
+        server.post("/v1/load_lora_adapter", {"lora_name": "second", "lora_path": "second"})
+        watched.page.reload()
+        watched.page.wait_for_function("() => document.querySelectorAll('#models option').length === 3")
+        watched.settle()
+        watched.context.close()
 
 
 def test_mistakes_in_adapters_are_told_before_anything_listens(place, capsys):

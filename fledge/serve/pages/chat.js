@@ -1,6 +1,6 @@
 // The chat page: what the buttons do. The conversation is `state`; the page is drawn from it.
 
-import { answer, servedModel } from "./stream.js";
+import { answer, servedModels } from "./stream.js";
 import { KEY, load, loadKey, save, saveKey } from "./store.js";
 import { announce, drawMessage, drawTotals, scrollDown, stuckToBottom } from "./view.js";
 
@@ -9,7 +9,8 @@ const SAVE_MILLISECONDS = 700;
 
 const state = load();
 const rows = [];
-let model = { id: "", context: 0, chat: true };
+let models = [];
+let model = { id: "", context: 0, chat: true, beside: false };
 let running = null; // AbortController of the answer under way
 let undoable = null;
 let leaving = false;
@@ -29,6 +30,7 @@ function reload(live) {
   applyTheme();
   showSettings();
   redraw();
+  if (models.length) chooseModel();
 }
 
 function redraw() {
@@ -232,6 +234,11 @@ function bindSettings() {
     });
   }
   showSettings();
+  $("models").addEventListener("change", () => {
+    state.settings.model = $("models").value;
+    persist();
+    chooseModel();
+  });
   $("key").value = loadKey();
   $("key").addEventListener("change", () => {
     saveKey($("key").value.trim());
@@ -266,12 +273,23 @@ function newChat() {
   $("input").focus();
 }
 
+// The model that was chosen, or the server's own where it is not there (any more).
+function chooseModel() {
+  model = models.find((one) => one.beside && one.id === state.settings.model) || models[0];
+  const title = model.context ? `${model.id}, context ${model.context} tokens` : model.id;
+  $("models").hidden = models.length < 2;
+  $("model").hidden = models.length > 1;
+  $("models").value = $("model").textContent = model.id;
+  $("models").title = $("model").title = title;
+  $("input").placeholder = model.chat ? "Message" : "A text to go on from";
+  drawTotals($("totals"), state.messages, model);
+}
+
 async function greet() {
   try {
-    model = await servedModel(loadKey());
-    $("model").textContent = model.id;
-    $("model").title = model.context ? `${model.id}, context ${model.context} tokens` : model.id;
-    $("input").placeholder = model.chat ? "Message" : "A text to go on from";
+    models = await servedModels(loadKey());
+    $("models").replaceChildren(...models.map((one) => new Option(one.id, one.id)));
+    chooseModel();
     notice("");
   } catch (failure) {
     if (failure.status === 401) notice("This server asks for an API key. It goes into the settings, at the top right.");

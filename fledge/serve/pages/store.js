@@ -6,7 +6,7 @@ const FRESH = {
   messages: [], // {role, content, state: "done" | "streaming" | "stopped" | "failed", error?, figures?}
   draft: "",
   editing: null, // {index, text}: an edit that was begun
-  settings: { system: "", temperature: 0.7, maxTokens: "", seed: "" },
+  settings: { model: "", system: "", temperature: 0.7, maxTokens: "", seed: "" },
   theme: "",
 };
 

@@ -24,17 +24,22 @@ async function failureOf(response) {
   return new ApiFailure(error.message || `The server answered ${response.status}.`, error.code, response.status);
 }
 
-// {id, context, chat}
-export async function servedModel(key) {
+// [{id, context, chat, beside}], the model itself first; `beside`: an adapter, which requests have to name
+export async function servedModels(key) {
   const response = await fetch("/v1/models", { headers: headersWith(key) });
   if (!response.ok) throw await failureOf(response);
-  const card = (await response.json()).data[0];
-  return { id: card.id, context: card.max_model_len, chat: card.chat !== false };
+  return (await response.json()).data.map((card) => ({
+    id: card.id,
+    context: card.max_model_len,
+    chat: card.chat !== false,
+    beside: Boolean(card.parent),
+  }));
 }
 
 // What to send: a conversation, or for a base model its last text to go on from.
 function requestFor(model, messages, settings) {
   const body = { stream: true, stream_options: { include_usage: true }, temperature: Number(settings.temperature) };
+  if (model.beside) body.model = model.id;
   const limit = Number.parseInt(settings.maxTokens, 10);
   const seed = Number.parseInt(settings.seed, 10);
   if (Number.isFinite(limit)) body.max_tokens = limit;

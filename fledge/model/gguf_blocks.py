@@ -52,17 +52,33 @@ def q4_1(raw: Bytes) -> np.ndarray:
 
 
 def q4_k(raw: Bytes) -> np.ndarray:
-    """Eight groups of 32 with a scale and a minimum of 6 bits each, packed into 12 bytes."""
-    n = len(raw)
-    packed = raw[:, 4:16].reshape(n, 3, 4)
+    """Eight groups of 32 with a scale and a minimum each."""
+    steps, offsets = scales_and_minima(raw)
+    return steps * pairs_of_groups(raw[:, 16:]).astype(np.float32) - offsets
+
+
+def q5_k(raw: Bytes) -> np.ndarray:
+    """As Q4_K; the fifth bits stand apart, bit g of each of 32 bytes for group g."""
+    steps, offsets = scales_and_minima(raw)
+    fifth = raw[:, 16:48].reshape(len(raw), 1, 32) >> np.arange(8, dtype=np.uint8).reshape(1, 8, 1) & 1
+    return steps * (pairs_of_groups(raw[:, 48:]) | fifth << 4).astype(np.float32) - offsets
+
+
+def scales_and_minima(raw: Bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Of eight groups, float32 [N, 8, 1] each: 6 bits each, packed into 12 bytes, times a float16 each."""
+    packed = raw[:, 4:16].reshape(len(raw), 3, 4)
     low, middle, high = packed[:, 0], packed[:, 1], packed[:, 2]
     scale = np.concatenate((low & 63, (high & 15) | (low >> 6 << 4)), 1)
     minimum = np.concatenate((middle & 63, (high >> 4) | (middle >> 6 << 4)), 1)
     steps = half(raw[:, :2]) * scale.astype(np.float32)
     offsets = half(raw[:, 2:4]) * minimum.astype(np.float32)
-    pairs = raw[:, 16:].reshape(n, 4, 1, 32)
-    codes = np.concatenate((pairs & 15, pairs >> 4), 2).reshape(n, 8, 32).astype(np.float32)
-    return steps[:, :, None] * codes - offsets[:, :, None]
+    return steps[:, :, None], offsets[:, :, None]
+
+
+def pairs_of_groups(raw: Bytes) -> np.ndarray:
+    """Eight groups of 32 numbers of 4 bits, two groups in each 32 bytes: uint8 [N, 8, 32]."""
+    pairs = raw.reshape(len(raw), 4, 1, 32)
+    return np.concatenate((pairs & 15, pairs >> 4), 2).reshape(len(raw), 8, 32)
 
 
 def q6_k(raw: Bytes) -> np.ndarray:
@@ -81,5 +97,6 @@ BLOCKS: dict[str, tuple[int, Callable[[Bytes], np.ndarray]]] = {
     "Q4_0": (18, q4_0),
     "Q4_1": (20, q4_1),
     "Q4_K": (144, q4_k),
+    "Q5_K": (176, q5_k),
     "Q6_K": (210, q6_k),
 }

@@ -47,7 +47,7 @@ def load_gguf(path: str | Path, keep_quantized: bool = False) -> Transformer:
     with file:
         architecture, config = read_config(file)
         table = {weight.theirs: weight for weight in table_of(architecture, config)}
-        check_names(file, set(table))
+        check_names(file, set(table), {FREQUENCIES} if architecture.factors else set())
         model = build(config)
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         for name, weight in table.items():
@@ -71,19 +71,22 @@ def read_config(file: GgufFile) -> tuple[Architecture, ModelConfig]:
     """The architecture that the metadata name and the config that they describe: they become a config.json's
     entries."""
     at = file.path.name
-    architecture = architecture_of(file.metadata.get("general.architecture"), at)
+    architecture = architecture_of(file.metadata, at)
     prefix = f"{architecture.name}."
     own = {key.removeprefix(prefix): shortest(value) for key, value in file.metadata.items() if key.startswith(prefix)}
     raw: dict[str, Any] = {theirs: own.pop(key) for key, theirs in architecture.keys.items() if key in own}
     for needed, theirs in architecture.keys.items():
         if needed not in architecture.optional and theirs not in raw:
             raise ConfigError(f"{at}: {prefix}{needed}: expected a number, found none; convert anew")
-    raw |= scaling_entries(own, raw)
+    raw |= scaling_entries(own, raw, architecture.stretches)
     strangers = [key for key in own if key not in CHECKED]
     if strangers:
         raise ConfigError(f"{at}: {prefix}{strangers[0][:60]}: not supported; no part here does that")
     raw["vocab_size"] = vocab_size(file, own)
-    raw["tie_word_embeddings"] = architecture.tied or "output.weight" not in file.tensors
+    found = "output.weight" not in file.tensors
+    raw["tie_word_embeddings"] = {"always": True, "never": False}.get(architecture.tie, found)
+    if architecture.partial:
+        raw["partial_rotary_factor"] = share_turned(own, raw, at)
     raw |= {key: tensor in file.tensors for key, tensor in architecture.flags.items()} | architecture.implied(raw)
     for role in ("bos", "eos", "padding"):
         raw[f"{role[:3]}_token_id"] = file.metadata.get(f"tokenizer.ggml.{role}_token_id")
@@ -91,7 +94,8 @@ def read_config(file: GgufFile) -> tuple[Architecture, ModelConfig]:
     config = own_family.config_of({**raw, "model_type": own_family.model_type})
     mixer = config.stack.layers[0].mixer
     for key in ("rope.dimension_count", "attention.value_length"):
-        if integer(own, key, mixer.head_channels) != mixer.head_channels:
+        partial = architecture.partial and key == "rope.dimension_count"
+        if integer(own, key, mixer.head_channels) != mixer.head_channels and not partial:
             raise ConfigError(
                 f"{at}: {prefix}{key}: expected {mixer.head_channels}, the channels of a head, got {own[key]}; "
                 "no part here does that"
@@ -101,7 +105,17 @@ def read_config(file: GgufFile) -> tuple[Architecture, ModelConfig]:
             f"{at}: {prefix}attention.key_length: expected {config.stack.width // max(1, mixer.n_heads)}, the width "
             f"divided by the heads, got {mixer.head_channels}; llama.cpp's {architecture.name} has no other"
         )
-    return architecture, with_frequencies(file, config)
+    return architecture, with_frequencies(file, config) if architecture.factors else config
+
+
+def share_turned(own: dict[str, Any], raw: dict[str, Any], at: str) -> float:
+    """The share of each head's channels that turn."""
+    heads = integer(raw, "num_attention_heads")
+    channels = integer(raw, "head_dim", integer(raw, "hidden_size") // heads if heads else 0)
+    turned = integer(own, "rope.dimension_count", channels)
+    if not 0 < turned <= channels:
+        raise ConfigError(f"{at}: rope.dimension_count: expected 1..{channels} channels, got {turned}")
+    return turned / channels
 
 
 def shortest(value: Any) -> Any:
@@ -118,7 +132,7 @@ def vocab_size(file: GgufFile, own: dict[str, Any]) -> int:
     return table.shape[0]
 
 
-def scaling_entries(own: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
+def scaling_entries(own: dict[str, Any], raw: dict[str, Any], stretches: bool) -> dict[str, Any]:
     """config.json's rotary scaling; takes its keys out of `own`."""
     factor, original = own.pop("rope.scaling.factor", None), own.pop("rope.scaling.original_context_length", None)
     # a factor without a kind is linear in llama.cpp
@@ -128,11 +142,12 @@ def scaling_entries(own: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
     if kind not in ("linear", "yarn"):
         raise ConfigError(f"rope.scaling.type: expected none, linear or yarn, got {kind!r:.40}")
     entries = {"rope_scaling": {"rope_type": kind, "factor": factor}}
-    if kind in STRETCHED:  # the metadata have the length after scaling, config.json the one before
+    if kind in STRETCHED and stretches:  # the metadata have the length after scaling, config.json the one before
         stretch = number({"factor": factor}, "factor", 1.0)
         before = integer(raw, "max_position_embeddings", 2048) / max(1.0, stretch)
         return {**entries, "max_position_embeddings": max(1, int(before))}
-    entries["rope_scaling"]["original_max_position_embeddings"] = original
+    if kind not in STRETCHED:
+        entries["rope_scaling"]["original_max_position_embeddings"] = original
     return entries
 
 
@@ -166,13 +181,15 @@ def table_of(architecture: Architecture, config: ModelConfig) -> list[Weight]:
     them. Raises ConfigError for a model with a part that no tensor holds."""
     parts: dict[str, list[str]] = {}
     for ours, _ in build(config).named_parameters():
-        parts.setdefault(gguf_name(ours, architecture.fused), []).append(ours)
+        parts.setdefault(gguf_name(ours, architecture.parts), []).append(ours)
     mixer = config.stack.layers[0].mixer
     heads = {"attn_q": mixer.n_heads, "attn_k": mixer.n_kv_heads} if architecture.paired else {}
     table = []
     for theirs, names in parts.items():
         weight = Weight(theirs, tuple(names), "fused" if len(names) > 1 else "same")
         part = theirs.split(".")[-2]
+        if part.endswith("_exps"):
+            weight = replace(weight, how="stacked", size=len(names))
         if part in heads:
             weight = replace(weight, how="pairs", heads=heads[part], channels=mixer.head_channels)
         table.append(weight)
@@ -183,9 +200,9 @@ def is_norm(name: str) -> bool:
     return name.split(".")[-2].endswith("norm")
 
 
-def check_names(file: GgufFile, wanted: set[str]) -> None:
+def check_names(file: GgufFile, wanted: set[str], more: set[str]) -> None:
     missing = sorted(wanted - set(file.tensors))
-    strangers = sorted(set(file.tensors) - wanted - {FREQUENCIES})
+    strangers = sorted(set(file.tensors) - wanted - more)
     if missing or strangers:
         what = f"missing {missing[0]!r}" if missing else f"unexpected {strangers[0][:60]!r}"
         raise CheckpointError(f"{file.path.name}: the tensors don't fit the metadata: {what}")

@@ -8,9 +8,10 @@ Source: gguf-py's constants (keys and names), llama.cpp's src/models (what each 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from fledge.errors import ConfigError
 from fledge.model.families.family import integer
@@ -30,6 +31,11 @@ ROTARY = {
 }
 RMS = {**ROTARY, "attention.layer_norm_rms_epsilon": "rms_norm_eps"}
 OPTIONAL = ("attention.head_count_kv", "attention.key_length", "rope.freq_base")
+LAYER = {**ROTARY, "attention.layer_norm_epsilon": "layer_norm_eps"}
+WINDOW = {"attention.sliding_window": "sliding_window"}
+FINAL_CAP = {"final_logit_softcapping": "final_logit_softcapping"}
+CAPS = {**FINAL_CAP, "attn_logit_softcapping": "attn_logit_softcapping"}
+EXPERTS = {"expert_used_count": "num_experts_per_tok"}
 GPT2 = {
     "embedding_length": "n_embd",
     "block_count": "n_layer",
@@ -60,8 +66,15 @@ INSIDE = {
     "ffn.inward.gate": "ffn_gate",
     "ffn.inward.up": "ffn_up",
     "ffn.down": "ffn_down",
+    "ffn.router": "ffn_gate_inp",
+    "ffn.experts.inward.gate": "ffn_gate_exps",
+    "ffn.experts.inward.up": "ffn_up_exps",
+    "ffn.experts.down": "ffn_down_exps",
 }
+ONE_QKV = {**INSIDE, **{f"attention.qkv.{name}": "attn_qkv" for name in "qkv"}}
+ONE_QKV_AND_UP = {**ONE_QKV, "ffn.inward.gate": "ffn_up"}
 BLOCK = "decoder.layers."
+EXPERT = re.compile(r"(?<=^ffn\.experts\.)\d+\.")
 
 
 @dataclass(frozen=True)
@@ -70,9 +83,10 @@ class Architecture:
 
     `keys`: metadata key without the name -> config.json's key; those of `optional` may be missing. `flags`: config.json
     key -> the tensor that is there where it is true. `implied`: further entries of config.json, from those read.
-    `fused`: queries, keys and values are one matrix. `paired`: queries and keys turn channel pairs (c, c + 1).
-    `whole_norms`: norms hold 1 + what the family's do. `tied`: the output is the embedding always. `square`: width =
-    heads x channels.
+    `parts`: our part of a block -> its tensor; parts of one tensor lie side by side in it. `paired`: queries and keys
+    turn channel pairs (c, c + 1). `partial`: some channels may not turn. `factors`: there may be a tensor of rotary
+    factors. `stretches`: linear scaling makes documents longer. `whole_norms`: norms hold 1 + what the family's do.
+    `tie`: whether the output is the embedding (empty: the file says). `square`: width = heads x channels.
     """
 
     name: str
@@ -82,84 +96,124 @@ class Architecture:
     optional: tuple[str, ...] = OPTIONAL
     flags: dict[str, str] = field(default_factory=dict)
     implied: Callable[[dict[str, Any]], dict[str, Any]] = lambda raw: {}
-    fused: bool = False
+    parts: dict[str, str] = field(default_factory=lambda: INSIDE)
     paired: bool = False
+    partial: bool = False
+    factors: bool = False
+    stretches: bool = True
     whole_norms: bool = False
-    tied: bool = False
+    tie: Literal["", "always", "never"] = ""
     square: bool = False
 
-
-def gemma2_entries(raw: dict[str, Any]) -> dict[str, Any]:
-    """Scores are divided by the root of a head's channels; in the size of 46 layers, of width / heads."""
-    heads, width = integer(raw, "num_attention_heads"), integer(raw, "hidden_size")
-    share = width // heads if heads else 0
-    return {"query_pre_attn_scalar": share if integer(raw, "num_hidden_layers") == 46 else raw.get("head_dim", share)}
+    @property
+    def experts(self) -> bool:
+        return "expert_count" in self.keys
 
 
-ARCHITECTURES = {
-    one.name: one
-    for one in (
-        Architecture(
-            "llama",
-            "llama",
-            RMS,
-            also=("mistral",),
-            flags={"attention_bias": "blk.0.attn_output.bias", "mlp_bias": "blk.0.ffn_up.bias"},
-            paired=True,
-        ),
-        Architecture("qwen2", "qwen2", RMS, square=True),
-        Architecture("qwen3", "qwen3", RMS),
-        Architecture("gemma", "gemma", RMS, whole_norms=True, tied=True),
-        Architecture(
-            "gemma2",
-            "gemma2",
-            {
-                **RMS,
-                "attention.sliding_window": "sliding_window",
-                "attn_logit_softcapping": "attn_logit_softcapping",
-                "final_logit_softcapping": "final_logit_softcapping",
-            },
-            optional=(
-                *OPTIONAL,
-                "attention.sliding_window",
-                "attn_logit_softcapping",
-                "final_logit_softcapping",
-            ),
-            implied=gemma2_entries,
-            whole_norms=True,
-            tied=True,
-        ),
-        Architecture("gpt2", "gpt2", GPT2, optional=(), fused=True, square=True),
-    )
-}
+def by_width(n_layers: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Gemma's scores are divided by the root of a head's channels; in the size of `n_layers`, of width / heads."""
+
+    def entries(raw: dict[str, Any]) -> dict[str, Any]:
+        heads, width = integer(raw, "num_attention_heads"), integer(raw, "hidden_size")
+        share = width // heads if heads else 0
+        whole = integer(raw, "num_hidden_layers") == n_layers
+        return {"query_pre_attn_scalar": share if whole else raw.get("head_dim", share)}
+
+    return entries
 
 
-def architecture_of(name: Any, at: str) -> Architecture:
-    """The architecture that a file names. Raises ConfigError for one that is not read."""
-    if not isinstance(name, str) or name not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
+ARCHITECTURES = (
+    Architecture(
+        "llama",
+        "llama",
+        RMS,
+        also=("mistral",),
+        flags={"attention_bias": "blk.0.attn_output.bias", "mlp_bias": "blk.0.ffn_up.bias"},
+        paired=True,
+        factors=True,
+    ),
+    Architecture(
+        "llama",
+        "mixtral",
+        {**RMS, **EXPERTS, "expert_count": "num_local_experts"},
+        implied=lambda raw: {"rope_theta": raw.get("rope_theta", 10000.0)},
+        paired=True,
+        factors=True,
+    ),
+    Architecture("qwen2", "qwen2", RMS, square=True),
+    Architecture("qwen3", "qwen3", RMS),
+    Architecture(
+        "qwen3moe",
+        "qwen3_moe",
+        {**RMS, **EXPERTS, "expert_count": "num_experts", "expert_feed_forward_length": "moe_intermediate_size"},
+        implied=lambda raw: {"norm_topk_prob": True},
+    ),
+    Architecture("smollm3", "smollm3", RMS, paired=True),
+    Architecture("olmo2", "olmo2", RMS, tie="never", square=True),
+    Architecture("phi3", "phi3", RMS, parts=ONE_QKV_AND_UP, partial=True, square=True),
+    Architecture(
+        "stablelm",
+        "stablelm",
+        {**LAYER, "use_parallel_residual": "use_parallel_residual"},
+        optional=(*OPTIONAL, "use_parallel_residual"),
+        flags={"use_qkv_bias": "blk.0.attn_q.bias"},
+        partial=True,
+        tie="never",
+        square=True,
+    ),
+    Architecture("gemma", "gemma", RMS, whole_norms=True, tie="always"),
+    Architecture(
+        "gemma2",
+        "gemma2",
+        {**RMS, **WINDOW, **CAPS},
+        optional=(*OPTIONAL, *WINDOW, *CAPS),
+        implied=by_width(46),
+        whole_norms=True,
+        tie="always",
+    ),
+    Architecture(
+        "gemma3",
+        "gemma3",
+        {**RMS, **WINDOW, "rope.freq_base_swa": "rope_local_base_freq", **FINAL_CAP},
+        optional=(*OPTIONAL, "rope.freq_base_swa", *FINAL_CAP),
+        implied=by_width(62),
+        stretches=False,
+        whole_norms=True,
+    ),
+    Architecture("gpt2", "gpt2", GPT2, optional=(), parts=ONE_QKV, square=True),
+)
+
+
+def architecture_of(metadata: dict[str, Any], at: str) -> Architecture:
+    """The architecture that a file's metadata name. Raises ConfigError for one that is not read."""
+    name = metadata.get("general.architecture")
+    named = [one for one in ARCHITECTURES if one.name == name]
+    if not named:
+        known = ", ".join(dict.fromkeys(one.name for one in ARCHITECTURES))
         raise ConfigError(f"{at}: general.architecture: expected one of {known}, got {name!r:.40}")
-    return ARCHITECTURES[name]
+    count = metadata.get(f"{name}.expert_count")
+    experts = isinstance(count, int) and count > 0
+    return next((one for one in named if one.experts == experts), named[0])
 
 
 def written_as(family: str) -> Architecture:
     """The architecture that a family is written as. Raises ConfigError for a family that llama.cpp has no equal of, or
     none that was compared with it."""
-    for one in ARCHITECTURES.values():
+    for one in ARCHITECTURES:
         if family in (one.family, *one.also):
             return one
-    known = ", ".join(sorted({name for one in ARCHITECTURES.values() for name in (one.family, *one.also)}))
+    known = ", ".join(sorted({name for one in ARCHITECTURES for name in (one.family, *one.also)}))
     raise ConfigError(f"gguf: expected a model of one of the families {known}; got {family}, which is not written")
 
 
-def gguf_name(ours: str, fused: bool) -> str:
-    """`decoder.layers.3.attention.qkv.q.weight` as `blk.3.attn_q.weight`, or as `blk.3.attn_qkv.weight` where it is
-    `fused` with others. Raises ConfigError for a part that llama.cpp has no tensor for."""
+def gguf_name(ours: str, parts: dict[str, str]) -> str:
+    """`decoder.layers.3.attention.qkv.q.weight` as `blk.3.attn_q.weight`; experts have one name together. Raises
+    ConfigError for a part that llama.cpp has no tensor for."""
     stem, _, end = ours.rpartition(".")
     if stem in OUTSIDE:
         return f"{OUTSIDE[stem]}.{end}"
     index, _, part = stem.removeprefix(BLOCK).partition(".")
-    if not stem.startswith(BLOCK) or part not in INSIDE:
+    part = EXPERT.sub("", part)
+    if not stem.startswith(BLOCK) or part not in parts:
         raise ConfigError(f"gguf: {ours}: no tensor of llama.cpp's holds this part")
-    theirs = "attn_qkv" if fused and part.startswith("attention.qkv.") else INSIDE[part]
-    return f"blk.{index}.{theirs}.{end}"
+    return f"blk.{index}.{parts[part]}.{end}"

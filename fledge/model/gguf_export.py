@@ -32,7 +32,7 @@ from fledge.model.names import their_shape, to_theirs
 from fledge.model.quantized_files import quantized_maps
 from fledge.model.resize import unpadded
 from fledge.model.transformer import Transformer
-from fledge.nn.config import Rope, RopeScaling
+from fledge.nn.config import Moe, Rope, RopeScaling
 from fledge.nn.rope import llama3, powers
 from fledge.text.gguf_file import GgufFile
 from fledge.text.gguf_write import Entry, header
@@ -139,12 +139,12 @@ def planned(config: ModelConfig, shapes: dict[str, tuple[int, ...]], kind: str) 
     metadata = {"general.architecture": architecture.name, "general.file_type": FILE_TYPES[kind]}
     metadata |= {"general.quantization_version": BLOCK_FORMAT} if kind == "q8_0" else {}
     metadata |= said | {f"{prefix}vocab_size": config.vocab_size}
-    layer, factors = config.stack.layers[0], None
-    if isinstance(layer.position, Rope):
-        channels = layer.mixer.head_channels
-        metadata |= dict.fromkeys((f"{prefix}rope.dimension_count", f"{prefix}attention.value_length"), channels)
-        metadata |= {f"{prefix}{key}": value for key, value in scaling_metadata(layer.position, config).items()}
-        factors = factors_of(layer.position, channels)
+    channels, rope, factors = config.stack.layers[0].mixer.head_channels, main_rope(config), None
+    if rope is not None:
+        metadata |= {f"{prefix}rope.dimension_count": rope.channels or channels}
+        metadata |= {f"{prefix}attention.value_length": channels}
+        metadata |= {f"{prefix}{key}": value for key, value in scaling_metadata(rope, config).items()}
+        factors = factors_of(rope, channels, architecture)
     tensors: list[tuple[Entry, Weight | None]] = []
     if factors is not None:
         tensors.append((Entry(FREQUENCIES, tuple(factors.shape), "F32"), None))
@@ -152,6 +152,13 @@ def planned(config: ModelConfig, shapes: dict[str, tuple[int, ...]], kind: str) 
         shape = their_shape(weight, shapes)
         tensors.append((Entry(weight.theirs, shape, type_of(weight.theirs, shape, kind)), weight))
     return Plan(architecture, config, metadata, tuple(tensors), factors)
+
+
+def main_rope(config: ModelConfig) -> Rope | None:
+    """The rotary position of the layers that see everything, where there are such."""
+    found = [(layer.window is not None, layer.position) for layer in config.stack.layers]
+    ropes = {windowed: position for windowed, position in found if isinstance(position, Rope)}
+    return ropes.get(False, ropes.get(True))
 
 
 def without_idle_windows(config: ModelConfig) -> ModelConfig:
@@ -180,11 +187,15 @@ def scaling_metadata(position: Rope, config: ModelConfig) -> dict[str, Any]:
     raise ConfigError(f"gguf: rope_scaling: expected linear, yarn or llama3, got {scaling.kind}; llama.cpp has no such")
 
 
-def factors_of(position: Rope, channels: int) -> Tensor | None:
+def factors_of(position: Rope, channels: int, architecture: Architecture) -> Tensor | None:
     """Divisors of the frequencies, float32 [R/2], where the scaling is no more than that."""
     scaling = position.scaling
     if scaling is None or scaling.kind not in ("llama3", "longrope"):
         return None
+    if not architecture.factors:
+        raise ConfigError(
+            f"gguf: rope_scaling: expected linear or yarn for llama.cpp's {architecture.name}, got others"
+        )
     if scaling.kind == "llama3":
         plain = powers(position.theta, channels)
         return plain / llama3(plain, scaling)
@@ -198,7 +209,7 @@ def factors_of(position: Rope, channels: int) -> Tensor | None:
 
 def type_of(name: str, shape: tuple[int, ...], kind: str) -> str:
     """ggml's type of a tensor in a file of type `kind`."""
-    if len(shape) < 2 or is_norm(name) or name.startswith("position_embd"):
+    if len(shape) < 2 or is_norm(name) or name.startswith("position_embd") or ".ffn_gate_inp." in name:
         return "F32"
     return "F16" if kind == "q8_0" and shape[-1] % BLOCK else kind.upper()
 
@@ -251,6 +262,8 @@ def comparable(config: ModelConfig) -> ModelConfig:
 
 
 def in_float32(value: Any) -> Any:
+    if isinstance(value, Moe):
+        value = replace(value, balance=0.0)  # of training alone
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{field.name: in_float32(getattr(value, field.name)) for field in fields(value)})
     if isinstance(value, tuple):

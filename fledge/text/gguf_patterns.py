@@ -135,7 +135,7 @@ SPACES_MARKED = ("gemma4", "granite-embed-multi-311m", "sarvam-moe")  # characte
 def other_in_llama_cpp(name: str) -> str:
     """For which texts llama.cpp splits in another way than the model whose pattern has this name; empty for none."""
     if name in NO_CASE:
-        return "words with capitals or marks beyond A-Z"
+        return "words with capitals inside, or with letters beyond A-Z"
     return "texts with characters from U+2000 to U+3000" if name in WIDE_SPACE else ""
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from fledge.model.folder import load_model, save_model
-from fledge.text.tokenizer import Tokenizer
 from tests.parity.decoder_cases import CASES
 from tests.text.samples import small_bpe
 
@@ -15,6 +14,17 @@ ROWS = 512  # of the embedding: more than the tokenizer has tokens
 TOKENS = 500
 WIDE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": ROWS}
 WIDE_GPT2 = {"n_embd": 64, "n_inner": 96, "n_layer": 2, "vocab_size": ROWS}
+
+# a case that llama.cpp computes as well -> changes of its arguments
+WRITTEN: dict[str, dict[str, Any]] = {
+    "llama": {}, "llama-wide": {}, "llama-linear": {}, "llama-yarn": {}, "llama-llama3": {}, "mistral-whole": {},
+    "mistral": {"sliding_window": 64}, "mixtral": {"router_aux_loss_coef": 0.5}, "qwen2": {}, "qwen3": {},
+    "qwen3-moe": {}, "smollm3": {"no_rope_layers": None, "num_hidden_layers": 5}, "olmo2": {},
+    "phi3": {"sliding_window": None}, "phi3-part": {}, "stablelm": {}, "stablelm-parallel": {}, "gemma": {},
+    "gemma-multi-query": {"tie_word_embeddings": True}, "gpt2": {},
+    "gemma2": {"query_pre_attn_scalar": 16, "layer_types": None, "num_hidden_layers": 3},
+    "gemma3": {"query_pre_attn_scalar": 16, "layer_types": None, "num_hidden_layers": 7},
+}  # fmt: skip
 
 
 def folder_of(kind: str, folder: Path, pattern: str = "gpt2", **more: Any) -> Path:
@@ -25,7 +35,3 @@ def folder_of(kind: str, folder: Path, pattern: str = "gpt2", **more: Any) -> Pa
     model.save_pretrained(folder / "theirs")
     save_model(load_model(folder / "theirs"), folder / "ours", small_bpe(pattern, TOKENS))
     return folder / "ours"
-
-
-def tokenizer_of(folder: Path) -> Tokenizer:
-    return Tokenizer.load(folder)

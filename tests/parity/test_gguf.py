@@ -231,7 +231,8 @@ def test_convert_takes_the_tokenizer_that_the_file_holds(tmp_path):
 @pytest.mark.parametrize(
     ("metadata", "match"),
     [
-        ({"llama.expert_count": 8}, "expert_count"),
+        ({"llama.expert_count": 8}, "expert_used_count"),
+        ({"llama.expert_shared_count": 1}, "expert_shared_count"),
         ({"llama.rope.scaling.type": "longrope"}, "longrope"),
         ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 0.0}, "factors"),
         ({"llama.attention.sliding_window": 4}, "sliding_window"),

@@ -25,18 +25,15 @@ from fledge.model.gguf_blocks import values
 from fledge.model.gguf_export import export, write_model
 from fledge.model.gguf_pack import packed
 from fledge.text.gguf_file import GgufFile
+from fledge.text.llama2c import from_llama2c
 from fledge.text.tokenizer import Tokenizer, from_text
-from tests.parity.exported import ROWS, TOKENS, folder_of
+from tests.parity.decoder_cases import LLAMA3
+from tests.parity.exported import ROWS, TOKENS, WRITTEN, folder_of
 from tests.parity.reference import limit
 from tests.text.samples import small_bpe
 
 TEXTS = ("def f(x):\n    return 12345 + x", "Über naïve élan — 你好 😀 नमस्ते", "  two  spaces <|user|> ")
-KINDS = {
-    "llama": {}, "llama-wide": {}, "llama-linear": {}, "llama-yarn": {}, "llama-llama3": {}, "mistral-whole": {},
-    "mistral": {"sliding_window": 64}, "qwen2": {}, "qwen3": {}, "gemma": {}, "gpt2": {},
-    "gemma-multi-query": {"tie_word_embeddings": True}, "gemma2": {"query_pre_attn_scalar": 16, "layer_types": None},
-}  # fmt: skip
-SHIFTED = ("gemma", "gemma-multi-query", "gemma2")  # norms hold 1 + w, which rounds w
+SHIFTED = ("gemma", "gemma-multi-query", "gemma2", "gemma3")  # norms hold 1 + w, which rounds w
 QTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
 
 
@@ -56,9 +53,9 @@ def ids_of(tokenizer: Tokenizer) -> torch.Tensor:
     return torch.tensor([[tokenizer.bos_id, *tokenizer.encode("".join(TEXTS))][:48]])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WRITTEN)
 def test_a_file_in_float32_is_read_back_with_the_same_weights_logits_and_ids(kind, tmp_path):
-    folder, path = written(kind, tmp_path, **KINDS[kind])
+    folder, path = written(kind, tmp_path, **WRITTEN[kind])
     model, again, tokenizer = load_model(folder), load_gguf(path), Tokenizer.load(path)
     mine = dict(model.named_parameters())
     assert mine.keys() == dict(again.named_parameters()).keys()
@@ -131,10 +128,10 @@ def test_values_that_a_type_can_t_hold_are_refused_and_nothing_is_left(tmp_path)
     assert write_model(model, Tokenizer.load(folder), tmp_path / "model.gguf", "f16") > 0  # the control
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", dict.fromkeys(one.name for one in ARCHITECTURES))
 def test_every_tensor_is_one_that_the_gguf_package_lists_for_the_architecture(name, tmp_path):
-    kind = next(kind for kind in reversed(KINDS) if kind.split("-")[0] == name)
-    _, path = written(kind, tmp_path, **KINDS[kind])
+    kind = next(kind for kind in WRITTEN if kind.replace("-moe", "moe").split("-")[0] == name)
+    _, path = written(kind, tmp_path, **WRITTEN[kind])
     reader = gguf.GGUFReader(path)
     architecture = next(arch for arch, text in gguf.MODEL_ARCH_NAMES.items() if text == name)
     known = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[architecture]}
@@ -195,6 +192,13 @@ def test_the_metadata_tell_of_the_vocabulary_what_llama_cpp_needs(tmp_path):
         ("llama", {"hidden_act": "gelu"}, "activation: llama.cpp's llama computes another value"),
         ("gemma-multi-query", {}, "model.tie: llama.cpp's gemma"),
         ("gemma2", {}, "scale: llama.cpp's gemma2"),
+        ("phi3", {}, "window: llama.cpp's phi3"),
+        ("olmo2", {"tie_word_embeddings": True}, "tie: llama.cpp's olmo2"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "position: llama.cpp's smollm3"),
+        ("gemma3", {"layer_types": ["sliding_attention", "full_attention"]}, "llama.cpp's gemma3"),
+        ("qwen3-moe", {"norm_topk_prob": False}, "renormalise: llama.cpp's qwen3moe"),
+        ("mixtral-window", {}, "window: llama.cpp's llama"),
+        ("qwen3", {"rope_parameters": LLAMA3}, "rope_scaling: expected linear or yarn"),
         ("gpt2-inverse", {}, "scale: llama.cpp's gpt2"),
         ("gpt2-untied", {}, "llama.cpp's gpt2 computes another value"),
         ("llama-dynamic", {}, "expected linear, yarn or llama3, got dynamic"),
@@ -231,6 +235,27 @@ def test_a_tokenizer_that_a_file_can_t_hold_is_refused(tmp_path):
         save_model(model, tmp_path / "bare")
         export(ExportConfig(str(tmp_path / "bare"), tmp_path / "model.gguf"))
     export(ExportConfig(str(tmp_path / "bare"), tmp_path / "model.gguf", tokenizer=str(folder)))  # the control
+
+
+def test_sentencepiece_s_bpe_is_written_from_every_form_of_it(tmp_path, data_file):
+    """llama2.c's pieces have plain spaces, a tokenizer.json says with a normalizer what a .model says of itself."""
+    model = load_model(folder_of("llama", tmp_path))
+    plain = from_llama2c(data_file("ckpt_stories260K/tok512.bin"))
+    with pytest.raises(TokenizerError, match="expected a tokenizer read from a SentencePiece model"):
+        tree = json.loads(plain.file.text) | {"normalizer": {"type": "Lowercase"}}
+        write_model(model, from_text(json.dumps(tree), plain.config), tmp_path / "a.gguf", "f32")
+    write_model(model, plain, tmp_path / "a.gguf", "f32")
+    marked = Tokenizer.load(tmp_path / "a.gguf")  # its pieces have U+2581
+    assert "▁a" in marked.file.tokens and " a" in plain.file.tokens
+    bare = {key: value for key, value in marked.config.items() if key != "sentencepiece"}
+    for number, tokenizer in enumerate((marked, from_text(marked.file.text, bare))):
+        write_model(model, tokenizer, tmp_path / f"{number}.gguf", "f32")
+        again = Tokenizer.load(tmp_path / f"{number}.gguf")
+        fields = gguf.GGUFReader(tmp_path / f"{number}.gguf").fields
+        assert fields["tokenizer.ggml.model"].contents() == "llama"
+        assert fields["tokenizer.ggml.add_space_prefix"].contents() is True
+        for text in (*TEXTS, "Once upon a time", "a  b"):
+            assert again.encode(text) == marked.encode(text) == plain.encode(text), text
 
 
 @pytest.mark.parametrize("pattern", ["gpt2", "llama3", "qwen2", "o200k"])

@@ -137,10 +137,10 @@ def scaling_entries(own: dict[str, Any], raw: dict[str, Any], stretches: bool) -
     factor, original = own.pop("rope.scaling.factor", None), own.pop("rope.scaling.original_context_length", None)
     # a factor without a kind is linear in llama.cpp
     kind = own.pop("rope.scaling.type", "none" if factor is None else "linear")
+    if not isinstance(kind, str) or kind not in ("none", "linear", "yarn"):
+        raise ConfigError(f"rope.scaling.type: expected none, linear or yarn, got {kind!r:.40}")
     if kind == "none":
         return {}
-    if kind not in ("linear", "yarn"):
-        raise ConfigError(f"rope.scaling.type: expected none, linear or yarn, got {kind!r:.40}")
     entries = {"rope_scaling": {"rope_type": kind, "factor": factor}}
     if kind in STRETCHED and stretches:  # the metadata have the length after scaling, config.json the one before
         stretch = number({"factor": factor}, "factor", 1.0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -25,6 +27,7 @@ from fledge.model.gguf_blocks import values
 from fledge.model.gguf_export import export, write_model
 from fledge.model.gguf_pack import packed
 from fledge.text.gguf_file import GgufFile
+from fledge.text.gguf_write import write_gguf
 from fledge.text.llama2c import from_llama2c
 from fledge.text.tokenizer import Tokenizer, from_text
 from tests.parity.decoder_cases import LLAMA3
@@ -37,11 +40,18 @@ SHIFTED = ("gemma", "gemma-multi-query", "gemma2", "gemma3")  # norms hold 1 + w
 QTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
 
 
-def written(kind: str, folder: Path, form: str = "f32", **more) -> tuple[Path, Path]:
-    """(folder, its GGUF file)."""
-    source = folder_of(kind, folder, **more)
-    export(ExportConfig(str(source), folder / "model.gguf", form), json=True)
-    return source, folder / "model.gguf"
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Callable[[str], tuple[Path, Path]]:
+    """A function from a case of WRITTEN to (its folder, its file in float32), made once."""
+
+    @functools.cache
+    def made(kind: str) -> tuple[Path, Path]:
+        place = tmp_path_factory.mktemp("written")
+        folder = folder_of(kind, place, **WRITTEN[kind])
+        export(ExportConfig(str(folder), place / "model.gguf", "f32"), json=True)
+        return folder, place / "model.gguf"
+
+    return made
 
 
 @torch.no_grad()
@@ -54,8 +64,8 @@ def ids_of(tokenizer: Tokenizer) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", WRITTEN)
-def test_a_file_in_float32_is_read_back_with_the_same_weights_logits_and_ids(kind, tmp_path):
-    folder, path = written(kind, tmp_path, **WRITTEN[kind])
+def test_a_file_in_float32_is_read_back_with_the_same_weights_logits_and_ids(kind, written):
+    folder, path = written(kind)
     model, again, tokenizer = load_model(folder), load_gguf(path), Tokenizer.load(path)
     mine = dict(model.named_parameters())
     assert mine.keys() == dict(again.named_parameters()).keys()
@@ -73,9 +83,11 @@ def test_a_file_in_float32_is_read_back_with_the_same_weights_logits_and_ids(kin
 
 @pytest.mark.parametrize("form", QTYPES)
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_the_bytes_of_every_type_are_those_of_the_gguf_package(kind, form, tmp_path):
-    folder, path = written(kind, tmp_path, form)
-    exact = {t.name: gguf.quants.dequantize(t.data, t.tensor_type) for t in reader_of(folder, tmp_path).tensors}
+def test_the_bytes_of_every_type_are_those_of_the_gguf_package(kind, form, written, tmp_path):
+    folder, whole = written(kind)
+    path = tmp_path / "model.gguf"
+    export(ExportConfig(str(folder), path, form), json=True)
+    exact = {tensor.name: tensor.data for tensor in gguf.GGUFReader(whole).tensors}
     kinds = set()
     with GgufFile(path) as file:
         for tensor in gguf.GGUFReader(path).tensors:
@@ -90,15 +102,10 @@ def test_the_bytes_of_every_type_are_those_of_the_gguf_package(kind, form, tmp_p
     assert kinds == {"F32", QTYPES[form]}
 
 
-def reader_of(folder: Path, scratch: Path) -> gguf.GGUFReader:
-    """The model in float32, read by the gguf package."""
-    export(ExportConfig(str(folder), scratch / "exact.gguf", "f32"), json=True)
-    return gguf.GGUFReader(scratch / "exact.gguf")
-
-
 def test_rows_that_are_no_multiple_of_32_stay_in_16_bits(tmp_path):
-    _, path = written("llama", tmp_path, "q8_0", intermediate_size=80)
-    kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
+    folder = folder_of("llama", tmp_path, intermediate_size=80)
+    export(ExportConfig(str(folder), tmp_path / "model.gguf", "q8_0"), json=True)
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
     assert kinds["blk.0.ffn_down.weight"] == "F16" and kinds["blk.0.ffn_up.weight"] == "Q8_0"
 
 
@@ -129,9 +136,9 @@ def test_values_that_a_type_can_t_hold_are_refused_and_nothing_is_left(tmp_path)
 
 
 @pytest.mark.parametrize("name", dict.fromkeys(one.name for one in ARCHITECTURES))
-def test_every_tensor_is_one_that_the_gguf_package_lists_for_the_architecture(name, tmp_path):
+def test_every_tensor_is_one_that_the_gguf_package_lists_for_the_architecture(name, written):
     kind = next(kind for kind in WRITTEN if kind.replace("-moe", "moe").split("-")[0] == name)
-    _, path = written(kind, tmp_path, **WRITTEN[kind])
+    _, path = written(kind)
     reader = gguf.GGUFReader(path)
     architecture = next(arch for arch, text in gguf.MODEL_ARCH_NAMES.items() if text == name)
     known = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[architecture]}
@@ -145,28 +152,27 @@ def test_every_tensor_is_one_that_the_gguf_package_lists_for_the_architecture(na
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral-whole", "qwen2"])
-def test_transformers_computes_the_same_from_the_file(kind, tmp_path, monkeypatch):
-    folder, path = written(kind, tmp_path)
+def test_transformers_computes_the_same_from_the_file(kind, written, tmp_path, monkeypatch):
+    folder, path = written(kind)
     ids = ids_of(Tokenizer.load(folder))
     expected = logits_of(load_model(folder), ids)
 
-    def theirs() -> torch.Tensor:
+    def theirs(path: Path) -> torch.Tensor:
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            tmp_path, gguf_file="model.gguf", attn_implementation="eager"
+            path.parent, gguf_file=path.name, attn_implementation="eager"
         )
         with torch.no_grad():
             return model.eval()(ids).logits
 
-    assert (theirs() - expected).abs().max() <= limit(expected)
+    assert (theirs(path) - expected).abs().max() <= limit(expected)
     if kind == "llama":  # the control: queries and keys as they are
         monkeypatch.setattr(gguf_export, "to_theirs", lambda weight, parameters: parameters[weight.ours[0]])
-        path.unlink()
-        export(ExportConfig(str(folder), path, "f32"), json=True)
-        assert (theirs() - expected).abs().max() > 100 * limit(expected)
+        export(ExportConfig(str(folder), tmp_path / "other.gguf", "f32"), json=True)
+        assert (theirs(tmp_path / "other.gguf") - expected).abs().max() > 100 * limit(expected)
 
 
-def test_the_metadata_tell_of_the_vocabulary_what_llama_cpp_needs(tmp_path):
-    folder, path = written("llama", tmp_path)
+def test_the_metadata_tell_of_the_vocabulary_what_llama_cpp_needs(written):
+    folder, path = written("llama")
     fields = gguf.GGUFReader(path).fields
     tokenizer = Tokenizer.load(folder)
     told = {key.removeprefix("tokenizer.ggml."): field.contents() for key, field in fields.items()}
@@ -284,3 +290,26 @@ def test_adapters_quantized_weights_and_files_that_are_there_are_refused(tmp_pat
         export(ExportConfig(str(tmp_path / "quantized"), tmp_path / "again.gguf"))
     with pytest.raises(ConfigError, match="expected a file ending in .gguf"):
         ExportConfig(str(folder), tmp_path / "model.bin")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(ARCHITECTURES)))
+def test_any_metadata_of_a_file_are_read_or_are_refused_by_a_typed_error(number, written, tmp_path):
+    architecture = ARCHITECTURES[number]
+    kind = next(kind for kind in WRITTEN if kind.replace("-moe", "_moe").split("-")[0] == architecture.family)
+    _, path = written(kind)
+    with GgufFile(path) as file:
+        metadata, tensors = file.metadata, {name: file.data(name) for name in file.tensors}
+    refused = 0
+    own = [key for key in metadata if key.startswith(f"{architecture.name}.")]
+    own += [f"{architecture.name}.rope.scaling.{key}" for key in ("type", "factor", "original_context_length")]
+    for key in own:
+        for value in (10**9, 0, 7, -1, "4", 0.5, float("nan"), True, np.array([16, 16], "<i4")):
+            write_gguf(tmp_path / "other.gguf", {**metadata, key: value}, tensors)
+            try:
+                load_gguf(tmp_path / "other.gguf")
+            except (ConfigError, CheckpointError):
+                refused += 1
+    assert refused > 4 * len(own)
+    write_gguf(tmp_path / "other.gguf", metadata, tensors)
+    load_gguf(tmp_path / "other.gguf")  # the control

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import shutil
@@ -23,6 +24,7 @@ from fledge.model.convert_config import ConvertConfig
 from fledge.model.export_config import ExportConfig
 from fledge.model.families import family
 from fledge.model.folder import load_model
+from fledge.model.gguf import load_gguf
 from fledge.model.gguf_export import export, write_model
 from fledge.model.init import initialise
 from fledge.model.transformer import Transformer, build
@@ -149,6 +151,35 @@ def test_a_text_is_as_likely_in_llama_cpp(form, bar, story_teller, opened, tmp_p
         monkeypatch.setattr(gguf_export, "to_theirs", lambda weight, parameters: parameters[weight.ours[0]])
         export(ExportConfig(str(story_teller), tmp_path / "other.gguf", form), json=True)
         assert mean_difference(model, opened(tmp_path / "other.gguf"), ids) > 3e-2
+
+
+FORMS = {
+    "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K_M": 12, "Q4_K_M": 15, "Q5_K_M": 17,
+    "Q6_K": 18,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_llama_cpp_quantizes_is_read_with_its_logits(form, opened, tmp_path):
+    """llama.cpp rounds the inputs of a product to 8 bits as well, which is what is left of a difference."""
+    import llama_cpp
+
+    tokenizer = small_bpe()
+    shape = {"width": 256, "hidden": 512, "layers": 2, "heads": 4, "kv_heads": 2, "context_tokens": 64}
+    new = family("llama").new_config(ShapeConfig("llama", **shape, vocab_size=tokenizer.vocab_size))
+    model = initialise(build(new, "cpu"), 1)
+    write_model(model, tokenizer, tmp_path / "whole.gguf", "f32")
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype, settings.nthread = FORMS[form], 1
+    names = [str(tmp_path / name).encode() for name in ("whole.gguf", "small.gguf")]
+    assert llama_cpp.llama_model_quantize(*names, ctypes.byref(settings)) == 0
+    ids = our_ids(tokenizer, TEXTS[3])[:32]
+    ours, whole = our_logits(load_gguf(tmp_path / "small.gguf"), ids), our_logits(model, ids)
+    theirs = their_logits(opened(tmp_path / "small.gguf"), ids)
+    near = float((ours - theirs).abs().mean() / whole.std())
+    assert near < 0.02
+    if form not in ("Q8_0", "Q6_K"):  # the control: the weights that it had before
+        assert float((whole - theirs).abs().mean() / whole.std()) > 3 * near
 
 
 def bare_model(n_rows: int) -> Transformer:

@@ -66,7 +66,7 @@ def export(config: ExportConfig, json: bool = False) -> dict[str, Any]:
     folder = find_model(config.model)
     tokenizer = Tokenizer.load(config.tokenizer or folder)
     model = load_model(folder, dtype=None)
-    n_bytes = write_model(model, tokenizer, config.out, config.type, name=folder.resolve().name)
+    n_bytes = write_model(model, tokenizer, config.out, config.type, name=Path(config.model).resolve().name)
     architecture = written_as(model.config.family).name
     n_parameters = sum(p.numel() for p in model.parameters())
     if not json:
@@ -133,7 +133,8 @@ def planned(config: ModelConfig, shapes: dict[str, tuple[int, ...]], kind: str) 
     try:
         own = family(architecture.family).write(replace(config, family=architecture.family))
     except ConfigError as error:
-        raise ConfigError(f"gguf: {config.family} as llama.cpp's {architecture.name}: {error}") from None
+        place = str(error).partition(": ")[0]
+        raise no_place(place, architecture) if place.startswith("model.") else error from None
     prefix = f"{architecture.name}."
     said = {f"{prefix}{key}": own[theirs] for key, theirs in architecture.keys.items() if own.get(theirs) is not None}
     metadata = {"general.architecture": architecture.name, "general.file_type": FILE_TYPES[kind]}
@@ -237,10 +238,14 @@ def check_says_the_same(path: Path, plan: Plan, tokenizer: Tokenizer) -> None:
         check_tokenizer(file.metadata, tokenizer, path.name)
     place = difference(comparable(again), comparable(as_read(plan)), "model")
     if place:
-        raise ConfigError(
-            f"{place}: llama.cpp's {plan.architecture.name} computes another value, and its files have no place for "
-            "this one; it can't be exported"
-        )
+        raise no_place(place, plan.architecture)
+
+
+def no_place(place: str, architecture: Architecture) -> ConfigError:
+    return ConfigError(
+        f"{place}: llama.cpp's {architecture.name} computes with another value, and its files have no place for this "
+        "one; a model of another family, or trained with llama.cpp's value, can be exported"
+    )
 
 
 def as_read(plan: Plan) -> ModelConfig:

@@ -192,10 +192,10 @@ def test_the_metadata_tell_of_the_vocabulary_what_llama_cpp_needs(written):
 @pytest.mark.parametrize(
     ("kind", "more", "match"),
     [
-        ("mistral", {}, "mistral as llama.cpp's llama: model.decoder.layers.0..window"),
+        ("mistral", {}, "model.decoder.layers.0..window: llama.cpp's llama computes with another value"),
         ("qwen2", {"head_dim": 8}, "qwen2.attention.key_length: expected 16"),
-        ("qwen3-biased", {}, "qkv_bias: llama.cpp's qwen3 computes another value"),
-        ("llama", {"hidden_act": "gelu"}, "activation: llama.cpp's llama computes another value"),
+        ("qwen3-biased", {}, "qkv_bias: llama.cpp's qwen3 computes with another value"),
+        ("llama", {"hidden_act": "gelu"}, "activation: llama.cpp's llama computes with another value"),
         ("gemma-multi-query", {}, "model.tie: llama.cpp's gemma"),
         ("gemma2", {}, "scale: llama.cpp's gemma2"),
         ("phi3", {}, "window: llama.cpp's phi3"),
@@ -206,7 +206,7 @@ def test_the_metadata_tell_of_the_vocabulary_what_llama_cpp_needs(written):
         ("mixtral-window", {}, "window: llama.cpp's llama"),
         ("qwen3", {"rope_parameters": LLAMA3}, "rope_scaling: expected linear or yarn"),
         ("gpt2-inverse", {}, "scale: llama.cpp's gpt2"),
-        ("gpt2-untied", {}, "llama.cpp's gpt2 computes another value"),
+        ("gpt2-untied", {}, "llama.cpp's gpt2 computes with another value"),
         ("llama-dynamic", {}, "expected linear, yarn or llama3, got dynamic"),
         ("glm4", {}, "one of the families .*llama.*; got glm4, which is not written"),
     ],

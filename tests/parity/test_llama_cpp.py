@@ -28,6 +28,8 @@ from fledge.model.gguf import load_gguf
 from fledge.model.gguf_export import export, write_model
 from fledge.model.init import initialise
 from fledge.model.transformer import Transformer, build
+from fledge.text.chat import renderer_for
+from fledge.text.conversation import Message
 from fledge.text.gguf_patterns import SPLITS, other_in_llama_cpp
 from fledge.text.llama2c import from_llama2c
 from fledge.text.tokenizer import Tokenizer
@@ -233,12 +235,21 @@ def test_every_split_pattern_gives_the_same_ids_in_llama_cpp_or_warns(name, open
     assert "llama.cpp splits" not in capsys.readouterr().err
 
 
-def test_the_chat_s_tokens_are_control_and_end_an_answer(opened, tmp_path):
-    tokenizer = small_bpe()
-    write_model(bare_model(tokenizer.vocab_size), tokenizer, tmp_path / "model.gguf", "q8_0")
-    theirs = opened(tmp_path / "model.gguf")
+def test_a_chat_has_the_same_ids_in_llama_cpp_and_ends_by_the_same_token(opened, tmp_path):
+    folder = folder_of("llama", tmp_path)
+    export(ExportConfig(str(folder), tmp_path / "model.gguf", "q8_0"), json=True)
+    tokenizer, theirs = Tokenizer.load(folder), opened(tmp_path / "model.gguf")
     text = "<|user|>hi<|end|>"
     assert theirs.tokenize(text.encode(), add_bos=False, special=True) == tokenizer.encode(text, parse_special=True)
     assert theirs.tokenize(text.encode(), add_bos=False, special=False) == tokenizer.encode(text)
     assert tokenizer.encode(text) != tokenizer.encode(text, parse_special=True)
     assert theirs.metadata["tokenizer.ggml.eot_token_id"] == str(tokenizer.end_id)
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    template = theirs.metadata["tokenizer.chat_template"]
+    bos, eos = (tokenizer.token_of(number) for number in (theirs.token_bos(), theirs.token_eos()))
+    said = (("system", "Be brief."), ("user", "Über 12 naïve élèves?\n "), ("assistant", "Yes."), ("user", "Why?"))
+    rendered = renderer_for(tokenizer).render([Message(*one) for one in said], generation_prompt=True)
+    form = Jinja2ChatFormatter(template, eos, bos)
+    prompt = form(messages=[{"role": role, "content": content} for role, content in said]).prompt
+    assert theirs.tokenize(prompt.encode(), add_bos=False, special=True) == list(rendered.ids)

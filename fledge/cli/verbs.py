@@ -295,6 +295,15 @@ VERBS = (
         ("source", "target"),
     ),
     Verb(
+        "export",
+        "a model folder as a GGUF file that llama.cpp opens, weights in 32, 16 or 8 bits",
+        "fledge.model.export_config:ExportConfig",
+        "fledge.model.gguf_export:export",
+        ("model",),
+        aliases=(("out", "out"),),
+        yaml=False,
+    ),
+    Verb(
         "prune",
         "take weights, neurons, heads or layers out of a model; size, quality and speed before and after",
         "fledge.compress.prune_config:PruneConfig",

@@ -13,10 +13,12 @@ import numpy as np
 
 from fledge.errors import ConfigError, TokenizerError
 from fledge.lineage import CARD, make_folder, write_text_durably
+from fledge.log import warn
 from fledge.text import sentencepiece_text, tokenizer_file
 from fledge.text.byte_alphabet import to_bytes
 from fledge.text.chat import with_format
 from fledge.text.config import TokenizerConvertConfig
+from fledge.text.gguf_patterns import name_of
 from fledge.text.gguf_vocab import PREFIX, ROLES
 from fledge.text.gguf_write import write_gguf
 from fledge.text.model_check import split_merge
@@ -24,8 +26,6 @@ from fledge.text.sentencepiece_model import CONTROL, NORMAL, SPACE_MARK, UNKNOWN
 from fledge.text.sentencepiece_tree import model_of
 from fledge.text.tiktoken_file import write_tiktoken
 from fledge.text.tokenizer import Tokenizer
-
-PRE_NAMES = {"gpt2": "gpt-2", "llama3": "dbrx", "qwen2": "qwen2", "o200k": "gpt-4o"}
 
 
 def convert_tokenizer(config: TokenizerConvertConfig, json: bool = False) -> dict[str, Any]:
@@ -94,14 +94,18 @@ def write_sentencepiece(tokenizer: Tokenizer, folder: Path) -> list[str]:
 
 def piece_model(tokenizer: Tokenizer) -> Any:
     """The tokenizer as a PieceModel."""
+    tree = tokenizer.file.tree
+    steps = tokenizer_file.walk(tree.get("normalizer"))
     rules = sentencepiece_text.rules_of(tokenizer.config)
+    if rules is None and tokenizer.kind == "sentencepiece-bpe":
+        rules = sentencepiece_text.rules_of_file(steps, tree.get("pre_tokenizer"))
     if rules is None or tokenizer.kind not in ("unigram", "sentencepiece-bpe"):
         raise TokenizerError(
-            "sentencepiece: expected a tokenizer read from a SentencePiece model or trained as lossless unigram, "
-            f"got {tokenizer.kind}; use tokenizer.json"
+            "sentencepiece: expected a tokenizer read from a SentencePiece model, a BPE that does the same to a text, "
+            f"or one trained as lossless unigram, got {tokenizer.kind}; use tokenizer.json"
         )
-    charsmap = sentencepiece_text.charsmap_of(tokenizer_file.walk(tokenizer.file.tree.get("normalizer")))
-    return model_of(tokenizer.file.tree, tokenizer.config, rules, charsmap, tokenizer.special, tokenizer.file.tokens)
+    charsmap = sentencepiece_text.charsmap_of(steps)
+    return model_of(tree, tokenizer.config, rules, charsmap, tokenizer.special, tokenizer.file.tokens)
 
 
 def write_tiktoken_file(tokenizer: Tokenizer, folder: Path) -> list[str]:
@@ -141,19 +145,38 @@ def gguf_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def bpe_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
-    name = PRE_NAMES.get(str(tokenizer.file.pattern))
-    whole = bool(tokenizer.file.tree["model"].get("ignore_merges"))
-    if name is None or whole and name != "dbrx":
+    tree, tokens = tokenizer.file.tree, tokenizer.file.tokens
+    name = name_of(tree.get("pre_tokenizer"), bool(tree["model"].get("ignore_merges")))
+    if name is None:
         raise TokenizerError("gguf: expected a published split pattern, got another; GGUF knows patterns by name only")
-    tokens = tokenizer.file.tokens
-    merges = [split_merge(merge) for merge in tokenizer.file.tree["model"].get("merges", [])]
+    check_bpe_text(tokenizer)
+    merges = [split_merge(merge) for merge in tree["model"].get("merges", [])]
     return {
         "model": "gpt2",
-        "pre": "llama-bpe" if whole else name,
+        "pre": name,
         "tokens": [f"[PAD{i}]" if token is None else token for i, token in enumerate(tokens)],
         "token_type": np.array([token_type(tokenizer, i) for i in range(len(tokens))], "<i4"),
         "merges": [" ".join(pair) for pair in merges if pair is not None],
     }
+
+
+def check_bpe_text(tokenizer: Tokenizer) -> None:
+    """Raise TokenizerError for what happens to a text before it is split, or around a token of text: GGUF has no place
+    for it."""
+    steps = tokenizer_file.walk(tokenizer.file.tree.get("normalizer"))
+    kinds = [step.get("type") for step in steps if step.get("type") != "Sequence"]
+    if kinds == ["NFC"]:
+        warn("gguf: the normalizer NFC is left out, as llama.cpp has none: letters whose marks are apart get other ids")
+    elif kinds:
+        raise TokenizerError(
+            f"gguf: expected no normalizer, got {', '.join(map(str, kinds))!r:.60}; GGUF can't say that"
+        )
+    for number, entry in tokenizer.file.added.items():
+        flags = [flag for flag in ("lstrip", "rstrip", "single_word") if entry.get(flag)]
+        if flags and number not in tokenizer.control:
+            raise TokenizerError(
+                f"gguf: {entry['content']!r:.40}: expected a token without {flags[0]}, as GGUF can't say that"
+            )
 
 
 def token_type(tokenizer: Tokenizer, number: int) -> int:
@@ -177,12 +200,13 @@ def bert_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
 def pieces_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
     model = piece_model(tokenizer)
     charsmap = {"precompiled_charsmap": np.frombuffer(model.charsmap, np.uint8)} if model.charsmap else {}
-    if not model.escape_whitespaces:
+    marked = model.escape_whitespaces
+    if not marked and (model.kind != "bpe" or any(SPACE_MARK in piece.text for piece in model.pieces)):
         raise TokenizerError("gguf: expected pieces with spaces as U+2581, got plain spaces; GGUF can't say that")
     return {
         "model": "llama" if model.kind == "bpe" else "t5",
         "pre": "default",
-        "tokens": [piece.text for piece in model.pieces],
+        "tokens": [piece.text if marked else piece.text.replace(" ", SPACE_MARK) for piece in model.pieces],
         "scores": np.array([piece.score for piece in model.pieces], "<f4"),
         "token_type": np.array([piece.type for piece in model.pieces], "<i4"),
         "add_space_prefix": model.add_dummy_prefix,

@@ -91,7 +91,7 @@ SPLITS: dict[str, Split] = {
     **dict.fromkeys(("gpt-2", "gpt2", "phi-2", "olmo", "mpt", "jais", "roberta-bpe", "trillion"), Split((GPT2,))),
     **dict.fromkeys(("jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "jina-v1-en", "jina-v2-code"), Split((GPT2,))),
     **dict.fromkeys(("gigachat", "a.x-4.0", "mellum", "modern-bert", "exaone4", "granite-docling"), Split((GPT2,))),
-    **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral"), Split((LLAMA3,), True)),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral"), Split((LLAMA3,), True)),
     **dict.fromkeys(("midm-2.0", "lfm2", "jina-v5-nano", "glm4", "glm5"), Split((LLAMA3,), True)),
     **dict.fromkeys(("dbrx", "smaug-bpe", "chatglm-bpe"), Split((LLAMA3,))),
     **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez"), Split((QWEN2,))),
@@ -127,7 +127,43 @@ REFUSED = {
     **dict.fromkeys(("tiny_aya", "cohere2moe", "superbpe", "afmoe"), GROUPED_DIGITS),
     "whitespace": "its pieces are whole characters, of which unknown ones would be lost",
 }
+NO_CASE = frozenset(("gpt-4o", "tekken", "youtu", "kimi-k2", "granite-embed-multi-97m"))
+WIDE_SPACE = frozenset(("deepseek-llm", "deepseek-coder"))
 SPACES_MARKED = ("gemma4", "granite-embed-multi-311m", "sarvam-moe")  # characters, with spaces as U+2581
+
+
+def other_in_llama_cpp(name: str) -> str:
+    """For which texts llama.cpp splits in another way than the model whose pattern has this name; empty for none."""
+    if name in NO_CASE:
+        return "words with capitals inside, or with letters beyond A-Z"
+    return "texts with characters from U+2000 to U+3000" if name in WIDE_SPACE else ""
+
+
+def name_of(pre_tokenizer: Any, whole: bool) -> str | None:
+    """The `tokenizer.ggml.pre` that stands for a tokenizer.json's `pre_tokenizer` and `ignore_merges`; None if none
+    does."""
+    wanted = Split(regexes_of(pre_tokenizer), whole)
+    return next((name for name, split in SPLITS.items() if split == wanted), None)
+
+
+def regexes_of(pre_tokenizer: Any) -> tuple[str, ...]:
+    """The regular expressions that a text is split by one after the other before its bytes are spelled; none for
+    another way of splitting."""
+    steps = pre_tokenizer.get("pretokenizers") if isinstance(pre_tokenizer, dict) else None
+    steps = steps if isinstance(steps, list) else [pre_tokenizer]
+    *before, last = steps
+    found = []
+    for step in before:
+        kind = step.get("type") if isinstance(step, dict) else None
+        regex = step["pattern"].get("Regex") if kind == "Split" and isinstance(step.get("pattern"), dict) else None
+        if kind == "Digits" and step.get("individual_digits") is True:
+            regex = DIGITS[0]
+        elif regex is None or step.get("behavior") != "Isolated" or step.get("invert"):
+            return ()
+        found.append(regex)
+    if not isinstance(last, dict) or last.get("type") != "ByteLevel" or last.get("add_prefix_space", True):
+        return ()
+    return (*found, GPT2) if last.get("use_regex", True) else tuple(found)
 
 
 def pre_tokenizer_of(split: Split) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Writing the GGUF container: metadata and, for small ones, tensors. What it writes `GgufFile` and llama.cpp read.
+"""Writing the GGUF container: metadata and tensors. What it writes `GgufFile` and llama.cpp read.
 
 Source: ggml, docs/gguf.md.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +19,55 @@ from fledge.text.gguf_file import ARRAY, BOOL, DEFAULT_ALIGNMENT, MAGIC, NUMBERS
 
 NUMBER_TYPES = {np.dtype(form): number for number, form in NUMBERS.items()}
 TENSOR_TYPES = {name: number for number, (name, _, _) in TYPES.items()}
+SIZES = {name: (weights, n_bytes) for name, weights, n_bytes in TYPES.values()}
 PLAIN_TYPES = {np.dtype(form): name for name, form in PLAIN.items()}
 
 
-def write_gguf(path: str | Path, metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray] | None = None) -> None:
-    """Write version 3. Whole numbers become uint32 (int32 below zero, 64 bits where they need them), floats float32;
-    lists hold str or bool, arrays numbers. `tensors`: arrays of plain types in numpy's order of dimensions. Raises
-    TokenizerError for a value that the format has no type for."""
-    tensors = tensors or {}
-    parts = [MAGIC, struct.pack("<IQQ", 3, len(tensors), len(metadata))]
+@dataclass(frozen=True)
+class Entry:
+    """A tensor that will be written: `shape` is numpy's, rows first; `type` a name of ggml's."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+
+    @property
+    def n_bytes(self) -> int:
+        weights, block_bytes = SIZES[self.type]
+        return math.prod(self.shape) // weights * block_bytes
+
+    @property
+    def padded_bytes(self) -> int:
+        """Its bytes and the zeros up to the next tensor."""
+        return self.n_bytes + -self.n_bytes % DEFAULT_ALIGNMENT
+
+
+def header(metadata: Mapping[str, Any], entries: Sequence[Entry]) -> bytes:
+    """Everything before the tensors' bytes, in version 3; these follow in the order of `entries`, each at a multiple of
+    32. Whole numbers become uint32 (int32 below zero, 64 bits where they need them), floats float32; lists hold str or
+    bool, arrays numbers. Raises TokenizerError for a value that the format has no type for."""
+    parts = [MAGIC, struct.pack("<IQQ", 3, len(entries), len(metadata))]
     parts += [text(key) + value_of(key, value) for key, value in metadata.items()]
-    offset, bodies = 0, []
-    for name, array in tensors.items():
-        array = np.ascontiguousarray(array)
+    offset = 0
+    for entry in entries:
+        sizes = tuple(reversed(entry.shape))
+        form = f"<I{len(sizes)}QIQ"
+        parts.append(text(entry.name) + struct.pack(form, len(sizes), *sizes, TENSOR_TYPES[entry.type], offset))
+        offset += entry.padded_bytes
+    head = b"".join(parts)
+    return head + (bytes(-len(head) % DEFAULT_ALIGNMENT) if entries else b"")
+
+
+def write_gguf(path: str | Path, metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray] | None = None) -> None:
+    """Write a small file whole (see `header`). `tensors`: arrays of plain types in numpy's order of dimensions."""
+    entries, bodies = [], []
+    for name, array in (tensors or {}).items():
         kind = PLAIN_TYPES.get(array.dtype)
         if kind is None or not array.ndim or math.prod(array.shape) == 0:
             raise TokenizerError(f"{path}: tensor {name!r:.40}: expected a plain type with values, got {array.dtype}")
-        sizes = tuple(reversed(array.shape))
-        parts.append(text(name) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, TENSOR_TYPES[kind], offset))
-        body = array.tobytes()
-        bodies.append(body + bytes(-len(body) % DEFAULT_ALIGNMENT))
-        offset += len(bodies[-1])
-    head = b"".join(parts)
-    Path(path).write_bytes(b"".join([head, bytes(-len(head) % DEFAULT_ALIGNMENT) if tensors else b"", *bodies]))
+        entries.append(Entry(name, array.shape, kind))
+        bodies.append(np.ascontiguousarray(array).tobytes().ljust(entries[-1].padded_bytes, b"\0"))
+    Path(path).write_bytes(b"".join([header(metadata, entries), *bodies]))
 
 
 def text(value: str) -> bytes:

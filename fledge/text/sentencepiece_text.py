@@ -44,6 +44,27 @@ def rules_of(config: dict[str, Any]) -> TextRules | None:
     return TextRules(**{name: entry[name] for name in names})
 
 
+def rules_of_file(normalizer: Iterable[dict[str, Any]], pre_tokenizer: Any) -> TextRules | None:
+    """The same from the steps of a tokenizer.json's normalizer and its pre-tokenizer; None for what SentencePiece
+    doesn't do."""
+    dummy = escape = False
+    for step in normalizer:
+        kind, pattern = step.get("type"), step.get("pattern")
+        if kind == "Prepend" and step.get("prepend") in (" ", SPACE_MARK) and not dummy:
+            dummy = True
+        elif kind == "Replace" and pattern == {"String": " "} and step.get("content") == SPACE_MARK and not escape:
+            escape = True
+        elif kind != "Sequence":
+            return None
+    if pre_tokenizer is not None:
+        scheme = pre_tokenizer.get("prepend_scheme", "always")
+        plain = pre_tokenizer.get("type") == "Metaspace" and pre_tokenizer.get("replacement") == SPACE_MARK
+        if not plain or pre_tokenizer.get("split", True) or dummy or escape:
+            return None
+        dummy, escape = scheme != "never", True
+    return TextRules(add_dummy_prefix=dummy, remove_extra_whitespaces=False, escape_whitespaces=escape)
+
+
 def rules_of_model(model: PieceModel) -> TextRules:
     return TextRules(model.add_dummy_prefix, model.remove_extra_whitespaces, model.escape_whitespaces)
 

@@ -135,7 +135,7 @@ def test_blocks_have_the_values_of_the_gguf_package_to_the_bit(name, tmp_path):
     """Random bytes: every code, scale and minimum occurs."""
     size, weights = BLOCKS[name][0], {label: n for label, n, _ in TYPES.values()}[name]
     raw = np.random.default_rng(5).integers(0, 256, (64, 4 * size), dtype=np.uint8)
-    for at in (0, 2) if name not in ("Q6_K",) else (208,):  # scales that are finite
+    for at in {"Q6_K": (208,), "Q3_K": (108,), "Q2_K": (80, 82)}.get(name, (0, 2)):  # scales that are finite
         raw.reshape(-1, size)[:, at : at + 2] = (
             np.random.default_rng(6).normal(size=(256, 1)).astype("<f2").view(np.uint8)
         )
@@ -231,7 +231,8 @@ def test_convert_takes_the_tokenizer_that_the_file_holds(tmp_path):
 @pytest.mark.parametrize(
     ("metadata", "match"),
     [
-        ({"llama.expert_count": 8}, "expert_count"),
+        ({"llama.expert_count": 8}, "expert_used_count"),
+        ({"llama.expert_shared_count": 1}, "expert_shared_count"),
         ({"llama.rope.scaling.type": "longrope"}, "longrope"),
         ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 0.0}, "factors"),
         ({"llama.attention.sliding_window": 4}, "sliding_window"),

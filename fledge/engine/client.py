@@ -207,11 +207,15 @@ class EngineClient:
         warn(f"engine: the process has work and has said nothing for {self.config.stall_seconds} s; ending it")
         process.kill()
 
+    def words(self) -> list[str]:
+        """The command line of the process, but for the connection."""
+        config = json.dumps(vars(self.config))
+        return [sys.executable, "-m", "fledge.engine.process", self.model, "--config", config]
+
     def spawn(self, connection: socket.socket) -> subprocess.Popen[bytes]:
         """The child: its output goes to our standard error; a process group of its own keeps the terminal's Ctrl-C
         away from it."""
-        words = [sys.executable, "-m", "fledge.engine.process", self.model, "--fd", str(connection.fileno())]
-        words += ["--config", json.dumps(vars(self.config))]
+        words = [*self.words(), "--fd", str(connection.fileno())]
         home = Path(fledge.__file__).resolve().parent.parent
         environment = dict(os.environ)
         if home.name not in ("site-packages", "dist-packages"):  # run from a checkout, whatever the working folder

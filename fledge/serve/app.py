@@ -14,6 +14,7 @@ from fledge.serve.guard import Guard
 from fledge.serve.page import page_file
 from fledge.serve.routes import Routes
 from fledge.serve.service import Service
+from fledge.serve.vector_routes import VectorRoutes
 
 
 def new_app(service: Service, guard: Guard, log: AccessLog) -> Gate:
@@ -22,6 +23,9 @@ def new_app(service: Service, guard: Guard, log: AccessLog) -> Gate:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.router.add_route("/v1/chat/completions", routes.chat_completions, methods=["POST"])
     app.router.add_route("/v1/completions", routes.completions, methods=["POST"])
+    vectors = VectorRoutes(routes)
+    app.router.add_route("/v1/embeddings", vectors.embeddings, methods=["POST"])
+    app.router.add_route("/classify", vectors.classify, methods=["POST"])
     for path, answer in (
         ("/health", routes.health),
         ("/ready", routes.ready),

@@ -17,7 +17,18 @@ from fledge.serve.ids import new_request_id
 from fledge.serve.metrics import Metrics
 
 ROUTES = frozenset(
-    {"/", "/health", "/ready", "/metrics", "/version", "/v1/models", "/v1/chat/completions", "/v1/completions"}
+    (
+        "/",
+        "/health",
+        "/ready",
+        "/metrics",
+        "/version",
+        "/v1/models",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/classify",
+    )
 )
 RECORD = "fledge.record"
 CLIENT_GONE = 499

@@ -80,9 +80,11 @@ def text_choice(index: int, text: str, finish_reason: str | None, logprobs: dict
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-def model_card(name: str, created: int, context_tokens: int | None, chat: bool) -> dict[str, Any]:
-    """OpenAI's model object, vLLM's `max_model_len` and our `chat` (false: a base model, completions only)."""
+def model_card(name: str, created: int, context_tokens: int | None, chat: bool, task: str) -> dict[str, Any]:
+    """OpenAI's model object, vLLM's `max_model_len` and our `chat` (false: no conversations) and `task`: generate,
+    embed or classify."""
     card: dict[str, Any] = {"id": name, "object": "model", "created": created, "owned_by": "fledge", "chat": chat}
+    card["task"] = task
     if context_tokens:
         card["max_model_len"] = context_tokens
     return card

@@ -122,6 +122,7 @@ class Routes:
         """What can be refused before anything is encoded or the model is there."""
         call.check_ranges(self.service.model.tokenizer.vocab_size)
         self.service.check_model(call.model)
+        self.service.check_serves("generate")
         most = self.service.admission.share
         if n_prompts * call.sampling.n > most:
             param = "prompt" if n_prompts > 1 else "n"
@@ -160,8 +161,9 @@ class Routes:
         return json_response(self.card())
 
     def card(self) -> dict[str, Any]:
-        model = self.service.model
-        return model_card(model.name, self.service.created, self.service.context_tokens, model.renderer is not None)
+        model, service = self.service.model, self.service
+        chat = model.renderer is not None
+        return model_card(model.name, service.created, service.context_tokens, chat, model.purpose)
 
     async def health(self, request: HttpRequest) -> Response:
         """Live: the process answers. It says nothing about the engine."""

@@ -18,12 +18,15 @@ import fledge
 from fledge.engine.client import EngineClient
 from fledge.engine.request import Request, Sampling
 from fledge.engine.stub_spec import is_stub, parse_stub
+from fledge.engine.vector_client import VectorClient
 from fledge.errors import CheckpointError, ConfigError, FledgeError, RequestError, TokenizerError
 from fledge.lineage import read_card
+from fledge.model.purpose import Purpose, purpose_of
+from fledge.model.sentence_steps import MODULES, text_folder
 from fledge.serve.config import ServeConfig
 from fledge.serve.errors import ApiError, to_api_error, unavailable
 from fledge.serve.gate import Record
-from fledge.serve.generation import Generation
+from fledge.serve.generation import Generation, Work
 from fledge.serve.limits import Admission, Place
 from fledge.serve.metrics import Metrics
 from fledge.text.chat import ChatRenderer, Message, renderer_for
@@ -35,6 +38,11 @@ EXACT_CHARACTERS = 1 << 20  # up to here a prompt that is too long is told its e
 
 T = TypeVar("T")
 MAX_IN_TEMPLATE = 32  # conversations that wait for a template's process, which takes one after the other
+INSTEAD = {
+    "generate": "it writes text: use /v1/completions",
+    "embed": "it gives vectors: use /v1/embeddings",
+    "classify": "it gives labels of texts: use /classify",
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,7 @@ class ServedModel:
     tokenizer: Tokenizer
     renderer: ChatRenderer | None
     reads_source: bool = False
+    purpose: Purpose = "generate"
 
     @cached_property
     def longest_token(self) -> int:
@@ -55,23 +64,26 @@ class ServedModel:
 
 
 def open_model(config: ServeConfig) -> ServedModel:
-    """Tokenizer, renderer, name and fingerprint of the model to serve. Raises CheckpointError or TokenizerError."""
+    """Tokenizer, renderer, name and fingerprint of the model to serve. Raises CheckpointError or TokenizerError, and
+    ConfigError for a head that isn't served."""
+    purpose: Purpose
     if is_stub(config.model):
         tokenizer, name, digest = parse_stub(config.model).tokenizer(), "stub", config.model
-        both = False
+        both, purpose = False, "generate"
     else:
         folder = model_folder(config.model)
-        tokenizer, name, digest = Tokenizer.load(folder), folder_name(folder), content_digest(folder)
-        both = reads_source(folder)
+        inside, purpose = text_folder(folder), purpose_of(folder, config.vectors.pooling)
+        tokenizer, name, digest = Tokenizer.load(inside), folder_name(folder), content_digest(inside)
+        both = reads_source(inside)
     renderer: ChatRenderer | None
     try:
-        renderer = None if both else renderer_for(tokenizer)
+        renderer = None if both or purpose != "generate" else renderer_for(tokenizer)
     except ConfigError:
         renderer = None  # a base model
     if renderer is not None:
         _ = renderer.stop_ids  # a foreign template tells them by running; better now than in the first request
     fingerprint = hashlib.sha256(f"{fledge.__version__} {digest} {tokenizer.digest}".encode()).hexdigest()[:12]
-    return ServedModel(config.name or name, f"fp_{fingerprint}", tokenizer, renderer, both)
+    return ServedModel(config.name or name, f"fp_{fingerprint}", tokenizer, renderer, both, purpose)
 
 
 def reads_source(folder: Path) -> bool:
@@ -96,7 +108,7 @@ def model_folder(path: str) -> Path:
     """`path` itself, or the `model/` of a run folder: a model's, or an adapter's with its
     tokenizer. Raises CheckpointError if there is none."""
     for folder in (Path(path), Path(path) / "model"):
-        if (folder / "config.json").is_file():
+        if (folder / "config.json").is_file() or (folder / MODULES).is_file():
             return folder
         if (folder / "adapter_config.json").is_file():
             if (folder / "tokenizer.json").is_file():
@@ -139,13 +151,17 @@ class Service:
     def __init__(self, config: ServeConfig, model: ServedModel):
         self.config = config
         self.model = model
-        self.engine = EngineClient(config.model, config.engine)
+        self.engine: EngineClient
+        if model.purpose == "generate":
+            self.engine = EngineClient(config.model, config.engine)
+        else:
+            self.engine = VectorClient(config.model, config.engine, config.vectors)
         self.admission = Admission(config.max_choices, config.queue_seconds, config.engine.n_slots)
         self.metrics = Metrics(self.engine.counters, self.engine_pid)
         self.metrics.ready.set_function(lambda: float(self.state() == "ready"))
         self.created = int(time.time())
         self.draining = False
-        self.running: set[Generation] = set()
+        self.running: set[Work] = set()
         self.template_thread = ThreadPoolExecutor(1, "chat-template")
         self.n_in_template = 0
 
@@ -202,6 +218,12 @@ class Service:
         if name is not None and name != self.model.name:
             message = f"The model {name[:80]!a} does not exist here; this server has {self.model.name!a}."
             raise ApiError(404, message, "model", "model_not_found")
+
+    def check_serves(self, *purposes: Purpose) -> None:
+        """Raise ApiError 400 unless the model does one of these."""
+        own = self.model.purpose
+        if own not in purposes:
+            raise ApiError(400, f"This model does not do that ({INSTEAD[own]}).", "model", "unsupported_model")
 
     async def encode(self, text: str) -> list[int]:
         """The ids of a text, special tokens in it staying text; long texts in a thread. Raises ApiError 400."""
@@ -288,7 +310,7 @@ class Service:
                 pace.leave(arrival.tenant, n_choices, n_choices if generation.generated_tokens else 0)
                 self.count(generation, prompt_tokens, arrival.record, failed)
 
-    def count(self, generation: Generation, prompt_tokens: int, record: Record, failed: BaseException | None) -> None:
+    def count(self, generation: Work, prompt_tokens: int, record: Record, failed: BaseException | None) -> None:
         metrics = self.metrics
         record.values.update(prompt_tokens=prompt_tokens, completion_tokens=generation.generated_tokens)
         if generation.begun.is_set():

@@ -61,7 +61,7 @@ class VectorClient(EngineClient):
         pending = PendingVectors(request.id)
         self.pending[request.id] = pending
         try:
-            self.send({"kind": "submit", "request": dataclasses.asdict(request)})
+            self.send({"kind": "submit", "request": vars(request)})
             if self.silent_ticks is None:
                 self.silent_ticks = 0
             return await pending.vectors()

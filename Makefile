@@ -25,6 +25,8 @@ CHECK_TESTS ?= tests --ignore=tests/trials --ignore=tests/parity --ignore=tests/
   --ignore=tests/recipes/test_objectives.py --ignore=tests/scaling/test_sweep.py --ignore=tests/data/test_qa.py \
   --ignore=tests/text/test_export.py --ignore=tests/tune --ignore=tests/compress --ignore=tests/parallel \
   --ignore=tests/train/test_sharded.py --ignore=tests/train/test_optimizers.py --ignore=tests/serve/test_structured.py \
+  --ignore=tests/serve/test_embeddings.py --ignore=tests/serve/test_classify.py --ignore=tests/serve/test_vector_life.py \
+  --ignore=tests/recipes/test_probe.py --ignore=tests/recipes/test_embed.py \
   --ignore=tests/recipes/test_changed_data.py --ignore=tests/text/test_chat_choice.py --ignore=tests/align \
   --ignore=tests/recipes/test_finetune.py --ignore=tests/recipes/test_distill.py --ignore=tests/recipes/test_align.py \
   --ignore=tests/recipes/test_reward.py --ignore=tests/recipes/test_rollouts.py --ignore=tests/engine/test_rejection.py \

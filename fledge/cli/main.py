@@ -38,6 +38,7 @@ EXTRAS = {
     "starlette": "serve",
     "prometheus_client": "serve",
     "tiktoken": "fast-tok",
+    "sklearn": "probe",
 }
 
 

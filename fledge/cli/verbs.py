@@ -141,6 +141,15 @@ VERBS = (
         aliases=OUT,
     ),
     Verb(
+        "probe",
+        "a head of labels on a frozen model, by logistic regression on its pooled states",
+        "fledge.recipes.embed_config:ProbeConfig",
+        "fledge.recipes.probe:probe",
+        ("model",),
+        aliases=(("out", "out"), ("train", "data.path"), ("valid", "data.val")),
+        yaml=False,
+    ),
+    Verb(
         "align dpo",
         "move a tuned model towards preferred answers: DPO, hinge, IPO, KTO, ORPO, SimPO",
         "fledge.recipes.preference_config:AlignConfig",
@@ -225,6 +234,15 @@ VERBS = (
         "fledge.engine.config:PredictConfig",
         "fledge.engine.predict:predict",
         ("model", "[text]"),
+        yaml=False,
+    ),
+    Verb(
+        "embed",
+        "a vector for each text of a file, by an encoder or a pooled decoder",
+        "fledge.recipes.embed_config:EmbedConfig",
+        "fledge.recipes.embed:embed",
+        ("model", "[texts]"),
+        aliases=(("out", "out"),),
         yaml=False,
     ),
     Verb(

@@ -15,7 +15,7 @@ import gzip
 import io
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -342,7 +342,7 @@ def split_held_out(examples: list[Example], fraction: float, seed: int) -> tuple
     return [e for i, e in enumerate(examples) if i not in held], [examples[i] for i in sorted(held)]
 
 
-def label_names(examples: list[Example], given: tuple[str, ...], task: Task) -> tuple[str, ...]:
+def label_names(examples: Sequence[Example], given: tuple[str, ...], task: Task) -> tuple[str, ...]:
     """The labels in their order. Raises DataError for a row whose label is none of those given."""
     found: set[str] = set()
     for example in examples:

@@ -55,7 +55,7 @@ class EngineClient:
             name: (folder, None) for name, folder in (adapters or {}).items()
         }  # the folder, and the state of its files once it was read
         self.asked: dict[int, asyncio.Future[Any]] = {}  # what the engine was asked about adapters
-        self.numbers = itertools.count()
+        self.questions = itertools.count()
         self.config = config or EngineConfig()
         self.state: State = "new"
         self.facts: dict[str, Any] = {}
@@ -169,7 +169,7 @@ class EngineClient:
         """Send a frame about adapters; the state of the files that were read for it, if any."""
         if not self.ready:
             raise CapacityError(f"engine: expected it ready, got {self.state}; try again later")
-        number = next(self.numbers)
+        number = next(self.questions)
         answer = self.asked[number] = asyncio.get_running_loop().create_future()
         try:
             self.send({**frame, "number": number})
@@ -238,11 +238,15 @@ class EngineClient:
         warn(f"engine: the process has work and has said nothing for {self.config.stall_seconds} s; ending it")
         process.kill()
 
+    def words(self) -> list[str]:
+        """The command line of the process, but for the connection."""
+        config = json.dumps({"engine": vars(self.config), "adapters": self.adapters})
+        return [sys.executable, "-m", "fledge.engine.process", self.model, "--config", config]
+
     def spawn(self, connection: socket.socket) -> subprocess.Popen[bytes]:
         """The child: its output goes to our standard error; a process group of its own keeps the terminal's Ctrl-C
         away from it."""
-        words = [sys.executable, "-m", "fledge.engine.process", self.model, "--fd", str(connection.fileno())]
-        words += ["--config", json.dumps(vars(self.config)), "--adapters", json.dumps(self.adapters)]
+        words = [*self.words(), "--fd", str(connection.fileno())]
         home = Path(fledge.__file__).resolve().parent.parent
         environment = dict(os.environ)
         if home.name not in ("site-packages", "dist-packages"):  # run from a checkout, whatever the working folder
@@ -266,7 +270,7 @@ class EngineClient:
             self.refuse_another()
         elif kind == "ready":
             self.facts, self.was_ready = frame["facts"], True
-            known = self.facts["adapters"]
+            known = self.facts.get("adapters", {})
             self.adapters = {name: (self.adapters[name][0], files) for name, files in known.items()}
             self.enter("draining" if self.stop_wanted.is_set() else "ready")
         elif kind == "refused":

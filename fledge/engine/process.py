@@ -16,13 +16,14 @@ import signal
 import socket
 import sys
 import threading
-import time
 import traceback
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fledge.engine import wire
 from fledge.engine.config import EngineConfig
 from fledge.engine.load import Files
+from fledge.engine.loop import Commands, Loop
 from fledge.engine.request import Event
 from fledge.engine.standing import read_in_thread, stand
 from fledge.errors import EXIT_OK, CapacityError, EngineError, FledgeError
@@ -32,34 +33,38 @@ if TYPE_CHECKING:
     from fledge.engine.core import Engine
 
 DRAIN_SECONDS = 30.0
-COUNTERS_SECONDS = 0.25
 
-Commands = queue.SimpleQueue  # put is safe in a signal handler
+Begin = Callable[[str, dict[str, Any], socket.socket, Commands[wire.Frame]], Loop]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Load the model, say `ready` (or `failed`, with the error), serve until told to stop. Gives the exit code."""
+def main(begin: Begin, arguments: list[str] | None = None) -> int:
+    """Load the model by `begin`, say `ready` (or `failed`, with the error), serve until told to stop. Gives the exit
+    code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parser = argparse.ArgumentParser(prog="fledge.engine.process")
     parser.add_argument("model")
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--config", type=json.loads, default={})
-    parser.add_argument("--adapters", type=json.loads, default={})
     options = parser.parse_args(arguments)
     connection = socket.socket(fileno=options.fd)
     commands: Commands[wire.Frame] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(connection, commands), daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_OK))  # nothing to finish yet
     try:
-        from fledge.engine.load import load_unchanged  # torch: seconds, with the parent's end already watched
-
-        engine, files = load_unchanged(options.model, EngineConfig(**options.config))
-        adapters = stand(engine, options.adapters)
+        loop = begin(options.model, options.config, connection, commands)
     except Exception as error:
         return tell_failure(connection, error)
     patience = itertools.chain([DRAIN_SECONDS], itertools.repeat(0.0))  # a second signal leaves at once
     signal.signal(signal.SIGTERM, lambda *_: commands.put({"kind": "shutdown", "seconds": next(patience)}))
-    return Worker(engine, connection, commands, files, adapters).run()
+    return loop.run()
+
+
+def begin_text(model: str, config: dict[str, Any], connection: socket.socket, commands: Commands[wire.Frame]) -> Loop:
+    """The loop around an engine on `model`. Raises what loading raises."""
+    from fledge.engine.load import load_unchanged  # torch: seconds, with the parent's end already watched
+
+    engine, files = load_unchanged(model, EngineConfig(**config["engine"]))
+    return Worker(engine, connection, commands, files, stand(engine, config["adapters"]))
 
 
 def listen(connection: socket.socket, commands: Commands[wire.Frame]) -> None:
@@ -84,8 +89,8 @@ def tell_failure(connection: socket.socket, error: Exception) -> int:
     return error.exit_code
 
 
-class Worker:
-    """The loop around an engine: take commands, step, send events; counters now and then."""
+class Worker(Loop):
+    """The loop around an engine that writes text: steps, and sends their events."""
 
     def __init__(
         self,
@@ -95,17 +100,13 @@ class Worker:
         files: Files,
         adapters: dict[str, Files],
     ):
+        super().__init__(connection, commands)
         self.engine = engine
         self.files, self.adapters = files, adapters
-        self.connection = connection
-        self.commands = commands
         self.preparing: set[str] = set()  # requests whose constraint is being compiled
-        self.deadline: float | None = None  # monotonic seconds; set once a shutdown is under way
-        self.counted_at = 0.0
-        self.counters_sent: dict[str, float] = {}
 
-    def run(self) -> int:
-        facts = {
+    def facts(self) -> dict[str, Any]:
+        return {
             "context_tokens": self.engine.context_tokens,
             "reach_tokens": self.engine.reach_tokens,
             "vocab_size": self.engine.vocab_size,
@@ -116,46 +117,30 @@ class Worker:
             "files": self.files,
             "adapters": self.adapters,
         }
-        try:
-            self.send({"kind": "ready", "facts": facts})
-            self.send_counters()
-            while not self.finished():
-                self.obey()
-                if self.engine.has_work:
-                    self.send_events(self.engine.step())
-                if time.monotonic() - self.counted_at > COUNTERS_SECONDS or not self.engine.has_work:
-                    self.send_counters()
-            self.abort()
-            self.send_counters()
-        except ConnectionError:
-            pass  # the parent is gone
-        return EXIT_OK
 
-    def finished(self) -> bool:
-        return self.deadline is not None and (not self.engine.has_work or time.monotonic() >= self.deadline)
+    @property
+    def has_work(self) -> bool:
+        return self.engine.has_work
 
-    def obey(self) -> None:
-        """Take every command that is there; wait for one when there is nothing else to do."""
-        while True:
-            try:
-                frame = self.commands.get(block=not self.engine.has_work and self.deadline is None)
-            except queue.Empty:
-                return
-            if frame["kind"] == "submit":
-                self.submit(frame)
-            elif frame["kind"] == "prepared":
-                self.prepared(frame)
-            elif frame["kind"] == "load_adapter":
-                read_in_thread(self.engine, frame, self.commands.put)
-            elif frame["kind"] in ("adapter_read", "unload_adapter"):
-                self.change_shelf(frame)
-            elif frame["kind"] == "cancel":
-                self.preparing.discard(frame["id"])
-                self.engine.cancel(frame["id"])
-            elif frame["kind"] == "shutdown":
-                self.drain(frame["seconds"])
-            else:
-                print(f"engine: unknown command {frame['kind']!r:.40}", file=sys.stderr)
+    def work(self) -> None:
+        self.send_events(self.engine.step())
+
+    def counters(self) -> dict[str, float]:
+        return self.engine.counters()
+
+    def cancel(self, request_id: str) -> None:
+        self.preparing.discard(request_id)
+        self.engine.cancel(request_id)
+
+    def obey_other(self, frame: wire.Frame) -> None:
+        if frame["kind"] == "prepared":
+            self.prepared(frame)
+        elif frame["kind"] == "load_adapter":
+            read_in_thread(self.engine, frame, self.commands.put)
+        elif frame["kind"] in ("adapter_read", "unload_adapter"):
+            self.change_shelf(frame)
+        else:
+            super().obey_other(frame)
 
     def submit(self, frame: wire.Frame) -> None:
         refusal: FledgeError
@@ -216,15 +201,6 @@ class Worker:
             answer["error"] = wire.error_to_plain(error)
         self.send(answer)
 
-    def refuse(self, request_id: str, error: FledgeError) -> None:
-        self.send({"kind": "refused", "id": request_id, "error": wire.error_to_plain(error)})
-
-    def drain(self, seconds: float) -> None:
-        """Take no more requests; the running ones have `seconds` left. A second call can only shorten that."""
-        deadline = time.monotonic() + seconds
-        self.deadline = deadline if self.deadline is None else min(self.deadline, deadline)
-        self.send({"kind": "draining"})
-
     def abort(self) -> None:
         """End what the deadline cut off, so that every reader gets a last event."""
         cut_off = EngineError("engine: shut down before the answer was finished")
@@ -249,16 +225,6 @@ class Worker:
             ended = Event(too_large.request_id, too_large.index, finish_reason="error", error=str(error))
             self.send_events([ended, *(event for event in siblings if event.index != ended.index)])
 
-    def send_counters(self) -> None:
-        self.counted_at = time.monotonic()
-        counters = self.engine.counters()
-        if counters != self.counters_sent:
-            self.counters_sent = counters
-            self.send({"kind": "counters", "counters": counters})
-
-    def send(self, frame: wire.Frame) -> None:
-        self.connection.sendall(wire.pack(frame))
-
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(begin_text))

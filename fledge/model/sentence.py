@@ -9,7 +9,6 @@ B rows, T tokens, D width.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +22,11 @@ from fledge.config import read_json
 from fledge.errors import ConfigError
 from fledge.model.folder import find_model, load_model, save_model, write_json
 from fledge.model.sentence_dense import DenseLayer, load_dense, save_dense
+from fledge.model.sentence_steps import MODULES, POOLINGS, steps_of
 from fledge.model.transformer import Transformer
 from fledge.nn.config import MAX_CONTEXT, bounded
 from fledge.text.tokenizer import Tokenizer
 
-POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -37,7 +36,7 @@ FLAGS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 """The old spelling of a pooling, which versions 2 to 6 of sentence-transformers read."""
-MODULES, POOLING = "modules.json", "1_Pooling"
+POOLING = "1_Pooling"
 LENGTH, PROMPTS = "sentence_bert_config.json", "config_sentence_transformers.json"
 
 
@@ -165,26 +164,6 @@ def load_sentence_model(folder: str | Path, device: torch.device | str = "cpu") 
         width = dense[-1].weight.shape[0] if dense else pooled_width(model, pooling)
         dense.append(load_dense(folder / path, width, device))
     return SentenceModel(model, tokenizer, config, dense)
-
-
-def steps_of(folder: Path) -> list[tuple[str, str]]:
-    """(kind, folder) of each step in modules.json: a model, pooling, any dense layers, and normalising or not. Raises
-    ConfigError."""
-    if not (folder / MODULES).is_file():
-        raise ConfigError(f"{folder}: expected a sentence-transformers folder with {MODULES}, found none")
-    raw = read_json(folder / MODULES)
-    steps = []
-    for entry in raw if isinstance(raw, list) else [raw]:
-        kind, path = (entry.get("type"), entry.get("path", "")) if isinstance(entry, dict) else (None, "")
-        if not isinstance(kind, str) or not isinstance(path, str) or Path(path).is_absolute() or ".." in path:
-            raise ConfigError(f"{MODULES}: expected a type and a folder inside for each step, got {str(entry)[:60]!r}")
-        steps.append((kind.rpartition(".")[2], path))
-    kinds = ", ".join(kind for kind, _ in steps)
-    if not re.fullmatch("Transformer, Pooling(, Dense)*(, Normalize)?", kinds):
-        raise ConfigError(
-            f"{MODULES}: expected Transformer, Pooling, any Dense and at most Normalize, got {kinds[:80] or 'none'}"
-        )
-    return steps
 
 
 def pooling_of(folder: Path) -> tuple[str, ...]:

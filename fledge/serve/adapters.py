@@ -63,7 +63,9 @@ class ServedAdapters:
         content = "".join(sha256_file(place / file) for file in ADAPTER_FILES if (place / file).is_file())
         digest = hashlib.sha256(f"{self.base.fingerprint} {content}".encode()).hexdigest()[:12]
         full_name = f"{self.base.name}{BETWEEN}{name}"
-        return ServedModel(full_name, f"fp_{digest}", self.base.tokenizer, renderer, self.base.reads_source, name)
+        return ServedModel(
+            full_name, f"fp_{digest}", self.base.tokenizer, renderer, self.base.reads_source, adapter=name
+        )
 
     def all(self) -> list[Served]:
         """Those that the engine has: after a restart it leaves out whose files were replaced."""

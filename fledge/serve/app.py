@@ -14,6 +14,7 @@ from fledge.serve.guard import Guard
 from fledge.serve.page import page_file
 from fledge.serve.routes import Routes
 from fledge.serve.service import Service
+from fledge.serve.vector_routes import VectorRoutes
 
 
 def new_app(service: Service, guard: Guard, log: AccessLog) -> Gate:
@@ -24,6 +25,9 @@ def new_app(service: Service, guard: Guard, log: AccessLog) -> Gate:
     app.router.add_route("/v1/completions", routes.completions, methods=["POST"])
     app.router.add_route("/v1/load_lora_adapter", routes.load_adapter, methods=["POST"])
     app.router.add_route("/v1/unload_lora_adapter", routes.unload_adapter, methods=["POST"])
+    vectors = VectorRoutes(routes)
+    app.router.add_route("/v1/embeddings", vectors.embeddings, methods=["POST"])
+    app.router.add_route("/classify", vectors.classify, methods=["POST"])
     for path, answer in (
         ("/health", routes.health),
         ("/ready", routes.ready),

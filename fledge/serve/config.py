@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fledge.engine.config import EngineConfig
+from fledge.engine.vector_config import VectorConfig
 from fledge.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """An OpenAI-compatible server with a chat page, on one model."""
+    """An OpenAI-compatible server on one model: text with a chat page, embeddings, or labels of texts."""
 
     model: str
     """Model folder or run folder; `stub:` is an engine without a model, for tests of everything around it."""
@@ -50,6 +51,8 @@ class ServeConfig:
     """One line per request on standard error; auto is plain on a terminal and json elsewhere."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """How much the engine does at once."""
+    vectors: VectorConfig = field(default_factory=VectorConfig)
+    """Embeddings and labels: of models that don't write text, or that shall give vectors instead."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

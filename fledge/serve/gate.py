@@ -16,7 +16,18 @@ from fledge.serve.guard import PAGE_PREFIX, Guard
 from fledge.serve.ids import new_request_id
 
 ROUTES = frozenset(
-    {"/", "/health", "/ready", "/metrics", "/version", "/v1/models", "/v1/chat/completions", "/v1/completions"}
+    (
+        "/",
+        "/health",
+        "/ready",
+        "/metrics",
+        "/version",
+        "/v1/models",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/classify",
+    )
 )
 RECORD = "fledge.record"
 CLIENT_GONE = 499

@@ -18,6 +18,15 @@ class Submits(Protocol):
     def submit(self, request: Request) -> AsyncIterator[Event]: ...
 
 
+class Work(Protocol):
+    """One HTTP request's work, as the service sees it: a generation, or rows to encode (fledge/serve/encoding.py)."""
+
+    begun: asyncio.Event
+    generated_tokens: int
+
+    def abort(self, error: ApiError) -> None: ...
+
+
 class Generation:
     """The events of several requests (one per prompt) as pairs (prompt number, event), in order of arrival."""
 

@@ -155,10 +155,15 @@ class Site:
             print(json_text.dumps({"url": url}), flush=True)
             return
         key = f' -H "Authorization: Bearer ${API_KEY_VARIABLE}"' if self.needs_key else ""
-        path, body = "/v1/completions", {"prompt": "Once upon a time", "max_tokens": 64}
+        path: str = "/v1/completions"
+        body: dict[str, Any] = {"prompt": "Once upon a time", "max_tokens": 64}
         if self.service.model.renderer is not None:
             path, body = "/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}]}
-        print(f"chat page: {url}/")
+        purpose = self.service.model.purpose
+        if purpose == "generate":
+            print(f"chat page: {url}/")
+        else:
+            path, body = "/v1/embeddings" if purpose == "embed" else "/classify", {"input": "A quiet, patient film"}
         print(f"curl {url}{path}{key} -H 'Content-Type: application/json' -d '{json_text.dumps(body)}'", flush=True)
 
     async def until_told_to_stop(self, loading: asyncio.Task[None], serving: asyncio.Task[None]) -> None:

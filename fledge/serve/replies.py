@@ -81,11 +81,12 @@ def text_choice(index: int, text: str, finish_reason: str | None, logprobs: dict
 
 
 def model_card(
-    name: str, created: int, context_tokens: int | None, chat: bool, parent: str | None = None
+    name: str, created: int, context_tokens: int | None, chat: bool, task: str, parent: str | None = None
 ) -> dict[str, Any]:
-    """OpenAI's model object, vLLM's `max_model_len` and an adapter's `parent`, and our `chat` (false: a base model,
-    completions only)."""
+    """OpenAI's model object, vLLM's `max_model_len` and an adapter's `parent`, and our `chat` (false: no conversations)
+    and `task`: generate, embed or classify."""
     card: dict[str, Any] = {"id": name, "object": "model", "created": created, "owned_by": "fledge", "chat": chat}
+    card["task"] = task
     if parent is not None:
         card["parent"] = parent
     if context_tokens:

@@ -129,6 +129,7 @@ class Routes:
         """What can be refused before anything is encoded or the model is there. Gives whom the call is for."""
         call.check_ranges(self.service.model.tokenizer.vocab_size)
         model = self.service.adapters.find(call.model)
+        self.service.check_serves("generate")
         most = self.service.admission.share
         if n_prompts * call.sampling.n > most:
             param = "prompt" if n_prompts > 1 else "n"
@@ -171,7 +172,8 @@ class Routes:
         service = self.service
         parent = service.model.name if model.adapter else None
         created = created or service.created
-        return model_card(model.name, created, service.context_tokens, model.renderer is not None, parent)
+        chat = model.renderer is not None
+        return model_card(model.name, created, service.context_tokens, chat, service.model.purpose, parent)
 
     async def load_adapter(self, request: HttpRequest) -> Response:
         """vLLM's route: {lora_name, lora_path}."""

@@ -12,6 +12,8 @@ import fledge
 from fledge.engine.stub_spec import is_stub, parse_stub
 from fledge.errors import CheckpointError
 from fledge.lineage import read_card
+from fledge.model.purpose import Purpose, purpose_of
+from fledge.model.sentence_steps import MODULES, text_folder
 from fledge.serve.config import ServeConfig
 from fledge.text.chat import ChatRenderer, chat_renderer
 from fledge.text.tokenizer import Tokenizer
@@ -28,6 +30,7 @@ class ServedModel:
     tokenizer: Tokenizer
     renderer: ChatRenderer | None
     reads_source: bool = False
+    purpose: Purpose = "generate"
     adapter: str = ""
 
     @cached_property
@@ -37,19 +40,22 @@ class ServedModel:
 
 
 def open_model(config: ServeConfig) -> ServedModel:
-    """Tokenizer, renderer, name and fingerprint of the model to serve. Raises CheckpointError or TokenizerError."""
+    """Tokenizer, renderer, name and fingerprint of the model to serve. Raises CheckpointError or TokenizerError, and
+    ConfigError for a head that isn't served."""
+    purpose: Purpose
     if is_stub(config.model):
         tokenizer, name, digest = parse_stub(config.model).tokenizer(), "stub", config.model
-        both = False
+        both, purpose = False, "generate"
     else:
         folder = model_folder(config.model)
-        tokenizer, name, digest = Tokenizer.load(folder), folder_name(folder), content_digest(folder)
-        both = reads_source(folder)
-    renderer = None if both else chat_renderer(tokenizer)
+        inside, purpose = text_folder(folder), purpose_of(folder, config.vectors.pooling)
+        tokenizer, name, digest = Tokenizer.load(inside), folder_name(folder), content_digest(inside)
+        both = reads_source(inside)
+    renderer = None if both or purpose != "generate" else chat_renderer(tokenizer)
     if renderer is not None:
         _ = renderer.stop_ids  # a foreign template tells them by running; better now than in the first request
     fingerprint = hashlib.sha256(f"{fledge.__version__} {digest} {tokenizer.digest}".encode()).hexdigest()[:12]
-    return ServedModel(config.name or name, f"fp_{fingerprint}", tokenizer, renderer, both)
+    return ServedModel(config.name or name, f"fp_{fingerprint}", tokenizer, renderer, both, purpose)
 
 
 def reads_source(folder: Path) -> bool:
@@ -74,7 +80,7 @@ def model_folder(path: str) -> Path:
     """`path` itself, or the `model/` of a run folder: a model's, or an adapter's with its
     tokenizer. Raises CheckpointError if there is none."""
     for folder in (Path(path), Path(path) / "model"):
-        if (folder / "config.json").is_file():
+        if (folder / "config.json").is_file() or (folder / MODULES).is_file():
             return folder
         if (folder / "adapter_config.json").is_file():
             if (folder / "tokenizer.json").is_file():

@@ -12,12 +12,14 @@ from typing import TypeVar
 
 from fledge.engine.client import EngineClient
 from fledge.engine.request import Request, Sampling
-from fledge.errors import FledgeError, RequestError, TokenizerError
+from fledge.engine.vector_client import VectorClient
+from fledge.errors import ConfigError, FledgeError, RequestError, TokenizerError
+from fledge.model.purpose import Purpose
 from fledge.serve.adapters import ServedAdapters, split
 from fledge.serve.config import ServeConfig
 from fledge.serve.errors import ApiError, to_api_error, unavailable
 from fledge.serve.gate import Record
-from fledge.serve.generation import Generation
+from fledge.serve.generation import Generation, Work
 from fledge.serve.limits import Admission, Place
 from fledge.serve.metrics import Metrics
 from fledge.serve.served import ServedModel
@@ -29,6 +31,11 @@ EXACT_CHARACTERS = 1 << 20  # up to here a prompt that is too long is told its e
 
 T = TypeVar("T")
 MAX_IN_TEMPLATE = 32  # conversations that wait for a template's process, which takes one after the other
+INSTEAD = {
+    "generate": "it writes text: use /v1/completions",
+    "embed": "it gives vectors: use /v1/embeddings",
+    "classify": "it gives labels of texts: use /classify",
+}
 
 
 @dataclass(frozen=True)
@@ -46,14 +53,20 @@ class Service:
     def __init__(self, config: ServeConfig, model: ServedModel):
         self.config = config
         self.model = model
-        self.engine = EngineClient(config.model, config.engine, split(config.adapters))
+        self.engine: EngineClient
+        if model.purpose == "generate":
+            self.engine = EngineClient(config.model, config.engine, split(config.adapters))
+        elif config.adapters or config.adapters_dir:
+            raise ConfigError("adapters: expected a model that writes text, got one that gives numbers; leave them out")
+        else:
+            self.engine = VectorClient(config.model, config.engine, config.vectors)
         self.adapters = ServedAdapters(model, self.engine, config.adapters_dir, config.max_adapters)
         self.admission = Admission(config.max_choices, config.queue_seconds, config.engine.n_slots)
         self.metrics = Metrics(self.engine.counters, self.engine_pid)
         self.metrics.ready.set_function(lambda: float(self.state() == "ready"))
         self.created = int(time.time())
         self.draining = False
-        self.running: set[Generation] = set()
+        self.running: set[Work] = set()
         self.template_thread = ThreadPoolExecutor(1, "chat-template")
         self.n_in_template = 0
 
@@ -105,6 +118,12 @@ class Service:
             with contextlib.suppress(FledgeError):  # whatever it was, `check_ready` has the answer
                 await self.engine.wait_ready(self.config.start_wait_seconds)
         self.check_ready()
+
+    def check_serves(self, *purposes: Purpose) -> None:
+        """Raise ApiError 400 unless the model does one of these."""
+        own = self.model.purpose
+        if own not in purposes:
+            raise ApiError(400, f"This model does not do that ({INSTEAD[own]}).", "model", "unsupported_model")
 
     async def encode(self, text: str) -> list[int]:
         """The ids of a text, special tokens in it staying text; long texts in a thread. Raises ApiError 400."""
@@ -193,7 +212,7 @@ class Service:
                 pace.leave(arrival.tenant, n_choices, n_choices if generation.generated_tokens else 0)
                 self.count(generation, prompt_tokens, arrival.record, failed)
 
-    def count(self, generation: Generation, prompt_tokens: int, record: Record, failed: BaseException | None) -> None:
+    def count(self, generation: Work, prompt_tokens: int, record: Record, failed: BaseException | None) -> None:
         metrics = self.metrics
         record.values.update(prompt_tokens=prompt_tokens, completion_tokens=generation.generated_tokens)
         if generation.begun.is_set():

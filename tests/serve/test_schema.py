@@ -8,9 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
+from fledge.serve.vector_replies import embedded
 from tests.serve.running import CHAT, RunningServer
 
 JSON_TYPES: dict[str, tuple[type, ...]] = {
@@ -34,7 +36,8 @@ def read_schemas(path: Path) -> dict[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     wanted = ("CreateChatCompletionResponse", "CreateChatCompletionStreamResponse", "CreateCompletionResponse", "Error",
               "CompletionUsage", "ChatCompletionTokenLogprob", "ChatCompletionResponseMessage", "Model",
-              "ListModelsResponse", "ChatCompletionStreamResponseDelta", "ErrorResponse")  # fmt: skip
+              "ListModelsResponse", "ChatCompletionStreamResponseDelta", "ErrorResponse", "CreateEmbeddingResponse",
+              "Embedding")  # fmt: skip
     text = gzip.decompress(path.read_bytes()).decode()
     found = {}
     for name in wanted:  # the whole file takes ten seconds to read: take the blocks of these names alone
@@ -121,3 +124,12 @@ def test_errors_match_the_schema(
     reply = scripted.client.request(method, path, json=body)
     assert reply.status_code >= 400
     assert problems(reply.json(), schemas["ErrorResponse"], schemas) == []
+
+
+def test_a_list_of_embeddings(schemas: dict[str, Any]) -> None:
+    body = embedded("model", np.eye(3, dtype=np.float32), 7, "float", 2, unit=True)
+    wanted = schemas["CreateEmbeddingResponse"]
+    assert problems(body, wanted, schemas) == []
+    for name in ("object", "data", "model", "usage"):  # the control
+        assert problems({key: body[key] for key in body if key != name}, wanted, schemas)
+    assert problems({**body, "data": [{**body["data"][0], "embedding": ["a"]}]}, wanted, schemas)

@@ -1,0 +1,28 @@
+"""Configuration of the engine of vectors and labels. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fledge.errors import ConfigError
+from fledge.model.purpose import check_pooling
+
+
+@dataclass(frozen=True)
+class VectorConfig:
+    """Vectors or labels of texts in place of text: how texts of many requests share passes."""
+
+    pooling: str = ""
+    """Serve the model's states as vectors of length 1, pooled so: cls, max, mean, mean_sqrt_len_tokens, weightedmean or
+    lasttoken. Empty: as a sentence-transformers folder says, mean for another encoder; what has a decoder writes text,
+    and what has a head of labels gives labels."""
+    batch_tokens: int = 512
+    """Tokens of one pass at most, padding counted; a longer text passes alone."""
+    max_waiting_tokens: int = 1_000_000
+    """Tokens that wait for a pass at most; requests beyond them are refused with 503."""
+
+    def __post_init__(self) -> None:
+        check_pooling(self.pooling)
+        for name in ("batch_tokens", "max_waiting_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"vectors.{name}: expected at least 1, got {getattr(self, name)}")

@@ -1,0 +1,84 @@
+"""What a folder is served for: text from a decoder, vectors of texts, or labels of texts. Imports no torch.
+
+A folder of sentence-transformers and an encoder give vectors, a head on whole texts gives labels; what has a decoder
+writes text, unless a pooling is asked for by name.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from fledge.errors import CheckpointError, ConfigError
+from fledge.model.config import ModelConfig
+from fledge.model.families import FAMILIES
+from fledge.model.sentence_steps import MODULES, POOLINGS
+
+Purpose = Literal["generate", "embed", "classify"]
+
+OTHER_HEADS = {"token": "tags of words", "span": "places of answers", "choice": "choices between answers"}
+
+
+def purpose_of(folder: Path, pooling: str = "") -> Purpose:
+    """What the model of a folder (its own, or an adapter's) is served for. `pooling`: vectors, whatever it is.
+
+    Raises CheckpointError for a folder without a readable config, ConfigError for a head that isn't served.
+    """
+    check_pooling(pooling)
+    if (folder / MODULES).is_file():
+        if pooling:
+            raise ConfigError(f"pooling: expected none, as {MODULES} in {folder.name} says how vectors are made")
+        return "embed"
+    if not (folder / "config.json").is_file():
+        return adapter_purpose(read_object(folder / "adapter_config.json"), pooling)
+    config = config_of(read_object(folder / "config.json"))
+    if config is None:  # of no known family: whoever loads it says so
+        return "embed" if pooling else "generate"
+    both = config.decoder is not None and config.encoder is not None
+    if pooling and both:
+        raise ConfigError(f"pooling: expected an encoder or a decoder alone, got {config.family}, which is both")
+    heads = {head.name: head for head in config.heads}
+    for name, gives in OTHER_HEADS.items():
+        if name in heads and not pooling:
+            raise ConfigError(f"model: expected labels of whole texts, got a head for {gives}; ask fledge predict")
+    if "sequence" in heads and not pooling:
+        if heads["sequence"].labels == 1:
+            raise ConfigError("model: expected a head with labels, got one that gives a number; ask fledge predict")
+        return "classify"
+    return "embed" if pooling or config.decoder is None else "generate"
+
+
+def check_pooling(pooling: str) -> None:
+    """Raises ConfigError."""
+    if pooling and pooling not in POOLINGS:
+        raise ConfigError(f"pooling: expected one of {', '.join(POOLINGS)}, got {pooling!r:.40}")
+
+
+def adapter_purpose(raw: dict[str, Any], pooling: str) -> Purpose:
+    """By what PEFT says that the adapter is for. Raises ConfigError."""
+    kind = raw.get("task_type")
+    if pooling or kind == "FEATURE_EXTRACTION":
+        return "embed"
+    if kind in ("TOKEN_CLS", "QUESTION_ANS"):
+        raise ConfigError(f"model: expected an adapter for whole texts, got {kind}; ask fledge predict")
+    return "classify" if kind == "SEQ_CLS" else "generate"
+
+
+def config_of(raw: dict[str, Any]) -> ModelConfig | None:
+    """The config of a known family; None for another. Raises ConfigError."""
+    for family in FAMILIES.values():
+        if family.model_type == raw.get("model_type"):
+            return family.config_of(raw)
+    return None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file. Raises CheckpointError."""
+    try:
+        raw = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: expected JSON, found none ({type(error).__name__})") from None
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path}: expected a mapping, got {type(raw).__name__}")
+    return raw

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,11 @@ def tokenizer_metadata(tokenizer: Tokenizer, n_rows: int) -> dict[str, Any]:
     check_llama_cpp(found)
     rest = n_rows - tokenizer.vocab_size
     found[PREFIX + "tokens"] = [*found[PREFIX + "tokens"], *(f"[PAD{n_rows - rest + i}]" for i in range(rest))]
+    twice = next((text for text, n in Counter(found[PREFIX + "tokens"]).items() if n > 1), None)
+    if twice is not None:
+        raise TokenizerError(
+            f"gguf: {twice!r:.40}: expected once, got it twice: rows that are no token are called [PADn] in a file"
+        )
     for key, value in (("token_type", UNUSED), ("scores", 0.0)):
         if PREFIX + key in found:
             old = found[PREFIX + key]
@@ -51,12 +57,10 @@ def tokenizer_metadata(tokenizer: Tokenizer, n_rows: int) -> dict[str, Any]:
 
 def check_llama_cpp(found: dict[str, Any]) -> None:
     """Raise TokenizerError for a vocabulary that a file can hold and llama.cpp would read differently."""
-    kind, tokens = found[PREFIX + "model"], found[PREFIX + "tokens"]
+    kind = found[PREFIX + "model"]
     other = other_in_llama_cpp(found[PREFIX + "pre"])
     if other:
         warn(f"gguf: {PREFIX}pre: llama.cpp splits {other} in another way than {found[PREFIX + 'pre']!r} was made")
-    if len(set(tokens)) != len(tokens):
-        raise TokenizerError("gguf: expected each token once, got some twice")
     has_bytes = bool((found[PREFIX + "token_type"] == BYTE).any())
     if kind == "t5" and has_bytes:
         raise TokenizerError(
@@ -84,10 +88,10 @@ def check_tokenizer(metadata: dict[str, Any], tokenizer: Tokenizer, at: str) -> 
     texts = [SAMPLE] + [tokenizer.decode(ordinary[at : at + 64]) for at in range(0, len(ordinary), 64)]
     for text, expected, got in zip(texts, tokenizer.encode_batch(texts), again.encode_batch(texts), strict=True):
         if got != expected:
-            place = next((i for i, pair in enumerate(zip(got, expected, strict=False)) if pair[0] != pair[1]), 0)
+            place = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), 0)
             raise TokenizerError(
-                f"gguf: {text[:40]!r}: expected id {expected[place]} at {place}, got {got[place]} from what a file can "
-                "hold of this tokenizer; it can't be exported"
+                f"gguf: {text[:40]!r}: expected {len(expected)} ids, at {place} {expected[place : place + 3]}, got "
+                f"{len(got)}, {got[place : place + 3]}, from what a file can hold of this tokenizer"
             )
     for role in ("bos", "eos", "pad"):
         if again.special.get(role) != tokenizer.special.get(role):

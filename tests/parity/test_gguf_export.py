@@ -26,10 +26,12 @@ from fledge.model.gguf_architectures import ARCHITECTURES
 from fledge.model.gguf_blocks import values
 from fledge.model.gguf_export import export, write_model
 from fledge.model.gguf_pack import packed
+from fledge.model.gguf_tokenizer import check_tokenizer, tokenizer_metadata
 from fledge.text.gguf_file import GgufFile
 from fledge.text.gguf_write import write_gguf
 from fledge.text.llama2c import from_llama2c
-from fledge.text.tokenizer import Tokenizer, from_text
+from fledge.text.special_tokens import SPECIAL_TOKENS
+from fledge.text.tokenizer import Tokenizer, byte_level, from_text
 from tests.parity.decoder_cases import LLAMA3
 from tests.parity.exported import ROWS, TOKENS, WRITTEN, folder_of
 from tests.parity.reference import limit
@@ -262,6 +264,27 @@ def test_sentencepiece_s_bpe_is_written_from_every_form_of_it(tmp_path, data_fil
         assert fields["tokenizer.ggml.add_space_prefix"].contents() is True
         for text in (*TEXTS, "Once upon a time", "a  b"):
             assert again.encode(text) == marked.encode(text) == plain.encode(text), text
+
+
+def test_a_tokenizer_that_is_read_back_with_other_ids_is_found():
+    told = tokenizer_metadata(small_bpe("gpt2", TOKENS), ROWS)
+    check_tokenizer(told, small_bpe("gpt2", TOKENS), "x")  # the control
+    for other, match in (
+        (small_bpe("qwen2", TOKENS), "expected [0-9]+ ids, at"),
+        (byte_level(), "expected [0-9]+ ids"),
+    ):
+        with pytest.raises(TokenizerError, match=match):
+            check_tokenizer(told, other, "x")
+    other = Tokenizer(small_bpe("gpt2", TOKENS).file, {**small_bpe("gpt2", TOKENS).config, "pad_token": "<|end|>"})
+    with pytest.raises(TokenizerError, match="pad: expected id"):
+        check_tokenizer(told, other, "x")
+
+
+def test_a_token_with_the_name_of_an_unused_row_is_refused():
+    named = byte_level((*SPECIAL_TOKENS, "[PAD264]"))
+    assert named.vocab_size == 264 and len(tokenizer_metadata(named, 264)["tokenizer.ggml.tokens"]) == 264
+    with pytest.raises(TokenizerError, match=r"'\[PAD264\]': expected once"):
+        tokenizer_metadata(named, 266)
 
 
 @pytest.mark.parametrize("pattern", ["gpt2", "llama3", "qwen2", "o200k"])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fledge.batch import PADDING, Batch, Loss, Term
 from fledge.data.keyed_batches import EveryRow
-from fledge.data.task_batches import ChoiceBatches
+from fledge.data.task_batches import ChoiceBatches, Reader, TaskBatches
 from fledge.data.task_rows import Example, TextExample, WordsExample, label_names, read_examples, split_held_out
 from fledge.engine.predict import TaskKind, answers, batches_of, kind_of, reader_of
 from fledge.errors import ConfigError
@@ -167,11 +167,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         model = with_dropout(model, 0.0, config.train.dropout)
         if config.tune.freeze:
             freeze_parts(model, config.tune.freeze)
-        rows, stride = config.train.rows, config.data.stride
-        source = batches_of(reader, kind, training, stride, rows, seed, targets_of(training, kind))
-        checks = batches_of(reader, kind, held_out, stride, rows, 0, targets_of(held_out, kind))
-        if isinstance(source, ChoiceBatches) and rows % source.n_choices:
-            raise ConfigError(f"train.rows: expected a multiple of the {source.n_choices} choices, got {rows}")
+        source, checks = task_batches(config, reader, kind, training, held_out)
         cut = getattr(source, "n_cut", 0)
         say(
             f"{len(training):,} rows to train on ({source.rows_per_epoch:,} an epoch"
@@ -203,6 +199,18 @@ def rows_of(config: FinetuneConfig) -> tuple[list[Example], list[Example]]:
     if config.data.val:
         return training, read_examples(config.data.val, config.task, config.data)
     return split_held_out(training, config.data.val_fraction, config.train.seed)
+
+
+def task_batches(
+    config: FinetuneConfig, reader: Reader, kind: TaskKind, training: Sequence[Example], held_out: Sequence[Example]
+) -> tuple[TaskBatches, TaskBatches]:
+    """Batches to train on and to validate on. Raises ConfigError for a batch that would part a question."""
+    rows, stride = config.train.rows, config.data.stride
+    source = batches_of(reader, kind, training, stride, rows, config.train.seed, targets_of(training, kind))
+    checks = batches_of(reader, kind, held_out, stride, rows, 0, targets_of(held_out, kind))
+    if isinstance(source, ChoiceBatches) and rows % source.n_choices:
+        raise ConfigError(f"train.rows: expected a multiple of the {source.n_choices} choices, got {rows}")
+    return source, checks
 
 
 def kind_from(config: FinetuneConfig, training: list[Example], held_out: list[Example]) -> TaskKind:

@@ -38,6 +38,8 @@ EXTRAS = {
     "starlette": "serve",
     "prometheus_client": "serve",
     "tiktoken": "fast-tok",
+    "sacrebleu": "eval",
+    "rouge_score": "eval",
 }
 
 

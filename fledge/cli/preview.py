@@ -18,7 +18,15 @@ from fledge.recipes.preview_config import PreviewConfig
 from fledge.text.conversation import read_rows
 
 VERBS = ("pretrain", "sft", "finetune", "align dpo")
-TASKS = (("choices", "choice"), ("endings", "choice"), ("context", "span"), ("tokens", "token"), ("words", "token"))
+TASKS = (
+    ("source", "text2text"),
+    ("target", "text2text"),
+    ("choices", "choice"),
+    ("endings", "choice"),
+    ("context", "span"),
+    ("tokens", "token"),
+    ("words", "token"),
+)
 """Keys of a row that tell the task of `finetune`, tried in this order."""
 TABLES = (".tsv", ".csv", ".conll", ".conllu")
 

@@ -145,7 +145,7 @@ VERBS = (
     ),
     Verb(
         "finetune",
-        "tune a model with a task head on labelled rows: classes, numbers, tags, spans, choices",
+        "tune a model on labelled rows: classes, numbers, tags, spans, choices, or texts that it writes for texts",
         "fledge.recipes.finetune_config:FinetuneConfig",
         "fledge.recipes.finetune:finetune",
         aliases=OUT,
@@ -231,7 +231,7 @@ VERBS = (
     ),
     Verb(
         "predict",
-        "what a task head answers to a text or to the rows of a file",
+        "what a task head answers, or an encoder-decoder writes, to a text or to the rows of a file",
         "fledge.engine.config:PredictConfig",
         "fledge.engine.predict:predict",
         ("model", "[text]"),

@@ -22,10 +22,12 @@ from fledge.engine.predict import TaskKind, reader_of
 from fledge.errors import ConfigError
 from fledge.model.folder import build, find_model, read_config
 from fledge.recipes import align
+from fledge.recipes import text2text as pairs_of_texts
 from fledge.recipes.config import PretrainConfig, SftConfig
-from fledge.recipes.finetune import kind_from, rows_of, task_batches, tasked
+from fledge.recipes.finetune import kind_from, task_batches, tasked
 from fledge.recipes.finetune_config import FinetuneConfig
 from fledge.recipes.inspect import with_shape
+from fledge.recipes.labelled import check_named, rows_of
 from fledge.recipes.language import row_tokens_of
 from fledge.recipes.objective import MASKED, objective_tokenizer
 from fledge.recipes.preference_config import AlignConfig
@@ -235,8 +237,9 @@ def preference_rules(fate: Fitted, most_tokens: int) -> tuple[tuple[str, int], .
 
 
 def finetune_rows(config: FinetuneConfig, scratch: Path) -> TrainedRows:
-    if not config.model.path or not config.data.path:
-        raise ConfigError("model.path: expected a model folder and data.path a file of labelled rows; set both")
+    if config.task == "text2text":
+        return text2text_rows(config)
+    check_named(config)
     base = find_model(config.model.path)
     tokenizer = Tokenizer.load(base)
     training, held_out = rows_of(config)
@@ -253,6 +256,19 @@ def finetune_rows(config: FinetuneConfig, scratch: Path) -> TrainedRows:
         tokenizer, source.batch, EveryRow(checks), config.train.rows, source.rows_per_epoch,
         "same" if kind.task == "token" else "answer", labels_of(kind), (rule,),
     )  # fmt: skip
+
+
+def text2text_rows(config: FinetuneConfig) -> TrainedRows:
+    pairs = pairs_of_texts.opened(config)
+    source, checks = pairs.batches(config)
+    sides = (("sources", pairs.sides.source_tokens), ("targets", pairs.sides.target_tokens))
+    rules = tuple(
+        (f"{name} of {most} tokens, whose text was cut or just fits", n)
+        for (name, most), n in zip(sides, source.n_cut, strict=True)
+    )
+    return TrainedRows(
+        pairs.sides.tokenizer, source.batch, EveryRow(checks), config.train.rows, source.rows_per_epoch, rules=rules
+    )
 
 
 def labels_of(kind: TaskKind) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ TASKS = (
     ("words", "token"),
 )
 """Keys of a row that tell the task of `finetune`, tried in this order."""
-TABLES = (".tsv", ".csv", ".conll", ".conllu")
+TABLES, WORDS = (".tsv", ".csv"), (".conll", ".conllu")
 
 
 def preview(config: PreviewConfig, json: bool = False) -> dict[str, Any]:
@@ -88,8 +88,8 @@ def read(name: str, config: PreviewConfig, file: Path | None) -> Any:
     tree: dict[str, Any] = {"data": {"path": config.path}}
     if file is not None:
         tree = configs.read_yaml(file)
-    elif name == "finetune" and (row := first_row(config.path)):
-        tree["task"] = next((task for key, task in TASKS if key in row), "sequence")
+    elif name == "finetune":
+        tree["task"] = task_of(config.path)
     configs.merge(tree, Parser(verb, cls).parse(list(config.changes)).tree)
     return configs.from_dict(cls, tree, at=str(file or ""))
 
@@ -98,21 +98,29 @@ def verb_of(path: str) -> str:
     """Which verb trains on data like this, by its first row; text and folders are pre-trained on."""
     row = first_row(path)
     if row is None:
-        return "finetune" if path.removesuffix(".gz").endswith(TABLES) else "pretrain"
+        return "finetune" if path.removesuffix(".gz").endswith(WORDS) else "pretrain"
     if {"chosen", "rejected"} <= set(row) or ("label" in row and isinstance(row["label"], bool) and "prompt" in row):
         return "align dpo"
     answered = any({"prompt", answer} <= set(row) for answer in ("response", "completion"))
     return "sft" if answered or any(key in row for key in ("messages", "conversations", "instruction")) else "finetune"
 
 
+def task_of(path: str) -> str:
+    """The task of labelled rows, by the keys of the first or by the file's name; `sequence` where they tell none."""
+    if path.removesuffix(".gz").endswith(WORDS):
+        return "token"
+    row = first_row(path) or {}
+    return next((task for key, task in TASKS if key in row), "sequence")
+
+
 def first_row(path: str) -> dict[str, Any] | None:
-    """The first row of a file of JSON; None for other files. Raises DataError for a first row that is none."""
+    """The first row of JSON or of a table; None for other files. Raises DataError for a first row that is none."""
     plain = path.removesuffix(".gz").removesuffix(".zst")
-    if not plain.endswith((".jsonl", ".json")):
+    if not plain.endswith((".jsonl", ".json", *TABLES)):
         return None
     if not Path(path).is_file():
         raise DataError(f"{path}: expected a file, found none; check the path")
-    if plain.endswith(".json") and not path.endswith(".zst"):  # SQuAD's nesting too
+    if not plain.endswith(".jsonl") and not path.endswith(".zst"):  # SQuAD's nesting too
         row, at = next(rows_of(file_text(Path(path)), Path(path), TaskDataConfig()), ({}, path))
     else:
         row, at = next(read_rows(Path(path)), ({}, path))

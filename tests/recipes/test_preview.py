@@ -11,6 +11,7 @@ import torch
 
 from fledge.batch import PADDING, Batch
 from fledge.cli.main import main
+from fledge.cli.preview import task_of, verb_of
 from fledge.model.folder import save_model
 from fledge.recipes.preview_config import PreviewConfig
 from fledge.recipes.preview_text import COLOURED, PLAIN, text
@@ -219,6 +220,24 @@ def test_a_config_file_and_a_run_folder_are_previewed_as_they_train(place, tmp_p
     assert "train.sed" in capsys.readouterr().err
     assert main(["data", "preview", str(config), "--first_row", "99", "--split", "val"]) == 2
     assert "first_row: expected one of the rows of split val, got 99" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, lines, verb, task", [
+    ("a.tsv", "sentence\tlabel\nwhy\tx\n", "finetune", "sequence"),
+    ("a.csv", "source,target\nwhy,not\n", "finetune", "text2text"),
+    ("a.conll", "Anna B-PER\nsings O\n", "finetune", "token"),
+    ("a.jsonl", '{"question": "q", "choices": ["a", "b"], "answer": 0}', "finetune", "choice"),
+    ("a.json", '{"data": [{"paragraphs": [{"context": "c", "qas": [{"question": "q"}]}]}]}', "finetune", "span"),
+    ("a.json", '[{"tokens": ["a"], "tags": ["O"]}]', "finetune", "token"),
+    ("a.jsonl", '{"prompt": "p", "completion": "c", "label": true}', "align dpo", ""),
+    ("a.jsonl", '{"instruction": "p", "output": "c"}', "sft", ""),
+    ("a.txt", "text", "pretrain", ""),
+])  # fmt: skip
+def test_the_verb_and_the_task_are_told_by_the_first_row(tmp_path, name, lines, verb, task):
+    path = tmp_path / name
+    path.write_text(lines)
+    assert verb_of(str(path)) == verb
+    assert verb != "finetune" or task_of(str(path)) == task
 
 
 def test_nothing_is_written_beside_the_data(place, monkeypatch, capsys):

@@ -75,7 +75,7 @@ class RunLog:
 
 def is_past(event: Any, step: int, drawn: int) -> bool:
     """Whether a logged event stands before the point where a run goes on."""
-    if not isinstance(event, dict) or event.get("kind") == "end":
+    if not isinstance(event, dict) or event.get("kind") in ("end", "early_stop"):
         return False
     if event.get("kind") in ("non_finite", "overflow", "spike", "rollout", "alarm"):
         return bool(event.get("batch", 0) < drawn)

@@ -39,6 +39,8 @@ EXTRAS = {
     "prometheus_client": "serve",
     "tiktoken": "fast-tok",
     "sklearn": "probe",
+    "sacrebleu": "eval",
+    "rouge_score": "eval",
 }
 
 

@@ -111,7 +111,10 @@ class Parser:
                 raise ConfigError(f"fledge {self.verb.name}: unknown flag {word}; flags have two dashes, see --help")
             elif ASSIGNMENT.match(word):
                 key, _, value = word.partition("=")
-                self.assign(self.known(key, key), value, typed=False)
+                if self.verb.others and key_name(key) not in {*self.keys, *self.aliases}:
+                    self.assign(self.verb.others, word, typed=True)
+                else:
+                    self.assign(self.known(key, key), value, typed=False)
             elif self.verb.yaml and word.endswith((".yaml", ".yml")):
                 self.config_file(word)
             else:

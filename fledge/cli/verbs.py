@@ -11,7 +11,7 @@ class Verb:
 
     `positionals` maps words on the command line, in order, to config keys; a name in brackets may be left out.
     `aliases` maps a flag to a config key (`--out` to `run.dir`). `yaml`: a positional ending in .yaml
-    is the config file.
+    is the config file. `others` names a list that takes, as typed, each key=value whose key is none of this verb's.
     """
 
     name: str
@@ -21,6 +21,7 @@ class Verb:
     positionals: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
     yaml: bool = True
+    others: str = ""
 
 
 OUT = (("out", "run.dir"),)
@@ -57,6 +58,15 @@ VERBS = (
         "fledge.data.stats:stats",
         ("path",),
         aliases=READING,
+    ),
+    Verb(
+        "data preview",
+        "rows of training as their verb's own batches have them, with the tokens that are trained marked",
+        "fledge.recipes.preview_config:PreviewConfig",
+        "fledge.cli.preview:preview",
+        ("path",),
+        yaml=False,
+        others="changes",
     ),
     Verb(
         "data qa",
@@ -135,7 +145,7 @@ VERBS = (
     ),
     Verb(
         "finetune",
-        "tune a model with a task head on labelled rows: classes, numbers, tags, spans, choices",
+        "tune a model on labelled rows: classes, numbers, tags, spans, choices, or texts that it writes for texts",
         "fledge.recipes.finetune_config:FinetuneConfig",
         "fledge.recipes.finetune:finetune",
         aliases=OUT,
@@ -230,7 +240,7 @@ VERBS = (
     ),
     Verb(
         "predict",
-        "what a task head answers to a text or to the rows of a file",
+        "what a task head answers, or an encoder-decoder writes, to a text or to the rows of a file",
         "fledge.engine.config:PredictConfig",
         "fledge.engine.predict:predict",
         ("model", "[text]"),

@@ -4,6 +4,7 @@
     token                  {"tokens": [...], "tags": [...]}, or CoNLL: a word and its tag on a line, sentences apart
     span                   {"question", "context", "answers": {"text": [...], "answer_start": [...]}}, or SQuAD's
     choice                 {"question", "choices": [...], "answer": place or text}
+    text2text              {"source", "target"}, or two columns of a table
 
 Imports no torch.
 """
@@ -69,7 +70,16 @@ class ChoiceExample:
     answer: int | None
 
 
-Example = TextExample | WordsExample | SpanExample | ChoiceExample
+@dataclass(frozen=True)
+class PairExample:
+    """A text to read and the one to write for it."""
+
+    place: str
+    source: str
+    target: str | None
+
+
+Example = TextExample | WordsExample | SpanExample | ChoiceExample | PairExample
 
 
 def read_examples(path: str | Path, task: Task, config: TaskDataConfig, answered: bool = True) -> list[Example]:
@@ -222,14 +232,26 @@ def text_row(row: dict[str, Any], at: str, config: TaskDataConfig, answered: boo
     yield TextExample(at, text, None if pair_at is None else string(row, pair_at, at), answer)
 
 
-def column(row: dict[str, Any], part: str, named: str, at: str, needed: bool) -> str | None:
-    """The key of a part of a row. Raises DataError where it is needed, or named, and missing."""
+def pair_row(row: dict[str, Any], at: str, config: TaskDataConfig, answered: bool) -> Iterator[PairExample]:
+    source = string(row, column(row, "source", config.text, at, True, "text"), at)
+    target_at = column(row, "target", config.label, at, answered, "label")
+    target = None if target_at is None else string(row, target_at, at)
+    if not source.strip() or target is not None and not target.strip():
+        raise DataError(f"{at}: expected two texts, got an empty one; remove the row")
+    yield PairExample(at, source, target)
+
+
+def column(row: dict[str, Any], part: str, named: str, at: str, needed: bool, key: str = "") -> str | None:
+    """The key of a part of a row, which `data.{key or part}` names. Raises DataError where it is needed, or named, and
+    missing."""
     for name in (named,) if named else NAMES[part]:
         if name in row:
             return name
     if needed or named:
         keys = ", ".join(map(str, list(row)[:8]))
-        raise DataError(f"{at}: expected {named or 'one of ' + ', '.join(NAMES[part])}, got {keys}; set data.{part}=…")
+        raise DataError(
+            f"{at}: expected {named or 'one of ' + ', '.join(NAMES[part])}, got {keys}; set data.{key or part}=…"
+        )
     return None
 
 
@@ -329,6 +351,7 @@ def choice_row(row: dict[str, Any], at: str, config: TaskDataConfig, answered: b
 
 READERS: dict[str, Callable[..., Iterator[Any]]] = {
     "sequence": text_row, "regression": text_row, "token": words_row, "span": span_row, "choice": choice_row,
+    "text2text": pair_row,
 }  # fmt: skip
 
 

@@ -244,12 +244,12 @@ class FillConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """What to answer with a task head."""
+    """What to answer with a task head, or to write with an encoder-decoder."""
 
     model: str
-    """Model folder or run folder of a model with a task head."""
+    """Model folder or run folder of a model with a task head, or of an encoder-decoder."""
     text: str | None = None
-    """A text to classify or score."""
+    """A text to classify or score, or to write another for."""
     pair: str | None = None
     """A second text, for a head on pairs."""
     file: str | None = None
@@ -264,13 +264,21 @@ class PredictConfig:
     """Longest row in tokens; 0: the model's context."""
     stride: int = 128
     """Tokens that neighbouring windows of a question's context share."""
+    prefix: str = ""
+    """Encoder-decoders: what stands before every source, as in tuning."""
+    answer_tokens: int = 0
+    """Encoder-decoders: most tokens of an answer; 0: as many as the context holds."""
+    beams: int = 1
+    """Encoder-decoders: above 1 a beam search of this width, else the likeliest token each time."""
+    length_penalty: float = 1.0
+    """Of a beam search: an answer's log-probability counts over its length to this power."""
     threads: int = 0
     """CPU threads; 0 is one for each core."""
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "stride", "threads"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}: expected at least 0, got {getattr(self, name)}")
+        for name, least in (("max_tokens", 0), ("stride", 0), ("answer_tokens", 0), ("beams", 1), ("threads", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}: expected at least {least}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

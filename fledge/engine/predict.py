@@ -1,4 +1,5 @@
-"""`fledge predict`: what a task head answers. The same pass and the same reading of it as in training's validation.
+"""`fledge predict`: what a task head answers, by the same pass and the same reading of it as in training's validation;
+and what an encoder-decoder writes.
 
 B rows, T tokens of a row, L labels.
 """
@@ -15,14 +16,19 @@ from torch import Tensor
 
 from fledge.data.task_batches import ChoiceBatches, Reader, SpanBatches, TaskBatches, TextBatches, WordBatches
 from fledge.data.task_config import Task, TaskDataConfig
-from fledge.data.task_rows import Example, TextExample, read_examples
-from fledge.engine.config import PredictConfig
+from fledge.data.task_rows import Example, PairExample, TextExample, read_examples
+from fledge.engine.config import EngineConfig, PredictConfig
+from fledge.engine.load import load_engine
+from fledge.engine.writing import written
 from fledge.errors import ConfigError
 from fledge.model.config import HeadConfig, ModelConfig
+from fledge.model.folder import read_config
 from fledge.model.transformer import Transformer
 from fledge.nn.config import Longformer
+from fledge.text.sides import Sides
 from fledge.text.tokenizer import Tokenizer
-from fledge.tune.load import load_served, served_tokenizer
+from fledge.tune.folder import adapter_folder, base_folder
+from fledge.tune.load import find_served, load_served, served_tokenizer
 
 TASK_HEADS = ("sequence", "token", "span", "choice")
 BATCH_ROWS = 32
@@ -44,12 +50,16 @@ class TaskKind:
 
 
 def predict(config: PredictConfig, json: bool = False) -> dict[str, Any]:
-    """The head's answer to a text, or to each row of a file: printed, and as `answers` of the result.
+    """The head's answer to a text, or to each row of a file, or what an encoder-decoder writes for it: printed, and as
+    `answers` of the result.
 
     Raises ConfigError for a model without a task head or a text that fits no task, DataError for a file.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
+    base = find_served(config.model)
+    if writes(read_config(base if adapter_folder(base) is None else base_folder(base))[1]):
+        return predict_texts(config, json)
     tokenizer, model = served_tokenizer(config.model), load_served(config.model).eval()
     kind = kind_of(model.config)
     examples = asked(config, kind)
@@ -61,6 +71,27 @@ def predict(config: PredictConfig, json: bool = False) -> dict[str, Any]:
     return {"model": config.model, "task": kind.task, "labels": list(kind.names), "answers": found}
 
 
+def writes(config: ModelConfig) -> bool:
+    """Whether the model writes a text for a text: an encoder-decoder with an output over the vocabulary."""
+    return config.encoder is not None and config.decoder is not None and config.lm and not config.heads
+
+
+def predict_texts(config: PredictConfig, json: bool) -> dict[str, Any]:
+    """What an encoder-decoder writes for a text, or for each source of a file, by the likeliest tokens or by beams: as
+    `fledge finetune` scores it."""
+    engine = load_engine(config.model, EngineConfig(n_slots=max(8, config.beams), threads=config.threads))
+    context = engine.runner.source_tokens
+    if config.max_tokens > context:
+        raise ConfigError(f"max_tokens: expected at most the context of {context}, got {config.max_tokens}")
+    examples = asked(config, TaskKind("text2text"))
+    texts = [one.source for one in examples if isinstance(one, PairExample)]
+    sides = Sides(engine.tokenizer, config.max_tokens or context, context, config.prefix)
+    found = written(engine, sides.sources(texts), config.answer_tokens, config.beams, config.length_penalty)
+    if not json:
+        print("\n".join(found))
+    return {"model": config.model, "task": "text2text", "labels": [], "answers": [{"target": text} for text in found]}
+
+
 def asked(config: PredictConfig, kind: TaskKind) -> list[Example]:
     """What is to be answered. Raises ConfigError unless it is a text or a file."""
     if (config.text is None) == (config.file is None):
@@ -68,9 +99,11 @@ def asked(config: PredictConfig, kind: TaskKind) -> list[Example]:
     if config.file is not None:
         columns = TaskDataConfig(text=config.column, pair=config.pair_column, header=config.header)
         return read_examples(config.file, kind.task, columns, answered=False)
+    assert config.text is not None
+    if kind.task == "text2text":
+        return [PairExample("text", config.text, None)]
     if kind.task not in ("sequence", "regression"):
         raise ConfigError(f"text: expected a file of rows for the task {kind.task}, got a text; use --file")
-    assert config.text is not None
     return [TextExample("text", config.text, config.pair, None)]
 
 

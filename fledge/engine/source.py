@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fledge.engine.prefix import chain_key, root_key
 from fledge.engine.row import RunnerFace, Source
 from fledge.errors import RequestError
+from fledge.text.sides import framed
 
 if TYPE_CHECKING:
     from fledge.engine.request import Request
@@ -46,16 +47,8 @@ class Readers:
 
 
 def source_of(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """A text's ids as an encoder reads them: in the frame that the tokenizer's file says; where it says none, with eos
-    behind (sep where there is no eos), as `spans` and `prefix` train."""
+    """A text's ids as an encoder reads them, in their frame."""
     return framed(tokenizer, tokenizer.encode(text))
-
-
-def framed(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[int, ...]:
-    """As `source_of`, of ids."""
-    found, roles = tokenizer.frame(ids).ids, tokenizer.special
-    end = roles.get("eos", roles.get("sep"))
-    return (*found, end) if len(found) == len(ids) and end is not None else found
 
 
 def check_length(source_tokens: int, most: int) -> None:

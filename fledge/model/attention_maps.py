@@ -25,6 +25,7 @@ from fledge.nn.config import Kernelised
 from fledge.nn.kernels import counted, probabilities
 from fledge.nn.linear_attention import shares
 from fledge.nn.visibility import Sight, kinds, visible
+from fledge.text.sides import framed
 from fledge.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -104,11 +105,13 @@ def ids_of(
     if config.encoder is None:
         start = () if bos is None or bos in plain[:1] else (bos,)
         return (*start, *plain), None
-    framed = tokenizer.frame(plain).ids
     if not both:
-        return framed, None
+        return tokenizer.frame(plain).ids, None
     starts = config.special_ids.get("start", config.special_ids.get("pad", bos))
-    return framed, (() if starts is None else (starts,)) + tuple(tokenizer.encode(target or ""))
+    ids = tokenizer.encode(target or "")
+    said = framed(tokenizer, ids)  # as in training, where nothing is read after the last special token
+    said = said[:-1] if len(said) > len(ids) else said
+    return framed(tokenizer, plain), (() if starts is None else (starts,)) + said
 
 
 def of_ids(model: Transformer, ids: Sequence[int], said: Sequence[int] | None, tokenizer: Tokenizer) -> AttentionMaps:

@@ -47,6 +47,7 @@ from fledge.model.spelling import (
     prefix_in_files,
     without_absent_pooler,
 )
+from fledge.model.start import start_id
 from fledge.model.transformer import Transformer, build
 from fledge.model.weight_files import INDEX, WEIGHTS, is_pickle, opened, pickled, refuse_pickle
 from fledge.nn.adapter import Adapter
@@ -299,6 +300,8 @@ def save_description(config: ModelConfig, dtype: torch.dtype, folder: Path, toke
     ends = renderer.stop_ids if renderer is not None else tokenizer.stop_ids if tokenizer is not None else ()
     stops = sorted({i for role, i in ids.items() if role == "eos"} | set(ends))
     generation = {"bos_token_id": ids.get("bos"), "eos_token_id": stops or None, "pad_token_id": ids.get("pad")}
+    if config.encoder is not None and config.decoder is not None:  # where transformers looks for it
+        generation["decoder_start_token_id"] = start_id(config)
     write_json(folder / "generation_config.json", {key: v for key, v in generation.items() if v is not None})
     if tokenizer is not None:
         naming_inputs(tokenizer, config).save(folder)

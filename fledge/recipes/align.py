@@ -52,7 +52,7 @@ def align_dpo(config: AlignConfig) -> dict[str, Any]:
     row_tokens = row_tokens_of(config.train, base_config.context_tokens)
     digest = data_digest(config, base, tokenizer)
     adapter = tuned_by(config.tune, base, config.train.seed, tokenizer, aside=True)
-    read = judged if config.preference.loss == "kto" else pairs
+    read = reader_of(config)
     items = read(config.data, renderer, row_tokens + 1)
 
     def make_recipe(load: Callable[[], Transformer] | None) -> PreferenceRecipe:
@@ -88,6 +88,11 @@ def align_dpo(config: AlignConfig) -> dict[str, Any]:
         )
 
 
+def reader_of(config: AlignConfig) -> Callable[..., Items]:
+    """What reads the rows of a file for the loss."""
+    return judged if config.preference.loss == "kto" else pairs
+
+
 def recipe_of(
     config: AlignConfig,
     model: Transformer,
@@ -98,17 +103,24 @@ def recipe_of(
     table: torch.Tensor | None,
     adapter: Tuned | None,
 ) -> PreferenceRecipe:
-    is_judged, rows, pad = config.preference.loss == "kto", config.train.rows, tokenizer.pad_id or 0
-    answers = slice(0, 1) if is_judged else slice(0, 2)
-    source = PreferenceBatches(items.training, rows, config.train.seed, pad, answers)
-    checks = PreferenceBatches(items.held_out, rows, 0, pad, answers, first=items.n_training)
-    recipe = (JudgedRecipe if is_judged else PreferenceRecipe)(
+    source, checks = preference_batches(config, items, tokenizer)
+    recipe = (JudgedRecipe if config.preference.loss == "kto" else PreferenceRecipe)(
         model, tokenizer, source, EveryRow(checks), digest, {"base": artefact_digest(base)},
         settings=config.preference, reference=table, values=items.values,
     )  # fmt: skip
     if isinstance(recipe, JudgedRecipe):
         recipe = replace(recipe, precision=config.train.precision, checks=checks)
     return recipe if adapter is None else replace(recipe, writes=adapter.write, kind="adapter")
+
+
+def preference_batches(
+    config: AlignConfig, items: Items, tokenizer: Tokenizer
+) -> tuple[PreferenceBatches, PreferenceBatches]:
+    """Batches to train on and to validate on: pairs, or for kto each answer by itself."""
+    rows, pad = config.train.rows, tokenizer.pad_id or 0
+    answers = slice(0, 1) if config.preference.loss == "kto" else slice(0, 2)
+    source = PreferenceBatches(items.training, rows, config.train.seed, pad, answers)
+    return source, PreferenceBatches(items.held_out, rows, 0, pad, answers, first=items.n_training)
 
 
 def as_base(

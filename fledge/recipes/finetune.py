@@ -5,12 +5,11 @@ B rows, T tokens of a row, L labels.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +19,25 @@ from torch import Tensor
 
 from fledge.batch import PADDING, Batch, Loss, Term
 from fledge.data.keyed_batches import EveryRow
-from fledge.data.task_batches import ChoiceBatches
-from fledge.data.task_rows import Example, TextExample, WordsExample, label_names, read_examples, split_held_out
+from fledge.data.task_batches import ChoiceBatches, Reader, TaskBatches
+from fledge.data.task_rows import Example, TextExample, WordsExample, label_names
 from fledge.engine.predict import TaskKind, answers, batches_of, kind_of, reader_of
 from fledge.errors import ConfigError
 from fledge.evals.score import Score
 from fledge.evals.task_scores import entity_scores, label_scores, number_scores, span_scores
-from fledge.lineage import artefact_digest, sha256_file, write_text_durably
+from fledge.lineage import artefact_digest, write_text_durably
 from fledge.log import say
 from fledge.model.config import ModelConfig
 from fledge.model.folder import find_model, load_model, read_config
 from fledge.model.retask import retask, task_config
 from fledge.model.transformer import Transformer
-from fledge.recipes.dropout import with_dropout
 from fledge.recipes.finetune_config import FinetuneConfig
+from fledge.recipes.labelled import PREDICTIONS, check_named, data_digest, rows_of, run_tuned
 from fledge.recipes.language import LanguageRecipe, spaced
-from fledge.recipes.session import in_run_folder, run_recipe
 from fledge.recipes.sft import Tuned
+from fledge.recipes.text2text import text2text
 from fledge.text.tokenizer import Tokenizer
-from fledge.tune.attach import trained_parameters
-from fledge.tune.freeze import freeze_parts
 from fledge.tune.load import load_served, served_tokenizer
-
-PREDICTIONS = "predictions.jsonl"
 
 
 @dataclass
@@ -142,12 +137,9 @@ class TaskRecipe(LanguageRecipe):
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """Tune, or go on tuning, and publish `run.dir`/model. Gives the figures of the run, and `scores` of the published
     folder on the held-out rows, each with n and an interval; its answers are run.dir/predictions.jsonl."""
-    if not config.model.path:
-        raise ConfigError("model.path: expected a model folder; set model.path=…")
-    if not config.data.path:
-        raise ConfigError("data.path: expected a file of labelled rows; set data.path=…")
-    if config.tune.virtual:
-        raise ConfigError(f"tune.method: expected an adapter of maps beside a task head, got {config.tune.method}")
+    if config.task == "text2text":
+        return text2text(config)
+    check_named(config)
     base = find_model(config.model.path)
     tokenizer = Tokenizer.load(base)
     training, held_out = rows_of(config)
@@ -162,16 +154,11 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 
     adapter = None if config.tune.method == "full" else Tuned(config.tune, base, seed, prepare=with_head)
 
-    def make_recipe(load: Callable[[], Transformer] | None) -> TaskRecipe:
-        model = load() if load else with_head(load_model(base)) if adapter is None else adapter.begin(base)
-        model = with_dropout(model, 0.0, config.train.dropout)
-        if config.tune.freeze:
-            freeze_parts(model, config.tune.freeze)
-        rows, stride = config.train.rows, config.data.stride
-        source = batches_of(reader, kind, training, stride, rows, seed, targets_of(training, kind))
-        checks = batches_of(reader, kind, held_out, stride, rows, 0, targets_of(held_out, kind))
-        if isinstance(source, ChoiceBatches) and rows % source.n_choices:
-            raise ConfigError(f"train.rows: expected a multiple of the {source.n_choices} choices, got {rows}")
+    def first() -> Transformer:
+        return with_head(load_model(base)) if adapter is None else adapter.begin(base)
+
+    def make(model: Transformer) -> TaskRecipe:
+        source, checks = task_batches(config, reader, kind, training, held_out)
         cut = getattr(source, "n_cut", 0)
         say(
             f"{len(training):,} rows to train on ({source.rows_per_epoch:,} an epoch"
@@ -179,30 +166,21 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         )
         weights = balanced(training, kind) if config.class_weights == "balanced" else None
         parents = {"base": artefact_digest(base)}
-        recipe = TaskRecipe(
-            model, tokenizer, source, EveryRow(checks), digest, parents, task=kind, label_weights=weights
-        )
-        if not config.tune.trains_all:
-            all_of_them = sum(parameter.numel() for parameter in model.parameters())
-            say(f"{config.tune.method}: {trained_parameters(model):,} of {all_of_them:,} parameters are trained")
-        return recipe if adapter is None else replace(recipe, writes=adapter.write, kind="adapter")
+        return TaskRecipe(model, tokenizer, source, EveryRow(checks), digest, parents, task=kind, label_weights=weights)
 
-    with in_run_folder(config) as group:
-        if not (config.tune.trains_all or group.alone):
-            raise ConfigError("tune: expected to train every weight on several processes, got a part; use one process")
-        read = None if adapter is None else adapter.go_on
-        result = run_recipe(config, model_config, make_recipe, lambda recipe, log: (), digest, group, read)
-        if group.rank == 0:
-            result["scores"] = scored(config, held_out)
-        return result
+    return run_tuned(config, model_config, digest, first, adapter, make, lambda: {"scores": scored(config, held_out)})
 
 
-def rows_of(config: FinetuneConfig) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples. Raises DataError."""
-    training = read_examples(config.data.path, config.task, config.data)
-    if config.data.val:
-        return training, read_examples(config.data.val, config.task, config.data)
-    return split_held_out(training, config.data.val_fraction, config.train.seed)
+def task_batches(
+    config: FinetuneConfig, reader: Reader, kind: TaskKind, training: Sequence[Example], held_out: Sequence[Example]
+) -> tuple[TaskBatches, TaskBatches]:
+    """Batches to train on and to validate on. Raises ConfigError for a batch that would part a question."""
+    rows, stride = config.train.rows, config.data.stride
+    source = batches_of(reader, kind, training, stride, rows, config.train.seed, targets_of(training, kind))
+    checks = batches_of(reader, kind, held_out, stride, rows, 0, targets_of(held_out, kind))
+    if isinstance(source, ChoiceBatches) and rows % source.n_choices:
+        raise ConfigError(f"train.rows: expected a multiple of the {source.n_choices} choices, got {rows}")
+    return source, checks
 
 
 def kind_from(config: FinetuneConfig, training: list[Example], held_out: list[Example]) -> TaskKind:
@@ -308,13 +286,3 @@ def scores_of(kind: TaskKind, found: Sequence[dict[str, Any]], examples: Sequenc
     pairs = [(name in one["labels"], name in (e.answer if isinstance(e.answer, tuple) else (e.answer,)))
              for one, e in zip(found, examples, strict=True) for name in kind.names]  # fmt: skip
     return label_scores([int(mine) for mine, _ in pairs], [int(right) for _, right in pairs], 2)
-
-
-def data_digest(config: FinetuneConfig, base: Path, tokenizer: Tokenizer) -> str:
-    """Digest of the rows, of the tokenizer that reads them and of the base model's folder."""
-    digest = hashlib.sha256(tokenizer.digest.encode())
-    for name in (config.data.path, config.data.val):
-        digest.update(sha256_file(name).encode() if name else b"-")
-    for path in (base / "config.json", *sorted(base.glob("*.safetensors"))):
-        digest.update(sha256_file(path).encode())
-    return digest.hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from fledge.batch import GLOBAL, PADDING, Batch, Tokens
 from fledge.data.corpus import read_corpus, read_records
@@ -15,7 +15,7 @@ from fledge.data.stats import card_of, shown
 from fledge.errors import ConfigError
 from fledge.model.config import ShapeConfig
 from fledge.model.folder import build
-from fledge.recipes.config import InspectConfig
+from fledge.recipes.config import InspectConfig, PretrainConfig
 from fledge.recipes.language import row_tokens_of
 from fledge.recipes.objective import MASKED, objective_tokenizer
 from fledge.recipes.pretrain import first_config, objective_recipe
@@ -24,6 +24,7 @@ from fledge.text.tokenizer import Tokenizer
 
 FITTING = {"spans": "t5", "denoise": "bart", **dict.fromkeys(MASKED, "bert")}  # families for objectives
 ROW_TOKENS = 128
+Pretraining = TypeVar("Pretraining", bound=PretrainConfig)
 
 
 def inspect_data(config: InspectConfig, json: bool = False) -> dict[str, Any]:
@@ -61,8 +62,7 @@ def of_source(config: InspectConfig) -> dict[str, Any]:
 
 def row_of(config: InspectConfig, dataset: Dataset) -> dict[str, Any]:
     """Row `config.row` of training, or of validation, under the config's objective."""
-    if not (config.model.width or config.model.preset or config.init_from):
-        config = replace(config, model=sketched(config))
+    config = with_shape(config)
     tokenizer = objective_tokenizer(config, dataset.tokenizer)
     model_config = first_config(config, tokenizer)
     row_tokens = row_tokens_of(config.train, model_config.context_tokens)
@@ -78,12 +78,16 @@ def row_of(config: InspectConfig, dataset: Dataset) -> dict[str, Any]:
     return found | ({"answer": int(batch.answers[place])} if batch.answers is not None else {})
 
 
-def sketched(config: InspectConfig) -> ShapeConfig:
-    """A small model that the objective can train, whose numbers decide nothing about a row but its length."""
+def with_shape(config: Pretraining) -> Pretraining:
+    """The config, of a small model that the objective can train where it names none, whose numbers decide nothing about
+    a row but its length."""
     shape = config.model
+    if shape.width or shape.preset or config.init_from:
+        return config
     family = FITTING.get(config.objective, shape.family) if shape.family == ShapeConfig().family else shape.family
     context = shape.context_tokens or max(config.train.row_tokens, ROW_TOKENS)
-    return replace(shape, family=family, width=64, layers=1, heads=2, context_tokens=context)
+    shape = replace(shape, family=family, width=64, layers=1, heads=2, context_tokens=context)
+    return replace(config, model=shape)
 
 
 def held_out_row(held_out: Any, row: int) -> tuple[Batch, int]:

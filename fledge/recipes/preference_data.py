@@ -26,6 +26,8 @@ class Items:
     found: list[Item]
     n_training: int
     values: Tensor
+    fates: tuple[Fitted, ...] = ()
+    """What became of the rows to train on, and of those held out."""
 
     @property
     def training(self) -> list[Item]:
@@ -73,7 +75,7 @@ def gathered(
 ) -> Items:
     found: list[Item] = []
     values: list[float] = []
-    sizes = []
+    fates = []
     split = training_and_held_out(data, read, what)
     for rows, name in zip(split, ("training", "held-out"), strict=True):
         here = fitted([rendered(row) for row in rows], most_tokens, data.too_long == "cut")
@@ -89,8 +91,8 @@ def gathered(
             items = with_others(items, kept, [*kept, *split[0]], most_tokens, mismatched)
         found += items
         values += [value(rows[item.number - 1]) for item in items]
-        sizes.append(len(items))
-    return Items(found, sizes[0], torch.tensor(values))
+        fates.append(here)
+    return Items(found, len(fates[0].items), torch.tensor(values), tuple(fates))
 
 
 def told(here: Fitted, n_rows: int, what: str, most_tokens: int) -> str:

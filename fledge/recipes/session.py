@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from fledge.train.loop import Run, train
 from fledge.train.parallel.group import ALONE, Group, joined
 from fledge.train.recipe import Hook, Recipe
 from fledge.train.resume import changed_keys, changes, resume_point, with_defaults, write_run_yaml
+
+WHAT_IS_PUBLISHED = ("publish_ema", "publish_best", "patience", "min_delta")  # free to change, of another result
 
 
 def run_recipe(
@@ -55,20 +58,19 @@ def run_recipe(
     point = resume_point(folder, config, settings, data_digest, group.ranks())
     if point is None:
         group.once(lambda: (folder / "log.jsonl").unlink(missing_ok=True))
-        loaded, state, load = None, State(), None
+        loaded, state = None, State()
     else:
         loaded, state = point
         say(f"{folder}: continuing from {loaded.name}")
-        checkpoint = loaded
 
-        def load() -> Transformer:
-            if read is not None:
-                return read(checkpoint, device.device)
-            # several processes read their parts once the model is shared out
-            model = load_model(checkpoint, device.device) if group.alone else build(read_config(checkpoint)[1])
-            return same_model(model, model_config, folder)
+    def load_at(checkpoint: Path) -> Transformer:
+        if read is not None:
+            return read(checkpoint, device.device)
+        # several processes read their parts once the model is shared out
+        model = load_model(checkpoint, device.device) if group.alone else build(read_config(checkpoint)[1])
+        return same_model(model, model_config, folder)
 
-    recipe = make_recipe(load)
+    recipe = make_recipe(None if loaded is None else partial(load_at, loaded))
     if not recipe.model.embedding.weight.is_meta:
         recipe.model.to(device.device)
     if settings.micro_rows == "auto":
@@ -78,7 +80,7 @@ def run_recipe(
     log = RunLog(folder / "log.jsonl", device.rank)
     log.truncate_after(state.step, state.drawn)
     group.once(lambda: write_run_yaml(folder, config, devices.facts(device)))
-    run = Run(folder, config, settings, device, recipe, log, make_hooks(recipe, log), loaded, group)
+    run = Run(folder, config, settings, device, recipe, log, make_hooks(recipe, log), loaded, group, load_at)
     try:
         result: dict[str, Any] = json_safe(train(run, state))
     finally:
@@ -126,10 +128,13 @@ def finished_result(folder: Path, config: Any, settings: TrainConfig, data_diges
     try:
         card = lineage.verify(folder / "model")
         facts = card["facts"]
-        if settings.allow_changes or facts["steps"] != settings.steps or facts["data_digest"] != data_digest:
+        early = facts["result"].get("stopped_early") and facts["steps"] <= settings.steps
+        if settings.allow_changes or facts["data_digest"] != data_digest:
             return None
         before = with_defaults(facts["config"], config)
-        if changes(before, to_dict(config)) or before["train"]["publish_ema"] != settings.publish_ema:
+        if changes(before, to_dict(config)) or not (early or facts["steps"] == settings.steps):
+            return None
+        if any(before["train"][name] != getattr(settings, name) for name in WHAT_IS_PUBLISHED):
             return None
         return {**facts["result"], "model": str(folder / "model")}
     except (CheckpointError, KeyError, TypeError, AttributeError):

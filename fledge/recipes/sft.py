@@ -67,17 +67,13 @@ def sft(config: SftConfig) -> dict[str, Any]:
         model = with_dropout(load() if load else fresh(base), 0.0, config.train.dropout)
         if config.tune.freeze:
             freeze_parts(model, config.tune.freeze)
-        pad = tokenizer.pad_id or 0
-        rendered = render_all(renderer, training, config.data.path)
-        source = ChatBatches(rendered, row_tokens, config.train.rows, config.train.seed, pad)
-        held = render_all(renderer, held_out, config.data.val or f"{config.data.path} (held out)")
-        checks = ChatBatches(held, row_tokens, config.train.rows, 0, pad)
+        source, checks = chat_batches(config, renderer, training, held_out, row_tokens)
         say(
             f"{len(training):,} conversations in about {source.rows_per_epoch:,} rows an epoch "
             f"({source.n_cut} cut to {row_tokens + 1} tokens, {source.n_left_out} left out), {len(held_out):,} held out"
         )
         parents = {"base": artefact_digest(base)}
-        recipe = LanguageRecipe(model, tokenizer, source, HeldOutChats(checks), digest, parents)
+        recipe = LanguageRecipe(model, tokenizer, source, checks, digest, parents)
         if not config.tune.trains_all:
             say(f"{config.tune.method}: {trained_parameters(model):,} of {all_numbers(model):,} parameters are trained")
         if adapter is None:
@@ -95,6 +91,17 @@ def sft(config: SftConfig) -> dict[str, Any]:
             raise ConfigError("tune: expected to train every weight on several processes, got a part; use one process")
         read = None if adapter is None else adapter.go_on
         return run_recipe(config, base_config, make_recipe, make_hooks, digest, group, read)
+
+
+def chat_batches(
+    config: SftConfig, renderer: ChatRenderer, training: list[Any], held_out: list[Any], row_tokens: int
+) -> tuple[ChatBatches, HeldOutChats]:
+    """Batches to train on and to validate on. Raises DataError for a conversation that the format can't hold."""
+    pad, train = renderer.tokenizer.pad_id or 0, config.train
+    rendered = render_all(renderer, training, config.data.path)
+    held = render_all(renderer, held_out, config.data.val or f"{config.data.path} (held out)")
+    source = ChatBatches(rendered, row_tokens, train.rows, train.seed, pad)
+    return source, HeldOutChats(ChatBatches(held, row_tokens, train.rows, 0, pad))
 
 
 def opened_base(config: Any, what: str, quantized: bool = False) -> tuple[Path, ModelConfig]:

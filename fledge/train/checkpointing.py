@@ -48,6 +48,10 @@ class State:
     cpu_seconds: float = 0.0
     best_val_loss: float | None = None
     best_step: int | None = None
+    waited: int = 0
+    """Validations since the last one that was enough of an improvement (`patience.note`)."""
+    waited_from: float | None = None
+    """Its validation loss."""
     loss_scale: float = 0.0
     """Of float16; 0: not begun."""
     since_overflow: int = 0

@@ -130,6 +130,14 @@ class TrainConfig:
     """Steps between validations; 0: only at the end."""
     eval_rows: int = 128
     """Rows of a validation on the way; 0: all. The last validation always takes all."""
+    patience: int = 0
+    """Validations on the way without a val_loss lower by min_delta, after which the run ends early and the better of
+    its last weights and those of its best validation are published; 0: it goes to its last step."""
+    min_delta: float = 0.0
+    """By how much val_loss must fall to be waited for again."""
+    publish_best: bool = False
+    """Publish the better of the last weights and those of the best validation on the way, by the whole of the held-out
+    data; patience does so too."""
     sample_every_steps: int = 0
     """Steps between samples of text; 0: none."""
     log_every_steps: int = 1
@@ -161,7 +169,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         low = {"steps": 1, "rows": 1, "micro_rows": 0, "row_tokens": 0, "keep_last": 1, "warmup_steps": 0}
         low |= dict.fromkeys(
-            ("save_every_steps", "keep_every_steps", "eval_every_steps", "eval_rows", "sample_every_steps"), 0
+            ("save_every_steps", "keep_every_steps", "eval_every_steps", "eval_rows", "sample_every_steps", "patience"),
+            0,
         )
         low |= {"loss_scale_steps": 1, "spike_window": 2, "watch_every_steps": 0}
         low |= {"log_every_steps": 1, "max_skipped": 0, "stop_after_steps": 0, "threads": 0, "seed": 0}
@@ -178,7 +187,7 @@ class TrainConfig:
         for name in ("learning_rate", "epsilon", "spike_threshold"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"train.{name}: expected a number above 0, got {getattr(self, name)}")
-        for name in ("clip_norm", "weight_decay"):
+        for name in ("clip_norm", "weight_decay", "min_delta"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name}: expected a number of at least 0, got {getattr(self, name)}")
         for name in ("beta1", "beta2", "ema_decay"):
@@ -191,9 +200,26 @@ class TrainConfig:
                 "train.compile: expected blocks or off with train.checkpoint_blocks, got model, which can't be "
                 "computed again block by block"
             )
+        self.check_best()
         if self.publish_ema and not self.ema_decay:
             raise ConfigError("train.publish_ema: expected a running mean to publish, got none; set train.ema_decay")
         self.rate_schedule()
+
+    def check_best(self) -> None:
+        """Raises ConfigError where there is nothing to wait for, or to choose from."""
+        if self.keeps_best and not self.eval_every_steps:
+            raise ConfigError("train.eval_every_steps: expected validations to be patient about, got 0; set it")
+        if self.keeps_best and self.publish_ema:
+            raise ConfigError(
+                "train.publish_ema: expected the best weights or their running mean, got both; choose one"
+            )
+        if self.min_delta and not self.patience:
+            raise ConfigError(f"train.min_delta: read with train.patience only, got {self.min_delta}; set both")
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the weights of the best validation may be what is published."""
+        return bool(self.patience or self.publish_best)
 
     def rate_schedule(self) -> ScheduleConfig:
         """The learning rate's course. Raises ConfigError for a warm-up beyond the run or a floor outside 0..1."""
@@ -208,5 +234,5 @@ FREE_TO_CHANGE = (
     "eval_rows", "sample_every_steps", "log_every_steps",
     "stop_after_steps", "allow_changes", "max_skipped", "non_finite", "device", "threads", "micro_rows",
     "checkpoint_blocks", "publish_ema", "compile", "spike", "spike_window", "spike_threshold", "watch_every_steps",
-    "parallel",
+    "parallel", "patience", "min_delta", "publish_best",
 )  # fmt: skip

@@ -23,9 +23,11 @@ from fledge.device import Device
 from fledge.errors import DataError, FledgeError, Interrupted, NonFiniteError, SpikeError
 from fledge.log import Progress, RunLog, say, warn
 from fledge.model.count import flops_per_token
+from fledge.model.folder import load_model
+from fledge.model.transformer import Transformer
 from fledge.nn.adapter import Adapter
 from fledge.optim.schedule import rate_share
-from fledge.train import checkpointing
+from fledge.train import checkpointing, patience
 from fledge.train.checkpointing import State
 from fledge.train.clock import clock_of
 from fledge.train.compiled import FirstStep, compile_training
@@ -59,6 +61,8 @@ class Run:
     """The checkpoint that `recipe.model` was loaded from, when resuming."""
     group: Group = ALONE
     """The processes that share it."""
+    load_at: Callable[[Path], Transformer] = load_model
+    """What reads the model of a checkpoint, in a process that holds it whole."""
 
     @property
     def checkpoints(self) -> Path:
@@ -131,7 +135,7 @@ class Loop:
 
     def take_steps(self, progress: Progress) -> None:
         try:
-            while self.state.step < self.config.steps:
+            while self.state.step < self.config.steps and not patience.is_out(self.state, self.config):
                 self.leave_if_asked()
                 figures = self.one_step()
                 if figures is None:
@@ -148,7 +152,7 @@ class Loop:
         """Save and raise Interrupted when a signal asks for it, or stop_after_steps short of the end."""
         step, limit = self.state.step, self.config.stop_after_steps
         asked = self.run.group.most(self.stop.asked)  # of all processes, so that they save the same step
-        if asked or 0 < limit <= step < self.config.steps:
+        if asked or (0 < limit <= step < self.config.steps and not patience.is_out(self.state, self.config)):
             self.save()
             reason = self.stop.name or ("a signal" if asked else f"train.stop_after_steps={limit}")
             raise Interrupted(f"{reason}: saved at step {step}; the same command continues")
@@ -364,7 +368,7 @@ class Loop:
         if progress is not None:
             progress.note(f"step {self.state.step}: validation loss {figures['val_loss']:.4f}")
         state, found = self.state, figures["val_loss"]
-        if not math.isfinite(found) or (state.best_val_loss is not None and found >= state.best_val_loss):
+        if not patience.note(state, found, self.config.min_delta):
             return False
         state.best_val_loss, state.best_step = found, state.step
         return True
@@ -417,6 +421,9 @@ class Loop:
     def finish(self) -> dict[str, float]:
         figures = self.evaluated(0)
         self.leave_if_asked()
+        if self.config.keeps_best:
+            figures = self.better_of(figures)
+            self.leave_if_asked()
         if self.average is not None and self.config.publish_ema:
             self.average.swap()  # for good: the checkpoint of the last step has both
             figures |= {"last_val_loss": figures["val_loss"], "val_loss": figures["ema_val_loss"]}
@@ -431,6 +438,32 @@ class Loop:
         self.run.log.write("end", **result, times=self.clock.taken())
         self.parallel.leave_whole(self.run.recipe)
         return result
+
+    def better_of(self, last: dict[str, float]) -> dict[str, float]:
+        """Leave the model with the better of its last weights and those of the best validation on the way, by the
+        whole of the held-out data; gives its validation, and which it is."""
+        state = self.state
+        early = patience.is_out(state, self.config)
+        best, chosen, figures = state.best_step, state.step, last
+        if best is not None and best != state.step:
+            self.go_back(best)
+            figures, chosen = self.evaluated(0), best
+            if not figures["val_loss"] <= last["val_loss"]:
+                self.go_back(state.step)
+                figures, chosen = last, state.step
+        if early:
+            say(f"stopped early at step {state.step}: {state.waited} validations without a better one")
+            self.run.log.write("early_stop", step=state.step, waited=state.waited, best_step=best,
+                               best_val_loss=state.best_val_loss, published_step=chosen)  # fmt: skip
+        say(f"published are the weights of step {chosen}, validation loss {figures['val_loss']:.4f}")
+        more = {"published_step": chosen, "last_val_loss": last["val_loss"], "stopped_early": early}
+        return {**figures, **more}
+
+    def go_back(self, step: int) -> None:
+        """The weights of the checkpoint of `step`. Raises CheckpointError where it is damaged or gone."""
+        folder = self.run.checkpoints / checkpointing.folder_name(step)
+        checkpointing.read_state(folder, self.parallel.ranks)
+        self.parallel.go_back(folder, self.run.load_at)
 
 
 def means(parallel: Single, metrics: dict[str, tuple[float, float]]) -> dict[str, float]:

@@ -65,7 +65,21 @@ def header(runs: list[RunRecord]) -> Html:
         "header",
         tag("h1", listed([run.name for run in runs])),
         tag("p", f"Not finished: {', '.join(unfinished)}.", class_="quiet") if unfinished else None,
+        *(tag("p", early, class_="quiet") for early in map(early_stop, runs) if early),
         tag("p", " · ".join(str(run.folder) for run in runs), class_="quiet"),
+    )
+
+
+def early_stop(run: RunRecord) -> str:
+    """How a run ended before its last step; "" for others."""
+    if not run.of("early_stop") or not run.end:
+        return ""
+    event = run.of("early_stop")[-1]
+    keys = ("step", "waited", "best_step", "published_step")
+    step, waited, best, published = (f"{number(event.get(key)) or 0:.0f}" for key in keys)
+    return (
+        f"{run.name} stopped early at step {step}: {waited} validations without a better one since that of step "
+        f"{best}. Published are the weights of step {published}."
     )
 
 

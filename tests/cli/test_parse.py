@@ -155,7 +155,7 @@ def test_verbs_of_two_words_and_typos():
     assert find_verb(["data", "build", "x"])[1] == ["x"]
     mistakes = {
         "pretrian": "did you mean pretrain",
-        "data": "build, contamination, inspect, stats, qa",
+        "data": "build, contamination, inspect, stats, preview, qa",
         "dta build": "data build",
     }
     for words, message in mistakes.items():

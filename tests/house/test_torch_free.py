@@ -32,7 +32,7 @@ FREE_FILES = (
 )
 TORCH_FILES = (
     "batches", "keyed_batches", "masked_batches", "denoise_batches", "infill_batches", "mixed_batches",
-    "preference_batches", "task_batches",
+    "preference_batches", "task_batches", "text_pair_batches",
 )  # fmt: skip
 EXCEPT = tuple(f"fledge.data.{name}" for name in TORCH_FILES)
 

@@ -51,6 +51,21 @@ def straight(pair, folders) -> Trained:
     return pair.train(config("gpt2", folders, **TRAIN))
 
 
+@pytest.mark.parametrize("mesh", [{}, ZERO3, {"tensor": 2}, {"pipe": 2}], ids=str)
+def test_processes_that_share_a_model_publish_its_best_weights(pair, folders, mesh):
+    better = {"publish_best": True, "eval_every_steps": 1, "eval_rows": 0, "save_every_steps": 1, "keep_last": 9,
+              "learning_rate": 4.0, "learning_rate_floor": 1.0, "clip_norm": 0.0}  # fmt: skip
+    run = pair.train(config("gpt2", folders, **{**TRAIN, "ema_decay": 0.0, "steps": 2}, parallel=mesh), 2, **better)
+    assert run.errors == [None, None]
+    best = run.result["published_step"]
+    assert best == 1 and run.result["val_loss"] < run.result["last_val_loss"]
+    published = weights(run.folder / "model")
+    for step in (1, 2):
+        saved = weights(run.folder / "checkpoints" / f"step-{step:08d}")
+        alike = all(torch.equal(published[name], value) for name, value in saved.items())
+        assert alike == (step == best)  # the control: the last weights are others
+
+
 def weights(folder: Path) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in load_model(folder).named_parameters()}
 

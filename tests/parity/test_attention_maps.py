@@ -124,12 +124,12 @@ def test_an_encoder_decoder_gives_three_maps_and_entropy_is_that_of_its_rows():
     model, tokenizer = tiny("t5")
     maps = attention_maps(model, "hello", "yes", tokenizer=tokenizer)
     assert maps.encoder is not None and maps.decoder is not None and maps.cross is not None
-    assert (maps.encoder.shape[-1], maps.decoder.shape[-1]) == (5, 4)
-    assert maps.cross.shape[-2:] == (4, 5) and maps.texts("cross") == (maps.tokens, maps.source_tokens)
+    assert (maps.encoder.shape[-1], maps.decoder.shape[-1]) == (6, 4)  # hello and eos, as in training
+    assert maps.cross.shape[-2:] == (4, 6) and maps.texts("cross") == (maps.tokens, maps.source_tokens)
     row = maps.cross[1, 2].astype(float)
     expected = -(row * np.log2(row)).sum(-1).mean()
     assert maps.entropy("cross")[1, 2] == pytest.approx(expected)
-    assert 0 < expected <= np.log2(5)
+    assert 0 < expected <= np.log2(6)
 
 
 def test_what_cannot_be_looked_at_is_refused():

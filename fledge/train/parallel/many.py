@@ -104,6 +104,14 @@ class Many(Single):
         """Raises CheckpointError for a folder that lacks a weight."""
         self.model.to_empty(device=self.device)
         self.named = self.names()
+        self.fill(folder)
+
+    @torch.no_grad()
+    def go_back(self, folder: Path, load_at: Callable[[Path], Transformer]) -> None:
+        self.fill(folder)
+
+    def fill(self, folder: Path) -> None:
+        """This process's part of the weights in a folder, into its own. Raises CheckpointError."""
         here = {name: local(p) for name, p in self.model.named_parameters()}
         wanted = {name: self.part.box(name, self.part.shapes[name]) for name in here}
         for name, part in weight_parts(folder, wanted):

@@ -40,6 +40,13 @@ class Single:
     def restore(self, folder: Path) -> None:
         """The weights of a checkpoint into a model that was shared out before it had any."""
 
+    @torch.no_grad()
+    def go_back(self, folder: Path, load_at: Callable[[Path], Transformer]) -> None:
+        """The weights of a checkpoint of this run into the model."""
+        found = dict(load_at(folder).named_parameters())
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(found[name])
+
     def rows(self, n_rows: int) -> range:
         """The rows of a global batch that this process reads."""
         return range(n_rows)

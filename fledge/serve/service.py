@@ -16,12 +16,12 @@ from typing import TypeVar
 
 import fledge
 from fledge.engine.client import EngineClient
+from fledge.engine.purpose import Purpose, purpose_of
 from fledge.engine.request import Request, Sampling
 from fledge.engine.stub_spec import is_stub, parse_stub
 from fledge.engine.vector_client import VectorClient
 from fledge.errors import CheckpointError, ConfigError, FledgeError, RequestError, TokenizerError
 from fledge.lineage import read_card
-from fledge.model.purpose import Purpose, purpose_of
 from fledge.model.sentence_steps import MODULES, text_folder
 from fledge.serve.config import ServeConfig
 from fledge.serve.errors import ApiError, to_api_error, unavailable

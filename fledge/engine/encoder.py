@@ -15,9 +15,9 @@ from torch import Tensor
 from fledge.batch import Tokens, padded
 from fledge.engine.load import READ
 from fledge.engine.predict import kind_of
+from fledge.engine.purpose import Purpose, purpose_of
 from fledge.errors import ConfigError
 from fledge.lineage import folder_digest, sha256_file
-from fledge.model.purpose import Purpose, purpose_of
 from fledge.model.sentence import SentenceConfig, SentenceModel, load_sentence_model
 from fledge.model.sentence_steps import MODULES
 from fledge.model.transformer import Transformer

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fledge.engine.purpose import check_pooling
 from fledge.errors import ConfigError
-from fledge.model.purpose import check_pooling
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from fledge.data.task_config import TaskDataConfig
+from fledge.engine.purpose import check_pooling
 from fledge.errors import ConfigError
-from fledge.model.purpose import check_pooling
 
 
 @dataclass(frozen=True)

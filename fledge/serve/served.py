@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 
 import fledge
+from fledge.engine.purpose import Purpose, purpose_of
 from fledge.engine.stub_spec import is_stub, parse_stub
 from fledge.errors import CheckpointError
 from fledge.lineage import read_card
-from fledge.model.purpose import Purpose, purpose_of
 from fledge.model.sentence_steps import MODULES, text_folder
 from fledge.serve.config import ServeConfig
 from fledge.text.chat import ChatRenderer, chat_renderer

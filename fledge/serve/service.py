@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from fledge.engine.client import EngineClient
+from fledge.engine.purpose import Purpose
 from fledge.engine.request import Request, Sampling
 from fledge.engine.vector_client import VectorClient
 from fledge.errors import ConfigError, FledgeError, RequestError, TokenizerError
-from fledge.model.purpose import Purpose
 from fledge.serve.adapters import ServedAdapters, split
 from fledge.serve.config import ServeConfig
 from fledge.serve.errors import ApiError, to_api_error, unavailable

@@ -11,7 +11,7 @@ import numpy as np
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from fledge.model.purpose import Purpose
+from fledge.engine.purpose import Purpose
 from fledge.serve.encoding import numbers_of
 from fledge.serve.fields import wrong
 from fledge.serve.gate import CLIENT_GONE

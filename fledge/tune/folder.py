@@ -20,12 +20,11 @@ from fledge.nn.adapter import LowRank, Scale
 from fledge.text.chat import chat_renderer
 from fledge.text.tokenizer import Tokenizer
 from fledge.tune.attach import adapters, freeze, made, put, scale_at, weight_at
+from fledge.tune.base import CONFIG, base_of
 from fledge.tune.config import TuneConfig
 from fledge.tune.heads import fill_heads, head_modules, head_tensors, heads_are_trained, without_head, write_head
 from fledge.tune.peft_config import (
-    CONFIG,
     VIRTUAL,
-    base_of,
     peft_config,
     read_peft_config,
     tune_config_of,

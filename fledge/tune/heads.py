@@ -22,8 +22,8 @@ from fledge.model.names import Weight, their_shape, to_ours, to_theirs
 from fledge.model.retask import retask
 from fledge.model.transformer import Transformer
 from fledge.nn.config import MAX_WIDTH
+from fledge.tune.base import HEAD
 
-HEAD = "head.json"
 MAX_BYTES = 16 << 20
 TASKS = ("sequence", "token", "span", "choice")
 PREFIX = "base_model.model."

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from fledge.config import read_json
-from fledge.errors import CheckpointError, ConfigError
+from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig
+from fledge.tune.base import CONFIG
 from fledge.tune.config import MAX_RANK, MAX_TARGETS, TuneConfig, check_pattern
 
-CONFIG = "adapter_config.json"
 MAX_BYTES = 2 << 20
 READ = {
     "peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias",
@@ -114,20 +114,6 @@ def pattern_of(raw: dict[str, Any], key: str) -> dict[str, float]:
     for name in found:
         check_pattern(name, f"{CONFIG}: {key}")
     return {name: value if isinstance(value, int) else number_of(found, name, 0) for name, value in found.items()}
-
-
-def base_of(raw: dict[str, Any], folder: Path) -> Path:
-    """The folder of the base that an adapter names, as it is or seen from the adapter's own. Raises CheckpointError if
-    there is none: nothing is downloaded."""
-    name = raw.get("base_model_name_or_path")
-    if isinstance(name, str) and name and "\0" not in name and len(name) < 4096:
-        for candidate in (Path(name), folder / name):
-            if candidate.is_dir():
-                return candidate
-    raise CheckpointError(
-        f"{folder / CONFIG}: expected base_model_name_or_path to be a folder here, got {str(name)[:80]!r}; put the "
-        "base there, or name it: fledge merge BASE ADAPTER --out FOLDER"
-    )
 
 
 def task_type_of(config: ModelConfig) -> str | None:

@@ -13,8 +13,8 @@ import transformers
 from fledge.engine.config import PredictConfig
 from fledge.engine.encoder import load_encoder
 from fledge.engine.predict import predict
+from fledge.engine.purpose import purpose_of
 from fledge.errors import ConfigError
-from fledge.model.purpose import purpose_of
 from fledge.serve.vector_replies import classified
 from tests.sentences import LABELS, expected_logits, tiny_classifier
 from tests.serve.running import CHAT, RunningServer, error_of, running

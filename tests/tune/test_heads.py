@@ -12,14 +12,17 @@ import torch
 import transformers
 
 from fledge.cli.main import main
-from fledge.engine.predict import batches_of, kind_of, reader_of
+from fledge.engine.config import PredictConfig
+from fledge.engine.encoder import load_encoder
+from fledge.engine.predict import batches_of, kind_of, predict, reader_of
+from fledge.engine.purpose import purpose_of
 from fledge.errors import CheckpointError, ConfigError, FledgeError, Interrupted
 from fledge.lineage import verify
 from fledge.model.folder import load_model
 from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
 from fledge.recipes.finetune import finetune, rows_of
 from fledge.tune.config import TuneConfig
-from fledge.tune.load import load_served
+from fledge.tune.load import load_served, served_tokenizer
 from tests.data.corrupted import wordpiece
 from tests.recipes.test_finetune import CLASSES, TRAIN, config_of, rows, their_inputs
 from tests.recipes.test_finetune import base as base  # the fixture
@@ -117,3 +120,21 @@ def test_the_verbs_tune_and_answer_and_a_damaged_head_is_refused(base, tmp_path,
 def test_virtual_tokens_beside_a_head_are_refused(base, tmp_path):
     with pytest.raises(ConfigError, match="expected an adapter of maps"):
         finetune(config_of(base, tmp_path, "sequence", tune=TuneConfig("prompt")))
+
+
+def test_a_folder_of_adapter_and_head_is_served_for_its_labels(base, tmp_path):
+    folder = Path(finetune(config_of(base, tmp_path, "sequence", tune=METHODS["lora"]))["model"])
+    encoder, words = load_encoder(folder), served_tokenizer(folder)
+    assert (encoder.facts["purpose"], encoder.facts["labels"]) == ("classify", ["blue", "green", "red"])
+    (answer,) = predict(PredictConfig(str(folder), text="the dog"), json=True)["answers"]
+    found = encoder.numbers([list(words.frame(words.encode("the dog")).ids)]).softmax(-1)[0].tolist()
+    assert found == pytest.approx(list(answer["probabilities"].values()), abs=1e-6)
+    (folder / "head.json").unlink()
+    assert purpose_of(folder) == "embed"  # the control: the base is an encoder without a head
+    for told, says in (
+        ({"task": "token", "labels": ["O"]}, "tags of words"),
+        ({"task": "sequence", "labels": 1}, "a number"),
+    ):
+        (folder / "head.json").write_text(json.dumps(told))
+        with pytest.raises(ConfigError, match=f"{says}; ask fledge predict"):
+            purpose_of(folder)

@@ -14,6 +14,7 @@ from fledge.errors import CheckpointError, ConfigError
 from fledge.model.config import ModelConfig
 from fledge.model.families import FAMILIES
 from fledge.model.sentence_steps import MODULES, POOLINGS
+from fledge.tune.base import CONFIG, HEAD, base_of
 
 Purpose = Literal["generate", "embed", "classify"]
 
@@ -30,23 +31,26 @@ def purpose_of(folder: Path, pooling: str = "") -> Purpose:
         if pooling:
             raise ConfigError(f"pooling: expected none, as {MODULES} in {folder.name} says how vectors are made")
         return "embed"
+    heads: dict[str, int] = {}
     if not (folder / "config.json").is_file():
-        return adapter_purpose(read_object(folder / "adapter_config.json"), pooling)
+        heads, folder = told_head(folder), base_of(read_object(folder / CONFIG), folder)
+        folder = folder if (folder / "config.json").is_file() else folder / "model"  # of a run
     config = config_of(read_object(folder / "config.json"))
     if config is None:  # of no known family: whoever loads it says so
         return "embed" if pooling else "generate"
-    both = config.decoder is not None and config.encoder is not None
-    if pooling and both:
-        raise ConfigError(f"pooling: expected an encoder or a decoder alone, got {config.family}, which is both")
-    heads = {head.name: head for head in config.heads}
+    if pooling:
+        if config.decoder is not None and config.encoder is not None:
+            raise ConfigError(f"pooling: expected an encoder or a decoder alone, got {config.family}, which is both")
+        return "embed"
+    heads = heads or {head.name: head.labels for head in config.heads}
     for name, gives in OTHER_HEADS.items():
-        if name in heads and not pooling:
+        if name in heads:
             raise ConfigError(f"model: expected labels of whole texts, got a head for {gives}; ask fledge predict")
-    if "sequence" in heads and not pooling:
-        if heads["sequence"].labels == 1:
-            raise ConfigError("model: expected a head with labels, got one that gives a number; ask fledge predict")
+    if heads.get("sequence") == 1:
+        raise ConfigError("model: expected a head with labels, got one that gives a number; ask fledge predict")
+    if "sequence" in heads:
         return "classify"
-    return "embed" if pooling or config.decoder is None else "generate"
+    return "embed" if config.decoder is None else "generate"
 
 
 def check_pooling(pooling: str) -> None:
@@ -55,14 +59,13 @@ def check_pooling(pooling: str) -> None:
         raise ConfigError(f"pooling: expected one of {', '.join(POOLINGS)}, got {pooling!r:.40}")
 
 
-def adapter_purpose(raw: dict[str, Any], pooling: str) -> Purpose:
-    """By what PEFT says that the adapter is for. Raises ConfigError."""
-    kind = raw.get("task_type")
-    if pooling or kind == "FEATURE_EXTRACTION":
-        return "embed"
-    if kind in ("TOKEN_CLS", "QUESTION_ANS"):
-        raise ConfigError(f"model: expected an adapter for whole texts, got {kind}; ask fledge predict")
-    return "classify" if kind == "SEQ_CLS" else "generate"
+def told_head(folder: Path) -> dict[str, int]:
+    """The head that an adapter's folder tells of, and how many labels it has; none where it tells of none."""
+    if not (folder / HEAD).is_file():
+        return {}
+    raw = read_object(folder / HEAD)
+    labels = raw.get("labels")
+    return {str(raw.get("task")): len(labels) if isinstance(labels, list) else int(labels == 1)}
 
 
 def config_of(raw: dict[str, Any]) -> ModelConfig | None:

@@ -1,5 +1,5 @@
-"""What needs no model: for each held-out verse the Portuguese of the training verse whose French shares most words with it
-(Jaccard), and the French left as it is; scored as `fledge finetune` scores.
+"""What needs no model: for each held-out verse the Portuguese of the training verse whose French shares most words
+with it (Jaccard), and the French left as it is; scored as `fledge finetune` scores.
 
     python runs/genesis/nearest.py out/genesis
 """

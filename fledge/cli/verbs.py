@@ -196,6 +196,14 @@ VERBS = (
         aliases=(("out", "out"),),
     ),
     Verb(
+        "align measure",
+        "what a model's answers are worth, their length and entropy, and the distance from a reference",
+        "fledge.recipes.rl_config:MeasureConfig",
+        "fledge.recipes.measure:measure",
+        ("model",),
+        aliases=(("out", "out"),),
+    ),
+    Verb(
         "lr-range",
         "learning-rate range test of a pre-training: which rates learn, and a suggestion",
         "fledge.recipes.config:LrRangeConfig",

@@ -187,3 +187,40 @@ class BestOfConfig:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not 1 <= self.keep <= self.samples:
             raise ConfigError(f"keep: expected 1 to the {self.samples} samples, got {self.keep}")
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """Sample a model's answers to prompts, and tell what they are worth and how far they are from a reference's."""
+
+    model: str
+    """Model, adapter or run folder."""
+    data: str = ""
+    """Prompts (.jsonl), as align grpo reads them."""
+    reference: str = ""
+    """Folder of the model that the distance is measured from; empty: the model itself, and no distance."""
+    rewards: tuple[RewardConfig, ...] = ()
+    """What an answer is worth."""
+    judge: tuple[RewardConfig, ...] = ()
+    """What it is judged by beside."""
+    samples: int = 8
+    """Answers to each prompt."""
+    max_tokens: int = 64
+    """Most tokens of an answer."""
+    temperature: float = 1.0
+    """Temperature of the sampling; log-probabilities, entropy and distance are of the policy at it."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer, besides the model's stop tokens."""
+    slots: int = 16
+    """Answers that the engine runs side by side."""
+    seed: int = 1
+    """Decides the answers."""
+    out: Path | None = None
+    """File to write the answers to, as a rollout's: tokens, log-probabilities, rewards."""
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "max_tokens", "slots"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0.01 <= self.temperature <= 100:
+            raise ConfigError(f"temperature: expected a number in 0.01..100, got {self.temperature}")

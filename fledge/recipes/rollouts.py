@@ -26,7 +26,7 @@ from fledge.recipes.prompts import Prompt, of_rollout
 from fledge.recipes.rl_config import RlConfig
 from fledge.recipes.rollout_file import Answer, Rollout, path_of, read_figures, read_rollout, write_rollout
 from fledge.recipes.rollout_watch import alarms, figures_of
-from fledge.recipes.sampler import Policy, Sampled, check_agreement, measured, rows_of, weights_digest
+from fledge.recipes.sampler import Measured, Policy, Sampled, check_agreement, measured, rows_of, weights_digest
 from fledge.recipes.scoring import Scorer
 
 Columns = Callable[[Rollout, int], dict[str, Tensor]]
@@ -118,19 +118,7 @@ class Rollouts:
             self.policy.check_bits(sampled)
         reference = self.reference.to(self.model.embedding.weight.device)
         theirs = measured(reference, prompts, ids, how.temperature, rows)
-        answers = []
-        for one, own, other in zip(sampled, ours, theirs, strict=True):
-            parts, reward = self.scorer.reward(one.prompt, one.ids, one.completion.text)
-            judge = self.scorer.judged(one.prompt, one.ids, one.completion.text)
-            cut = one.completion.finish_reason == "length"
-            answers.append(
-                Answer(
-                    one.prompt.at, list(one.prompt.ids), list(one.ids), one.completion.text,
-                    "length" if cut else "stop", one.logprobs, own.plain.tolist(), own.warm.tolist(),
-                    other.warm.tolist(), own.entropy.tolist(), own.values.tolist(), parts,
-                    reward - how.missing_end_penalty * cut, judge,
-                )
-            )  # fmt: skip
+        answers = answers_told(sampled, ours, theirs, self.scorer, how.missing_end_penalty)
         return answers, {"agreement_k3": k3, "agreement_largest": largest}
 
     def whole_batch(self, rollout: Rollout) -> Batch:
@@ -173,6 +161,29 @@ class Rollouts:
         for text in alarms([*history, figures], self.config.alarm):
             self.log.write("alarm", batch=index, rollout=rollout.number, text=text)
             warn(f"rollout {rollout.number}: {text}")
+
+
+def answers_told(
+    sampled: Sequence[Sampled],
+    ours: Sequence[Measured],
+    theirs: Sequence[Measured],
+    scorer: Scorer,
+    missing_end_penalty: float = 0.0,
+) -> list[Answer]:
+    """Answers with what the policy (`ours`) and the reference (`theirs`) say of them, and what they are worth."""
+    answers = []
+    for one, own, other in zip(sampled, ours, theirs, strict=True):
+        parts, reward = scorer.reward(one.prompt, one.ids, one.completion.text)
+        judge = scorer.judged(one.prompt, one.ids, one.completion.text)
+        cut = one.completion.finish_reason == "length"
+        answers.append(
+            Answer(
+                one.prompt.at, list(one.prompt.ids), list(one.ids), one.completion.text, "length" if cut else "stop",
+                one.logprobs, own.plain.tolist(), own.warm.tolist(), other.warm.tolist(), own.entropy.tolist(),
+                own.values.tolist(), parts, reward - missing_end_penalty * cut, judge,
+            )
+        )  # fmt: skip
+    return answers
 
 
 def padded_rows(rows: Sequence[Sequence[float]]) -> Tensor:

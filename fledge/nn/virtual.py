@@ -99,7 +99,7 @@ class Prefix:
 class Longer:
     """Documents with virtual tokens before each. `source` int64 [B, T']: of all tokens of the batch, flattened, the
     one that stands there (of a virtual one the document's first). `place` as in `Prefix`. `back` int64 [B · T]: where
-    the tokens have gone."""
+    the tokens have gone. A virtual token's kind is 0."""
 
     tokens: Tokens
     layout: Layout
@@ -133,7 +133,7 @@ def lengthened(tokens: Tokens, layout: Layout, n_virtual: int) -> Longer:
     there, own = owner >= 0, owner.clamp(min=0)
     doc = torch.where(there, tokens.doc.flatten()[own], PADDING)
     pos = torch.where(place >= 0, place, torch.where(there, tokens.pos.flatten()[own] + n_virtual, 0))
-    kind = None if tokens.kind is None else torch.where(there, tokens.kind.flatten()[own], 0)
+    kind = None if tokens.kind is None else torch.where(there & (place < 0), tokens.kind.flatten()[own], 0)
     ids = torch.where(place >= 0, 0, torch.where(there, tokens.ids.flatten()[own], 0))
     return Longer(Tokens(ids, pos, doc, kind), longer_layout(layout, n_virtual, bounds), own, place, back.to(device))
 

@@ -22,7 +22,7 @@ from fledge.batch import PADDING, Batch, Loss, Term
 from fledge.data.keyed_batches import EveryRow
 from fledge.data.task_batches import ChoiceBatches
 from fledge.data.task_rows import Example, TextExample, WordsExample, label_names, read_examples, split_held_out
-from fledge.engine.predict import TaskKind, answers, batches_of, kind_of, reader_of
+from fledge.engine.predict import TaskKind, answers, batches_of, kind_of, n_virtual, reader_of
 from fledge.errors import ConfigError
 from fledge.evals.score import Score
 from fledge.evals.task_scores import entity_scores, label_scores, number_scores, span_scores
@@ -36,7 +36,7 @@ from fledge.recipes.dropout import with_dropout
 from fledge.recipes.finetune_config import FinetuneConfig
 from fledge.recipes.language import LanguageRecipe, spaced
 from fledge.recipes.session import in_run_folder, run_recipe
-from fledge.recipes.sft import Tuned
+from fledge.recipes.sft import tuned_by
 from fledge.text.tokenizer import Tokenizer
 from fledge.tune.attach import trained_parameters
 from fledge.tune.freeze import freeze_parts
@@ -146,21 +146,20 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         raise ConfigError("model.path: expected a model folder; set model.path=…")
     if not config.data.path:
         raise ConfigError("data.path: expected a file of labelled rows; set data.path=…")
-    if config.tune.virtual:
-        raise ConfigError(f"tune.method: expected an adapter of maps beside a task head, got {config.tune.method}")
     base = find_model(config.model.path)
     tokenizer = Tokenizer.load(base)
     training, held_out = rows_of(config)
     kind = kind_from(config, training, held_out)
     model_config = tasked(read_config(base)[1], kind)
     digest = data_digest(config, base, tokenizer)
-    reader = reader_of(model_config, tokenizer, config.data.max_tokens, kind)
+    reader = reader_of(model_config, tokenizer, config.data.max_tokens, kind, config.tune.virtual)
     seed = config.train.seed
 
     def with_head(model: Transformer) -> Transformer:
         return tasked_model(model, kind, seed)
 
-    adapter = None if config.tune.method == "full" else Tuned(config.tune, base, seed, prepare=with_head)
+    adapter = tuned_by(config.tune, base, seed, tokenizer)
+    adapter = None if adapter is None else replace(adapter, prepare=with_head)
 
     def make_recipe(load: Callable[[], Transformer] | None) -> TaskRecipe:
         model = load() if load else with_head(load_model(base)) if adapter is None else adapter.begin(base)
@@ -281,7 +280,7 @@ def scored(config: FinetuneConfig, held_out: Sequence[Example]) -> dict[str, Any
     folder = Path(config.run.dir) / "model"
     model, tokenizer = load_served(folder).eval(), served_tokenizer(folder)
     kind = kind_of(model.config)
-    reader = reader_of(model.config, tokenizer, config.data.max_tokens, kind)
+    reader = reader_of(model.config, tokenizer, config.data.max_tokens, kind, n_virtual(model))
     found = answers(model, kind, batches_of(reader, kind, held_out, config.data.stride))
     lines = [json.dumps(one, ensure_ascii=False) for one in found]
     write_text_durably(Path(config.run.dir) / PREDICTIONS, "\n".join(lines) + "\n")

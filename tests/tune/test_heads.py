@@ -112,8 +112,3 @@ def test_the_verbs_tune_and_answer_and_a_damaged_head_is_refused(base, tmp_path,
     write_safetensors(folder / "adapter_model.safetensors", bad_numbers)
     with pytest.raises(CheckpointError, match="finite"):
         load_served(folder)
-
-
-def test_virtual_tokens_beside_a_head_are_refused(base, tmp_path):
-    with pytest.raises(ConfigError, match="expected an adapter of maps"):
-        finetune(config_of(base, tmp_path, "sequence", tune=TuneConfig("prompt")))

@@ -6,7 +6,7 @@ B rows, T tokens, P virtual tokens, E embedding width, L layers, K key/value hea
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +93,17 @@ class Prefix:
         """Keys and values [K, P, C] before those of a cache."""
         k, v = self.keys_and_values[layer].transpose(1, 2)
         return k, v
+
+
+@dataclass(frozen=True)
+class Noted(Prefix):
+    """Notes the keys and values of a pass, [2, B, T, K, C] by layer, and changes nothing."""
+
+    found: dict[int, Tensor] = field(default_factory=dict)
+
+    def put(self, k_BTKC: Tensor, v_BTKC: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        self.found[layer] = torch.stack((k_BTKC, v_BTKC))
+        return k_BTKC, v_BTKC
 
 
 @dataclass(frozen=True)

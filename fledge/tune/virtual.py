@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fledge.batch import Cached, Tokens
+from fledge.batch import Cached, OneDocument, Tokens, one_document
 from fledge.errors import CheckpointError, ConfigError
 from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
 from fledge.model.transformer import Transformer, new_cache
 from fledge.nn.cache import blocks_of
 from fledge.nn.config import Heads, Moe
-from fledge.nn.virtual import PrefixTokens, PromptTokens, VirtualTokens
+from fledge.nn.virtual import Noted, PrefixTokens, PromptTokens, VirtualTokens
 from fledge.tune.config import TuneConfig
 from fledge.tune.heads import TASKS
 from fledge.tune.peft_config import task_type_of
@@ -101,24 +101,43 @@ def initialise(
     model: Transformer, virtual: VirtualTokens, config: TuneConfig, generator: torch.Generator, text_ids: Sequence[int]
 ) -> None:
     """As PEFT begins: rows normal, or of a prompt those of random tokens or of a text's, over and over until they are
-    enough; a projection's maps as `nn.Linear` draws them."""
+    enough; a projection's maps as `nn.Linear` draws them. A prefix can also begin as what the layers make of such
+    tokens (Li & Liang 2021, §7.4)."""
     assert isinstance(virtual, PromptTokens | PrefixTokens)
-    table, n_tokens = model.embedding.weight, virtual.n_tokens
+    n_tokens, device = virtual.n_tokens, model.embedding.weight.device
     if config.init == "random":
         drawn = torch.empty(virtual.rows.shape).normal_(generator=generator)
         virtual.rows.copy_(drawn / scale_of(model) if isinstance(virtual, PromptTokens) else drawn)
-    elif config.init == "vocabulary":
-        n_rows = model.config.tokens or model.config.vocab_size
-        virtual.rows.copy_(table[torch.randint(n_rows, (n_tokens,), generator=generator).to(table.device)])
     else:
-        if not text_ids:
+        if config.init == "vocabulary":
+            n_rows = model.config.tokens or model.config.vocab_size
+            ids = torch.randint(n_rows, (n_tokens,), generator=generator).to(device)
+        elif text_ids:
+            ids = torch.tensor((list(text_ids) * -(-n_tokens // len(text_ids)))[:n_tokens], device=device)
+        else:
             raise ConfigError("tune.init_text: expected a text with tokens, got none; say what the answers are about")
-        ids = (list(text_ids) * -(-n_tokens // len(text_ids)))[:n_tokens]
-        virtual.rows.copy_(table[torch.tensor(ids, device=table.device)])
+        is_prompt = isinstance(virtual, PromptTokens)
+        virtual.rows.copy_(model.embedding.weight[ids] if is_prompt else keys_and_values_of(model, ids))
     for linear in (part for part in virtual.modules() if isinstance(part, nn.Linear)):
         bound = 1 / math.sqrt(linear.in_features)
         for parameter in (linear.weight, linear.bias):
             parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+
+
+@torch.no_grad()
+def keys_and_values_of(model: Transformer, ids: Tensor) -> Tensor:
+    """What each layer makes of a document of tokens int64 [P]: rows [P, L · 2 · K · C]."""
+    stack = model.encoder if model.decoder is None else model.decoder
+    assert stack is not None
+    tokens = one_document(ids[None])
+    context = model.context(stack.config, tokens, OneDocument())
+    noted = Noted(model.embedding.weight, torch.full_like(tokens.ids, -1))
+    context.prefix = noted
+    was_training = model.training
+    stack.eval()(model.embed(tokens), context)
+    stack.train(was_training)
+    each = [noted.found[layer][:, 0] for layer in range(len(noted.found))]  # [2, P, K, C]
+    return torch.stack(each).permute(2, 0, 1, 3, 4).flatten(1)
 
 
 @torch.no_grad()

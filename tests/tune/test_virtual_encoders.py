@@ -266,3 +266,20 @@ def test_gradients_of_a_prompt_are_those_of_transformers(tmp_path):
     (ours(tokens, layout).square().mean(-1) * there).sum().backward()
     assert (ours.virtual.rows.grad - rows.grad).abs().max() <= 1e-5 * rows.grad.abs().max()
     assert all(p.grad is None for name, p in ours.named_parameters() if not name.startswith("virtual"))
+
+
+@torch.no_grad()
+def test_an_encoders_prefix_begins_as_the_keys_and_values_that_transformers_makes_of_the_text(tmp_path):
+    model = encoders.reference("bert")
+    model.save_pretrained(tmp_path)
+    text = encoders.ids_for(1, N)
+    found: list[torch.Tensor] = []
+    for layer in model.bert.encoder.layer:
+        for linear in (layer.attention.self.key, layer.attention.self.value):
+            linear.register_forward_hook(lambda module, inputs, output: found.append(output[0]))
+    model(input_ids=text)
+    asked = TuneConfig("prefix", virtual_tokens=N, init="text", init_text="a")
+    rows = tune(load_model(tmp_path), asked, 0, text[0].tolist()).virtual.rows
+    wanted = torch.cat(found, 1)
+    assert (rows - wanted).abs().max() <= limit(wanted)
+    assert (wanted - wanted.roll(1, 0)).abs().max() > 100 * limit(wanted)  # the control: which token matters

@@ -40,6 +40,7 @@ TUNES = {
     "text": TuneConfig("prompt", virtual_tokens=N, init="text", init_text="the old dog"),
     "prefix": TuneConfig("prefix", virtual_tokens=N),
     "projected": TuneConfig("prefix", virtual_tokens=N, projection=9),
+    "lora": TuneConfig("lora", rank=2),
 }
 
 
@@ -129,15 +130,16 @@ def test_a_heads_first_token_behind_a_prompt_is_the_texts_own_and_peft_refuses_w
 @pytest.mark.parametrize(
     ("family", "task", "kind"),
     [("bert", "token", "prompt"), ("bert", "sequence", "prefix"), ("bert", "span", "prefix"),
-     ("llama", "sequence", "prompt"), ("llama", "sequence", "prefix")],
+     ("bert", "sequence", "lora"), ("llama", "sequence", "prompt"), ("llama", "sequence", "prefix")],
 )  # fmt: skip
 @torch.no_grad()
 def test_folders_of_peft_with_a_head_are_read_and_own_ones_read_there(tmp_path, family, task, kind):
     """A decoder's last token stands behind a prompt for PEFT too."""
     save_model(retask(tiny(family), task, 3 if task != "span" else 2), tmp_path / "base")
     word = {"token": "TOKEN_CLS", "sequence": "SEQ_CLS", "span": "QUESTION_ANS"}[task]
-    made = {"prompt": peft.PromptTuningConfig, "prefix": peft.PrefixTuningConfig}[kind]
-    their = peft.get_peft_model(their_base(tmp_path, task), made(task_type=word, num_virtual_tokens=N)).eval()
+    made = {"prompt": peft.PromptTuningConfig, "prefix": peft.PrefixTuningConfig}
+    asked_for = made[kind](task_type=word, num_virtual_tokens=N) if kind in made else peft.LoraConfig(task_type=word)
+    their = peft.get_peft_model(their_base(tmp_path, task), asked_for).eval()
     for name, parameter in their.named_parameters():
         if "modules_to_save" in name:
             parameter.add_(0.1)

@@ -63,7 +63,7 @@ def predict(config: PredictConfig, json: bool = False) -> dict[str, Any]:
     tokenizer, model = served_tokenizer(config.model), load_served(config.model).eval()
     kind = kind_of(model.config)
     examples = asked(config, kind)
-    reader = reader_of(model.config, tokenizer, config.max_tokens, kind)
+    reader = reader_of(model.config, tokenizer, config.max_tokens, kind, n_virtual(model))
     found = answers(model, kind, batches_of(reader, kind, examples, config.stride))
     if not json:
         for one in found:
@@ -126,13 +126,21 @@ def names_of(head: HeadConfig) -> tuple[str, ...]:
     return head.label_names or tuple(f"LABEL_{number}" for number in range(head.labels))
 
 
-def reader_of(config: ModelConfig, tokenizer: Tokenizer, max_tokens: int, kind: TaskKind) -> Reader:
-    """How the model wants its texts. Raises ConfigError for rows longer than its context."""
+def n_virtual(model: Transformer) -> int:
+    """How many virtual tokens stand before a model's rows."""
+    return 0 if model.virtual is None else model.virtual.n_tokens
+
+
+def reader_of(config: ModelConfig, tokenizer: Tokenizer, max_tokens: int, kind: TaskKind, virtual: int = 0) -> Reader:
+    """How the model wants its texts. Raises ConfigError for rows longer than what `virtual` tokens before them leave of
+    its context."""
     stack = config.encoder or config.decoder
     assert stack is not None
-    most = max_tokens or config.context_tokens
-    if not 8 <= most <= config.context_tokens:
-        raise ConfigError(f"max_tokens: expected 8 to the context of {config.context_tokens}, got {most}")
+    room = config.context_tokens - virtual
+    most = max_tokens or room
+    if not 8 <= most <= room:
+        less = f" less {virtual} virtual tokens" if virtual else ""
+        raise ConfigError(f"max_tokens: expected 8 to the context of {config.context_tokens}{less}, got {most}")
     looks_all_over = any(isinstance(layer.pattern, Longformer) for layer in stack.layers)
     marked = looks_all_over and kind.task in ("span", "choice")
     return Reader(tokenizer, most, stack.inputs.kinds > 1 and not looks_all_over, marked)

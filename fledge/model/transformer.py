@@ -96,10 +96,10 @@ class Transformer(nn.Module):
         encoded: Tensor | None = None,
     ) -> Tensor:
         """The last stack's output: [B, T, D]."""
-        if self.decoder is None:
-            return self.encode(tokens, layout)
         if self.virtual is not None:
             return self.behind_virtual(self.virtual, tokens, layout, cache)
+        if self.decoder is None:
+            return self.encode(tokens, layout)
         if self.encoder is not None and encoded is None and not isinstance(layout, Cached):
             if source is None:
                 raise ConfigError("model: expected source tokens for the encoder, got none")
@@ -113,23 +113,24 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """`hidden` of tokens that stand behind virtual ones, which are not given back. Raises ConfigError for a cache
         beside embeddings whose keys nobody has computed yet."""
-        assert self.decoder is not None
+        stack = self.encoder if self.decoder is None else self.decoder
+        assert stack is not None
         keys_and_values = virtual.keys_and_values()
         if isinstance(layout, Cached):
             if keys_and_values is None:
                 raise ConfigError("model: expected keys and values of the virtual tokens, got embeddings; settle them")
             tokens = replace(tokens, pos=tokens.pos + virtual.n_tokens)
-            context = self.context(self.decoder.config, tokens, layout, cache)
+            context = self.context(stack.config, tokens, layout, cache)
             context.prefix = Prefix(keys_and_values, None)
-            return self.decoder(self.embed(tokens), context)
+            return stack(self.embed(tokens), context)
         longer = lengthened(tokens, layout, virtual.n_tokens)
         own = self.embed(tokens)
         first = F.embedding(longer.place.clamp(min=0), virtual.embeddings(own.shape[-1]).to(own.dtype))
         rest = F.embedding(longer.source, own.flatten(0, 1))
         rows = torch.where((longer.place >= 0)[:, :, None], first, rest)
-        context = self.context(self.decoder.config, longer.tokens, longer.layout)
+        context = self.context(stack.config, longer.tokens, longer.layout)
         context.prefix = None if keys_and_values is None else Prefix(keys_and_values, longer.place)
-        hidden = self.decoder(rows, context)
+        hidden = stack(rows, context)
         return hidden.flatten(0, 1).index_select(0, longer.back).unflatten(0, tokens.ids.shape)
 
     def encode(self, tokens: Tokens, layout: Layout) -> Tensor:
@@ -165,8 +166,10 @@ class Transformer(nn.Module):
         ahead = self.virtual.n_tokens if self.virtual is not None and isinstance(layout, Cached) else 0
         length = longest_document(layout, tokens.ids.shape[1]) + ahead
         if length > self.config.context_tokens:
+            n_virtual = self.config.context_tokens - self.document_tokens
+            behind = f" behind {n_virtual} virtual ones" if n_virtual else ""
             raise ConfigError(
-                f"tokens: expected documents of at most {self.config.context_tokens} tokens, got {length}"
+                f"tokens: expected documents of at most {self.document_tokens} tokens{behind}, got {length - n_virtual}"
             )
         # a cache's keys stay turned as they were written, so frequencies that depend on the document's length go by the
         # cache's, whatever the document has grown to and whatever its company is

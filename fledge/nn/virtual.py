@@ -6,7 +6,7 @@ B rows, T tokens, P virtual tokens, E embedding width, L layers, K key/value hea
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -96,10 +96,21 @@ class Prefix:
 
 
 @dataclass(frozen=True)
+class Noted(Prefix):
+    """Notes the keys and values of a pass, [2, B, T, K, C] by layer, and changes nothing."""
+
+    found: dict[int, Tensor] = field(default_factory=dict)
+
+    def put(self, k_BTKC: Tensor, v_BTKC: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        self.found[layer] = torch.stack((k_BTKC, v_BTKC))
+        return k_BTKC, v_BTKC
+
+
+@dataclass(frozen=True)
 class Longer:
     """Documents with virtual tokens before each. `source` int64 [B, T']: of all tokens of the batch, flattened, the
     one that stands there (of a virtual one the document's first). `place` as in `Prefix`. `back` int64 [B · T]: where
-    the tokens have gone."""
+    the tokens have gone. A virtual token's kind is 0."""
 
     tokens: Tokens
     layout: Layout
@@ -133,7 +144,7 @@ def lengthened(tokens: Tokens, layout: Layout, n_virtual: int) -> Longer:
     there, own = owner >= 0, owner.clamp(min=0)
     doc = torch.where(there, tokens.doc.flatten()[own], PADDING)
     pos = torch.where(place >= 0, place, torch.where(there, tokens.pos.flatten()[own] + n_virtual, 0))
-    kind = None if tokens.kind is None else torch.where(there, tokens.kind.flatten()[own], 0)
+    kind = None if tokens.kind is None else torch.where(there & (place < 0), tokens.kind.flatten()[own], 0)
     ids = torch.where(place >= 0, 0, torch.where(there, tokens.ids.flatten()[own], 0))
     return Longer(Tokens(ids, pos, doc, kind), longer_layout(layout, n_virtual, bounds), own, place, back.to(device))
 

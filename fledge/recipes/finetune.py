@@ -9,7 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from fledge.batch import PADDING, Batch, Loss, Term
 from fledge.data.keyed_batches import EveryRow
 from fledge.data.task_batches import ChoiceBatches, Reader, TaskBatches
 from fledge.data.task_rows import Example, TextExample, WordsExample, label_names
-from fledge.engine.predict import TaskKind, answers, batches_of, kind_of, reader_of
+from fledge.engine.predict import TaskKind, answers, batches_of, kind_of, n_virtual, reader_of
 from fledge.errors import ConfigError
 from fledge.evals.score import Score
 from fledge.evals.task_scores import entity_scores, label_scores, number_scores, span_scores
@@ -34,7 +34,7 @@ from fledge.model.transformer import Transformer
 from fledge.recipes.finetune_config import FinetuneConfig
 from fledge.recipes.labelled import PREDICTIONS, check_named, data_digest, rows_of, run_tuned
 from fledge.recipes.language import LanguageRecipe, spaced
-from fledge.recipes.sft import Tuned
+from fledge.recipes.sft import tuned_by
 from fledge.recipes.text2text import text2text
 from fledge.text.tokenizer import Tokenizer
 from fledge.tune.load import load_served, served_tokenizer
@@ -146,13 +146,14 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     kind = kind_from(config, training, held_out)
     model_config = tasked(read_config(base)[1], kind)
     digest = data_digest(config, base, tokenizer)
-    reader = reader_of(model_config, tokenizer, config.data.max_tokens, kind)
+    reader = reader_of(model_config, tokenizer, config.data.max_tokens, kind, config.tune.virtual)
     seed = config.train.seed
 
     def with_head(model: Transformer) -> Transformer:
         return tasked_model(model, kind, seed)
 
-    adapter = None if config.tune.method == "full" else Tuned(config.tune, base, seed, prepare=with_head)
+    adapter = tuned_by(config.tune, base, seed, tokenizer)
+    adapter = None if adapter is None else replace(adapter, prepare=with_head)
 
     def first() -> Transformer:
         return with_head(load_model(base)) if adapter is None else adapter.begin(base)
@@ -259,7 +260,7 @@ def scored(config: FinetuneConfig, held_out: Sequence[Example]) -> dict[str, Any
     folder = Path(config.run.dir) / "model"
     model, tokenizer = load_served(folder).eval(), served_tokenizer(folder)
     kind = kind_of(model.config)
-    reader = reader_of(model.config, tokenizer, config.data.max_tokens, kind)
+    reader = reader_of(model.config, tokenizer, config.data.max_tokens, kind, n_virtual(model))
     found = answers(model, kind, batches_of(reader, kind, held_out, config.data.stride))
     lines = [json.dumps(one, ensure_ascii=False) for one in found]
     write_text_durably(Path(config.run.dir) / PREDICTIONS, "\n".join(lines) + "\n")

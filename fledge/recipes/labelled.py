@@ -27,13 +27,11 @@ PREDICTIONS = "predictions.jsonl"
 
 
 def check_named(config: FinetuneConfig) -> None:
-    """Raises ConfigError for what must be named, and for adapters that don't go with labelled rows."""
+    """Raises ConfigError for what must be named."""
     if not config.model.path:
         raise ConfigError("model.path: expected a model folder; set model.path=…")
     if not config.data.path:
         raise ConfigError("data.path: expected a file of labelled rows; set data.path=…")
-    if config.tune.virtual:
-        raise ConfigError(f"tune.method: expected an adapter of maps beside a task head, got {config.tune.method}")
 
 
 def rows_of(config: FinetuneConfig) -> tuple[list[Example], list[Example]]:

@@ -84,6 +84,8 @@ def text2text(config: FinetuneConfig) -> dict[str, Any]:
 def opened(config: FinetuneConfig) -> Pairs:
     """Base, rows and how they are read. Raises ConfigError and DataError."""
     check_named(config)
+    if config.tune.virtual:
+        raise ConfigError(f"tune.method: expected an adapter of maps for text2text, got {config.tune.method}")
     if config.class_weights != "none":
         raise ConfigError("class_weights: expected none for the task text2text, which has no classes")
     base = find_model(config.model.path)

@@ -34,7 +34,8 @@ def tune(
         return freeze_parts(model, config.freeze) if config.freeze else model
     if config.virtual:
         freeze(model)
-        return place_before(model, config, seed, text_ids)
+        place_before(model, config, seed, text_ids)
+        return train_heads(model) if heads else model
     scales: dict[str, float] = {}
     for place in chosen({name: site for name, site in freeze(model).items() if not of_head(site, heads)}, config):
         with torch.device("meta"):  # `put` gives it memory where the map has its own

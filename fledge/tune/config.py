@@ -61,9 +61,10 @@ class TuneConfig:
     virtual_tokens: int = 20
     """prompt, prefix: how many virtual tokens stand before a document; they take their share of the context."""
     init: Literal["random", "vocabulary", "text"] = "random"
-    """prompt: what virtual tokens begin as: normal numbers, embeddings of random tokens, or those of init_text."""
+    """prompt, prefix: what virtual tokens begin as: normal numbers, embeddings of random tokens (of a prefix what the
+    layers make of them), or those of init_text."""
     init_text: str = ""
-    """prompt: the text that they begin as, repeated or cut to virtual_tokens."""
+    """prompt, prefix: the text that they begin as, repeated or cut to virtual_tokens."""
     projection: int = 0
     """prefix: keys and values are made by two maps with so many numbers between them, which training needs alone (Li &
     Liang 2021); 0: they are trained themselves."""
@@ -98,11 +99,14 @@ class TuneConfig:
             low = 0 if name == "projection" else 1
             if not low <= getattr(self, name) <= MAX_RANK:
                 raise ConfigError(f"tune.{name}: expected {low} to {MAX_RANK}, got {getattr(self, name)}")
-        for name, method in (("projection", "prefix"), ("init_text", "prompt")):
-            if getattr(self, name) and self.method != method:
-                raise ConfigError(f"tune.{name}: read with tune.method={method} only, got method={self.method}")
-        if self.init != "random" and self.method != "prompt":
-            raise ConfigError(f"tune.init: read with tune.method=prompt only, got method={self.method}")
+        if self.projection and self.method != "prefix":
+            raise ConfigError(f"tune.projection: read with tune.method=prefix only, got method={self.method}")
+        for name in ("init_text", "init"):
+            if getattr(self, name) not in ("", "random") and (self.projection or not self.virtual):
+                beside = "tune.projection" if self.projection else f"method={self.method}"
+                raise ConfigError(
+                    f"tune.{name}: read with tune.method=prompt, or prefix without a projection, got {beside}"
+                )
         if (self.init == "text") != bool(self.init_text):
             raise ConfigError("tune.init_text: expected a text with tune.init=text, and none without; set both")
         if self.virtual and (self.targets or self.exclude):

@@ -22,7 +22,19 @@ from fledge.text.tokenizer import Tokenizer
 from fledge.tune.attach import adapters, freeze, made, put, scale_at, weight_at
 from fledge.tune.base import CONFIG, base_of
 from fledge.tune.config import TuneConfig
-from fledge.tune.heads import fill_heads, head_modules, head_tensors, heads_are_trained, without_head, write_head
+from fledge.tune.heads import (
+    HEAD,
+    PREFIX,
+    PREFIX_OF_VIRTUAL,
+    SAVED,
+    fill_heads,
+    head_modules,
+    head_tensors,
+    heads_are_trained,
+    prefix_of,
+    without_head,
+    write_head,
+)
 from fledge.tune.peft_config import (
     VIRTUAL,
     peft_config,
@@ -33,7 +45,7 @@ from fledge.tune.peft_config import (
 from fledge.tune.sites import Place, Site, ends_of, sites
 from fledge.tune.spelled import spelled
 from fledge.tune.tensors import COPY, Stored, fill, in_modules, named, stored
-from fledge.tune.virtual import attach_virtual, fill_virtual, virtual_facts, virtual_tensors, write_trained
+from fledge.tune.virtual import attach_virtual, check_task, fill_virtual, virtual_facts, virtual_tensors, write_trained
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
@@ -71,20 +83,24 @@ def load_adapter(
             f"{folder}: expected the base with digest {str(metadata[DIGEST])[:12]}…, got {base_digest(base)[:12]}… in "
             f"{base}: the adapter was trained beside other weights; give it those"
         )
-    if raw["peft_type"] in VIRTUAL:
-        freeze(model)
-        return attach_virtual(model, raw["peft_type"], virtual_tokens_of(raw), tensors)
     check_saved(model, raw)
-    tensors, head = without_head(model, tensors)
-    found = in_modules(tensors)
-    attach(model, found if base is None else usually(model, found, base), tune_config_of(raw), device)
-    return fill_heads(model, head) if head or raw.get("modules_to_save") else model
+    is_virtual = raw["peft_type"] in VIRTUAL
+    tensors, head = without_head(model, tensors, PREFIX_OF_VIRTUAL if is_virtual else PREFIX)
+    if is_virtual:
+        check_task(model, raw)
+        freeze(model)
+        attach_virtual(model, raw["peft_type"], virtual_tokens_of(raw), tensors)
+    else:
+        found = in_modules(tensors)
+        attach(model, found if base is None else usually(model, found, base), tune_config_of(raw), device)
+    whole = (folder / HEAD).is_file()  # else what isn't saved is the base's own
+    return fill_heads(model, head, whole) if head or whole else model
 
 
 def check_saved(model: Transformer, raw: dict[str, Any]) -> None:
     """Raises ConfigError for modules that are saved whole and are no task head's of the model."""
     saved, known = raw.get("modules_to_save") or [], head_modules(model)
-    strange = [one for one in saved if not any(module.endswith(str(one)) for module in known)]
+    strange = [one for one in saved if not (one in SAVED or any(module.endswith(str(one)) for module in known))]
     if strange or not isinstance(saved, list):
         raise ConfigError(
             f"{CONFIG}: 'modules_to_save': {str(strange or saved)[:60]} is not known here: expected modules of a task "
@@ -111,11 +127,11 @@ def usually(model: Transformer, found: dict[str, Any], base: Path) -> dict[str, 
 def go_on(model: Transformer, folder: Path, base: Path) -> Transformer:
     """Give a model's adapters the values of those in a checkpoint. Raises CheckpointError for others."""
     tensors, _ = read_tensors(folder)
-    if model.virtual is not None:
-        return fill_virtual(model, folder, tensors)
-    tensors, head = without_head(model, tensors)
+    tensors, head = without_head(model, tensors, prefix_of(model))
     if head:
         fill_heads(model, head)
+    if model.virtual is not None:
+        return fill_virtual(model, folder, tensors)
     found = usually(model, in_modules(tensors), base)
     return fill(model, {name: Stored(one) for name, one in found.items()})
 
@@ -176,20 +192,20 @@ def save_adapter(
     """Write a model's adapters into a folder, with tokenizer and chat template where there are any, and no card."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    whole = {"modules_to_save": head_modules(model)} if heads_are_trained(model) else {}
     if model.virtual is not None:
         kind, facts = virtual_facts(model)
-        write_json(folder / CONFIG, peft_config(kind, str(base), model.config, facts))
+        write_json(folder / CONFIG, peft_config(kind, str(base), model.config, facts) | whole)
         tensors = virtual_tensors(model)
         write_trained(model, folder)
     else:
         names = spelled(model, base)
         found = {names.get(name, name): one for name, one in stored(model).items()}
-        whole = {"modules_to_save": head_modules(model)} if heads_are_trained(model) else {}
         write_json(folder / CONFIG, described(model, found, config, base, names) | whole)
         tensors = named(found)
-        if heads_are_trained(model):
-            tensors |= head_tensors(model)
-            write_head(model, folder)
+    if whole:
+        tensors |= head_tensors(model)
+        write_head(model, folder)
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     write_safetensors(folder / WEIGHTS, tensors, {DIGEST: base_digest(base)})
     if tokenizer is not None:

@@ -27,6 +27,8 @@ from fledge.tune.base import HEAD
 MAX_BYTES = 16 << 20
 TASKS = ("sequence", "token", "span", "choice")
 PREFIX = "base_model.model."
+SAVED = ("classifier", "score", "qa_outputs")  # what PEFT names for every model, whether it has such a module or not
+PREFIX_OF_VIRTUAL = "base_model."  # PEFT wraps no modules for virtual tokens
 
 
 def train_heads(model: Transformer) -> Transformer:
@@ -58,21 +60,28 @@ def head_modules(model: Transformer) -> list[str]:
 def head_tensors(model: Transformer) -> dict[str, Tensor]:
     """The heads' weights by their names in an adapter's file."""
     ours = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    return {PREFIX + name: to_theirs(row, ours) for name, row in head_rows(model).items()}
+    return {prefix_of(model) + name: to_theirs(row, ours) for name, row in head_rows(model).items()}
 
 
-def without_head(model: Transformer, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def prefix_of(model: Transformer) -> str:
+    """What stands before the base's names in an adapter's file."""
+    return PREFIX if model.virtual is None else PREFIX_OF_VIRTUAL
+
+
+def without_head(
+    model: Transformer, tensors: Mapping[str, Tensor], prefix: str = PREFIX
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A file's tensors: those of adapters, and those of the model's heads, by their names in files."""
-    known = {PREFIX + name: name for name in head_rows(model)}
+    known = {prefix + name: name for name in head_rows(model)}
     head = {known[name]: tensor for name, tensor in tensors.items() if name in known}
     return {name: tensor for name, tensor in tensors.items() if name not in known}, head
 
 
-def fill_heads(model: Transformer, head: Mapping[str, Tensor]) -> Transformer:
-    """Give the heads their values. Raises CheckpointError for some of them, other shapes, or values that are not finite
-    numbers."""
+def fill_heads(model: Transformer, head: Mapping[str, Tensor], whole: bool = True) -> Transformer:
+    """Give the heads their values: all, unless `whole` is false. Raises CheckpointError for some of all, other shapes,
+    or values that are not finite numbers."""
     rows = head_rows(model)
-    if head.keys() != rows.keys():
+    if whole and head.keys() != rows.keys():
         name = min(head.keys() ^ rows.keys())
         raise CheckpointError(f"adapter: {name[:80]}: expected all tensors of the task head, got some; save it again")
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

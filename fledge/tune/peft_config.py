@@ -22,7 +22,7 @@ VIRTUAL = ("PROMPT_TUNING", "PREFIX_TUNING")
 READ_OF_VIRTUAL = {
     "peft_type", "base_model_name_or_path", "num_virtual_tokens", "token_dim", "num_transformer_submodules",
     "num_attention_heads", "num_layers", "prefix_projection", "encoder_hidden_size", "prompt_tuning_init",
-    "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs", "init_weights",
+    "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs", "init_weights", "modules_to_save",
 }  # fmt: skip
 BOTTLENECK = "BOTTLENECK"  # which PEFT has none of: a folder of this package's own
 READ_OF_BOTTLENECK = {
@@ -95,7 +95,10 @@ def virtual_tokens_of(raw: dict[str, Any]) -> int:
     if type(n_tokens) is not int or not 1 <= n_tokens <= MAX_RANK:
         raise ConfigError(f"{CONFIG}: num_virtual_tokens: expected 1 to {MAX_RANK}, got {str(n_tokens)[:40]!r}")
     if parts not in (1, None):
-        raise ConfigError(f"{CONFIG}: num_transformer_submodules: expected 1, of a decoder, got {str(parts)[:40]!r}")
+        raise ConfigError(
+            f"{CONFIG}: num_transformer_submodules: expected 1, of a decoder or an encoder alone, got "
+            f"{str(parts)[:40]!r}"
+        )
     return n_tokens
 
 

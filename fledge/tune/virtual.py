@@ -14,14 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fledge.batch import Cached, Tokens
+from fledge.batch import Cached, OneDocument, Tokens, one_document
 from fledge.errors import CheckpointError, ConfigError
 from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
 from fledge.model.transformer import Transformer, new_cache
 from fledge.nn.cache import blocks_of
 from fledge.nn.config import Heads, Moe
-from fledge.nn.virtual import PrefixTokens, PromptTokens, VirtualTokens
+from fledge.nn.virtual import Noted, PrefixTokens, PromptTokens, VirtualTokens
 from fledge.tune.config import TuneConfig
+from fledge.tune.heads import TASKS
+from fledge.tune.peft_config import task_type_of
 from fledge.tune.sites import sites
 
 KINDS = {"prompt": "PROMPT_TUNING", "prefix": "PREFIX_TUNING"}
@@ -33,9 +35,8 @@ def place_before(model: Transformer, config: TuneConfig, seed: int, text_ids: Se
     """`model`, frozen, with new virtual tokens before its documents. Raises ConfigError for a model that can't have
     them, and for a text without tokens."""
     n_tokens = config.virtual_tokens
-    check(model, n_tokens)
-    assert model.config.decoder is not None
-    if any(isinstance(layer.ffn, Moe) and layer.ffn.balance for layer in model.config.decoder.layers):
+    check(model, n_tokens, config.method == "prefix")
+    if any(isinstance(layer.ffn, Moe) and layer.ffn.balance for layer in model.config.stack.layers):
         raise ConfigError("tune.method: expected no load balance, which virtual tokens would count in; use lora")
     like = model.embedding.weight
     with torch.device("meta"):
@@ -48,17 +49,28 @@ def place_before(model: Transformer, config: TuneConfig, seed: int, text_ids: Se
     return model
 
 
-def check(model: Transformer, n_tokens: int) -> None:
-    """Raises ConfigError for what is no decoder whose layers keep keys and values, and for a context that is too
-    short."""
-    config, stack = model.config, model.config.decoder
-    if stack is None or model.encoder is not None:
-        raise ConfigError(f"tune.method: expected a decoder alone for virtual tokens, got {config.family}; use lora")
+def check(model: Transformer, n_tokens: int, prefix: bool) -> None:
+    """Raises ConfigError for what is no decoder or encoder alone whose layers have keys and values, for what mixes
+    tokens elsewhere, and for a context that is too short."""
+    config, stack = model.config, model.config.stack
+    if len(config.stacks) > 1:
+        raise ConfigError(
+            f"tune.method: expected a decoder or an encoder alone for virtual tokens, got {config.family}, which has "
+            "both; use lora"
+        )
     for layer in stack.layers:
         if type(layer.mixer) is not Heads or layer.pattern is not None:
             raise ConfigError(
-                "tune.method: expected layers that see their whole document or a window of it, got others"
+                "tune.method: expected layers that see their whole document or a window of it, got others: a pattern "
+                "says nothing of virtual tokens; use lora"
             )
+    if stack.norm.kind == "batch":
+        raise ConfigError("tune.method: expected layer or rms norms, got batch, which virtual tokens would count in")
+    if prefix and stack.conv is not None:
+        raise ConfigError(
+            "tune.method: expected attention alone to read a prefix, got a convolution beside it, which reads states "
+            "that a prefix has none of; use prompt"
+        )
     if n_tokens >= config.context_tokens:
         raise ConfigError(
             f"tune.virtual_tokens: expected fewer than the context of {config.context_tokens}, got {n_tokens}"
@@ -66,9 +78,8 @@ def check(model: Transformer, n_tokens: int) -> None:
 
 
 def shape_of_keys(model: Transformer) -> tuple[int, int, int]:
-    """Layers, key/value heads and channels of a decoder. Raises ConfigError where layers differ."""
-    stack = model.config.decoder
-    assert stack is not None
+    """Layers, key/value heads and channels of a stack. Raises ConfigError where layers differ."""
+    stack = model.config.stack
     shapes = {(layer.mixer.n_kv_heads, layer.mixer.head_channels) for layer in stack.layers}
     if len(shapes) > 1:
         raise ConfigError(f"tune.method: expected layers with equal heads for prefix, got {sorted(shapes)}; use prompt")
@@ -90,20 +101,23 @@ def initialise(
     model: Transformer, virtual: VirtualTokens, config: TuneConfig, generator: torch.Generator, text_ids: Sequence[int]
 ) -> None:
     """As PEFT begins: rows normal, or of a prompt those of random tokens or of a text's, over and over until they are
-    enough; a projection's maps as `nn.Linear` draws them."""
+    enough; a projection's maps as `nn.Linear` draws them. A prefix can also begin as what the layers make of such
+    tokens (Li & Liang 2021, §7.4)."""
     assert isinstance(virtual, PromptTokens | PrefixTokens)
-    table, n_tokens = model.embedding.weight, virtual.n_tokens
+    n_tokens, device = virtual.n_tokens, model.embedding.weight.device
     if config.init == "random":
         drawn = torch.empty(virtual.rows.shape).normal_(generator=generator)
         virtual.rows.copy_(drawn / scale_of(model) if isinstance(virtual, PromptTokens) else drawn)
-    elif config.init == "vocabulary":
-        n_rows = model.config.tokens or model.config.vocab_size
-        virtual.rows.copy_(table[torch.randint(n_rows, (n_tokens,), generator=generator).to(table.device)])
     else:
-        if not text_ids:
+        if config.init == "vocabulary":
+            n_rows = model.config.tokens or model.config.vocab_size
+            ids = torch.randint(n_rows, (n_tokens,), generator=generator).to(device)
+        elif text_ids:
+            ids = torch.tensor((list(text_ids) * -(-n_tokens // len(text_ids)))[:n_tokens], device=device)
+        else:
             raise ConfigError("tune.init_text: expected a text with tokens, got none; say what the answers are about")
-        ids = (list(text_ids) * -(-n_tokens // len(text_ids)))[:n_tokens]
-        virtual.rows.copy_(table[torch.tensor(ids, device=table.device)])
+        is_prompt = isinstance(virtual, PromptTokens)
+        virtual.rows.copy_(model.embedding.weight[ids] if is_prompt else keys_and_values_of(model, ids))
     for linear in (part for part in virtual.modules() if isinstance(part, nn.Linear)):
         bound = 1 / math.sqrt(linear.in_features)
         for parameter in (linear.weight, linear.bias):
@@ -111,12 +125,31 @@ def initialise(
 
 
 @torch.no_grad()
+def keys_and_values_of(model: Transformer, ids: Tensor) -> Tensor:
+    """What each layer makes of a document of tokens int64 [P]: rows [P, L · 2 · K · C]."""
+    stack = model.encoder if model.decoder is None else model.decoder
+    assert stack is not None
+    tokens = one_document(ids[None])
+    context = model.context(stack.config, tokens, OneDocument())
+    noted = Noted(model.embedding.weight, torch.full_like(tokens.ids, -1))
+    context.prefix = noted
+    was_training = model.training
+    stack.eval()(model.embed(tokens), context)
+    stack.train(was_training)
+    each = [noted.found[layer][:, 0] for layer in range(len(noted.found))]  # [2, P, K, C]
+    return torch.stack(each).permute(2, 0, 1, 3, 4).flatten(1)
+
+
+@torch.no_grad()
 def settled(model: Transformer) -> Transformer:
-    """`model` as it is served: what its layers make of virtual tokens, which never changes, as keys and values."""
+    """`model` as it is served: what its layers make of virtual tokens, where it never changes, as keys and values.
+    An encoder's prompt sees the document, so it stays as it is."""
     virtual = model.virtual
     if virtual is None:
         return model
     keys_and_values = virtual.keys_and_values()
+    if keys_and_values is None and not model.config.stack.causal:
+        return model
     if keys_and_values is None:
         model.virtual = None
         cache = new_cache(model, 1, virtual.n_tokens)
@@ -147,24 +180,44 @@ def virtual_facts(model: Transformer) -> tuple[str, dict[str, Any]]:
     """PEFT's word for a model's virtual tokens, and its adapter_config.json's numbers."""
     virtual = model.virtual
     n_layers, heads, channels = shape_of_keys(model)
-    facts: dict[str, Any] = {"num_transformer_submodules": 1, "num_layers": n_layers}
+    facts: dict[str, Any] = {"num_transformer_submodules": 1, "num_layers": n_layers, "task_type": task_type(model)}
     if isinstance(virtual, PrefixTokens):
         hidden = None if virtual.inward is None else virtual.inward.out_features
         facts |= {"num_attention_heads": heads, "token_dim": heads * channels}
         facts |= {"encoder_hidden_size": hidden, "prefix_projection": hidden is not None}
         return KINDS["prefix"], {"num_virtual_tokens": virtual.n_tokens, **facts}
     assert isinstance(virtual, PromptTokens)
-    stack = model.config.decoder
-    assert stack is not None
+    stack = model.config.stack
     facts |= {"num_attention_heads": stack.layers[0].mixer.n_heads, "token_dim": virtual.rows.shape[1]}
     return KINDS["prompt"], {"num_virtual_tokens": virtual.n_tokens, **facts, "prompt_tuning_init": "RANDOM"}
 
 
+def task_type(model: Transformer) -> str:
+    """PEFT's word for the class that puts virtual tokens before this model's documents and answers as it does; where
+    PEFT has none, a word that it refuses: others would ignore them, or read a head's numbers off a virtual token."""
+    head = next((one.name for one in model.config.heads if one.name in TASKS), None)
+    if head is None:
+        return task_type_of(model.config) or "FEATURE_EXTRACTION"
+    if head == "sequence" and isinstance(model.virtual, PromptTokens) and not model.config.stack.causal:
+        return "SEQ_CLS_BEHIND_PROMPT"
+    return {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "span": "QUESTION_ANS"}.get(head, "MULTIPLE_CHOICE")
+
+
+def check_task(model: Transformer, raw: dict[str, Any]) -> None:
+    """Raises ConfigError for a prompt of PEFT's whose head reads an encoder's first virtual token."""
+    reads_virtual = raw["peft_type"] == KINDS["prompt"] and raw.get("task_type") == "SEQ_CLS"
+    if reads_virtual and not model.config.stack.causal:
+        raise ConfigError(
+            "adapter_config.json: task_type: expected a head that reads the own first token behind a prompt, got "
+            "SEQ_CLS, whose head reads the first virtual one in PEFT; train it with fledge finetune, or as a prefix"
+        )
+
+
 def attach_virtual(model: Transformer, kind: str, n_tokens: int, tensors: Mapping[str, Tensor]) -> Transformer:
     """Put a file's virtual tokens before a model's documents. Raises ConfigError and CheckpointError."""
-    check(model, n_tokens)
+    prefix = kind == KINDS["prefix"]
+    check(model, n_tokens, prefix)
     with torch.device("meta"):
-        prefix = kind == KINDS["prefix"]
         width = model.embedding.weight.shape[1]
         virtual = PrefixTokens(n_tokens, shape_of_keys(model)) if prefix else PromptTokens(n_tokens, width)
     found = tensors.get(TENSOR)
@@ -181,9 +234,9 @@ def attach_virtual(model: Transformer, kind: str, n_tokens: int, tensors: Mappin
 
 
 def scale_of(model: Transformer) -> float:
-    """What embeddings are multiplied by behind the table here, and in the table's own look-up there (Gemma)."""
-    assert model.config.decoder is not None
-    return model.config.decoder.inputs.scale
+    """What embeddings are multiplied by behind the table here, and in the table's own look-up there (Gemma); an
+    encoder (BigBird) does so behind it there too."""
+    return 1.0 if model.config.decoder is None else model.config.decoder.inputs.scale
 
 
 def turned(model: Transformer, rows: Tensor, to_theirs: bool) -> Tensor:

@@ -94,12 +94,12 @@ def config_of(base: Path, folder: Path, task: str, **more) -> FinetuneConfig:
     return replace(FinetuneConfig(BaseModelConfig(str(base)), data, known, train=TRAIN, run=run), **more)
 
 
-def their_inputs(tokenizer, task: str, chosen: list[dict], labels: tuple[str, ...]) -> dict:
+def their_inputs(tokenizer, task: str, chosen: list[dict], labels: tuple[str, ...], longest: int = 64) -> dict:
     """transformers' batch of these rows, by its own tokenizer."""
     if task in ("sequence", "several", "regression"):
         pair = [row["sentence2"] for row in chosen] if task == "sequence" else None
         texts = [row.get("text", row.get("sentence1")) for row in chosen]
-        found = tokenizer(texts, pair, padding=True, truncation=True, max_length=64, return_tensors="pt")
+        found = tokenizer(texts, pair, padding=True, truncation=True, max_length=longest, return_tensors="pt")
         if task == "several":
             return found | {"labels": torch.tensor([[float(n in r["labels"]) for n in labels] for r in chosen])}
         if task == "regression":
@@ -117,7 +117,7 @@ def their_inputs(tokenizer, task: str, chosen: list[dict], labels: tuple[str, ..
         return dict(found) | {"labels": targets}
     if task == "choice":
         flat = [(row["question"], choice) for row in chosen for choice in row["choices"]]
-        found = tokenizer([a for a, _ in flat], [b for _, b in flat], padding=True, truncation=True, max_length=64,
+        found = tokenizer([a for a, _ in flat], [b for _, b in flat], padding=True, truncation=True, max_length=longest,
                           return_tensors="pt")  # fmt: skip
         grouped = {key: value.reshape(len(chosen), 3, -1) for key, value in found.items()}
         return grouped | {"labels": torch.tensor([row["answer"] for row in chosen])}

@@ -16,6 +16,7 @@ ROBERTA = {"family": "roberta", "width": 1024, "layers": 24, "heads": 16, "conte
 XXL = {"family": "deberta-v2", "width": 1536, "layers": 48, "heads": 24, "context_tokens": 512, "vocab_size": 128100}
 PYTHIA = {"family": "gpt_neox", "width": 768, "layers": 12, "heads": 12, "context_tokens": 2048, "vocab_size": 50304}
 PHI2 = {"family": "phi", "width": 2560, "layers": 32, "heads": 32, "context_tokens": 2048, "vocab_size": 51200}
+BERT = {"family": "bert", "width": 768, "layers": 12, "heads": 12, "context_tokens": 512, "vocab_size": 28996}
 PUBLISHED = [
     # Hu et al. 2021, with q and v of GPT-3 at ranks 1, 4, 8
     (GPT3, 1, 4_718_592), (GPT3, 4, 18_874_368), (GPT3, 8, 37_748_736),
@@ -51,3 +52,13 @@ def test_the_count_is_that_of_the_built_model_and_its_bytes_follow_from_it(capsy
     words = [f"model.{key}={value}" for key, value in asked.items()]
     assert main(["show", *words, "--tune", "lora", "--rank", "2"]) == 0
     assert "tuning     lora: 1,024 trained beside" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("method", "wanted"),
+    [("prompt", 20 * 768), ("prefix", 20 * 2 * 12 * 768)],  # the prefix is PEFT's own example
+)
+def test_virtual_tokens_of_an_encoder_are_counted(method, wanted, capsys):
+    words = [f"model.{key}={value}" for key, value in BERT.items()]
+    assert main(["show", *words, "--tune", method]) == 0
+    assert f"{method}: {wanted:,} trained beside" in capsys.readouterr().out

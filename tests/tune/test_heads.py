@@ -117,11 +117,6 @@ def test_the_verbs_tune_and_answer_and_a_damaged_head_is_refused(base, tmp_path,
         load_served(folder)
 
 
-def test_virtual_tokens_beside_a_head_are_refused(base, tmp_path):
-    with pytest.raises(ConfigError, match="expected an adapter of maps"):
-        finetune(config_of(base, tmp_path, "sequence", tune=TuneConfig("prompt")))
-
-
 def test_a_folder_of_adapter_and_head_is_served_for_its_labels(base, tmp_path):
     folder = Path(finetune(config_of(base, tmp_path, "sequence", tune=METHODS["lora"]))["model"])
     encoder, words = load_encoder(folder), served_tokenizer(folder)

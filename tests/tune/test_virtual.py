@@ -199,6 +199,19 @@ def test_a_prompt_begins_as_a_text_or_as_tokens_of_the_vocabulary():
         tune(tiny("llama"), text, 0, [])
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@torch.no_grad()
+def test_a_prefix_begins_as_what_the_layers_make_of_a_texts_tokens(family):
+    """So that a decoder gives what follows such a text the logits that it has behind the text itself."""
+    text, more = ids(1, N)[0].tolist(), ids(1, 9, 5)
+    asked = TuneConfig("prefix", virtual_tokens=N, init="text", init_text="a")
+    wanted = logits(tiny(family), torch.cat((torch.tensor([text]), more), 1))[:, N:]
+    assert (logits(tune(tiny(family), asked, 0, text), more) - wanted).abs().max() <= limit(wanted)
+    words = TuneConfig("prefix", virtual_tokens=N, init="vocabulary")
+    other = logits(tune(tiny(family), words, 1), more)
+    assert (other - wanted).abs().max() > 100 * limit(wanted)  # the control
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -207,8 +220,9 @@ def test_a_prompt_begins_as_a_text_or_as_tokens_of_the_vocabulary():
         ({"init": "text"}, "tune.init_text: expected a text"),
         ({"init_text": "a"}, "tune.init_text: expected a text with tune.init=text"),
         ({"targets": ("q",)}, "tune.targets: expected none with tune.method=prompt"),
-        ({"method": "prefix", "init": "vocabulary"}, "tune.init: read with tune.method=prompt only"),
-        ({"method": "lora", "init_text": "a"}, "tune.init_text: read with tune.method=prompt only"),
+        ({"method": "prefix", "init": "vocabulary", "projection": 4}, "tune.init: read with .*, got tune.projection"),
+        ({"method": "lora", "init_text": "a"}, "tune.init_text: read with tune.method=prompt, or prefix"),
+        ({"method": "lora", "init": "vocabulary"}, "tune.init: read with tune.method=prompt, or prefix"),
     ],
 )
 def test_numbers_that_no_method_reads_are_refused(wrong, message):
@@ -217,9 +231,6 @@ def test_numbers_that_no_method_reads_are_refused(wrong, message):
 
 
 def test_models_that_can_have_no_virtual_tokens_are_refused_by_name(tmp_path):
-    for name in ("bert", "t5"):
-        with pytest.raises(ConfigError, match=f"expected a decoder alone for virtual tokens, got {name}"):
-            tune(tiny(name), OURS["prompt"])
     with pytest.raises(ConfigError, match="fewer than the context of 64"):
         tune(tiny("llama"), TuneConfig("prefix", virtual_tokens=64))
     with pytest.raises(ConfigError, match="merge them first"):

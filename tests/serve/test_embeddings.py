@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import Iterator
@@ -18,16 +19,19 @@ import transformers
 
 from fledge.engine.encoder import load_encoder, load_vectors
 from fledge.engine.vector_config import VectorConfig
-from fledge.errors import ConfigError
+from fledge.errors import ConfigError, RequestError
 from fledge.model.config import ShapeConfig
 from fledge.model.families import family
 from fledge.model.folder import save_model
 from fledge.model.init import initialise
+from fledge.model.sentence import SentenceConfig, SentenceModel, save_sentence_model
 from fledge.model.transformer import build
 from fledge.serve.config import ServeConfig
 from fledge.serve.errors import ApiError
 from fledge.serve.served import open_model
 from fledge.serve.service import Service
+from fledge.serve.vector_rows import read_rows
+from fledge.serve.vector_wire import read_embeddings
 from fledge.text.tokenizer import byte_level
 from tests.sentences import expected_vectors, minilm_folder
 from tests.serve.running import CHAT, RunningServer, error_of, running
@@ -217,3 +221,31 @@ def test_a_decoder_refuses_vectors_unless_a_pooling_is_stated(decoder: Path) -> 
         with torch.no_grad():
             state = model(torch.tensor([ids])).last_hidden_state[0, -1]
         assert (torch.nn.functional.normalize(state, dim=0) - encoder.numbers([ids])[0]).abs().max() < 1e-5
+
+
+def test_prompt_lowering_and_a_model_in_a_folder_inside_are_the_sentence_models_own(tmp_path: Path) -> None:
+    words, folder = byte_level(), tmp_path / "sentences"
+    shape = ShapeConfig("bert", width=32, layers=1, heads=4, context_tokens=64, vocab_size=words.vocab_size)
+    body = initialise(build(family("bert").build(shape), "cpu"), 5)
+    stated = SentenceConfig(("cls",), max_tokens=24, lower=True, prompts={"q": "Query: "}, default_prompt="q")
+    save_sentence_model(SentenceModel(body, words, stated), folder)
+    inside = folder / "0_Transformer"
+    inside.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).rename(inside / name)
+    steps = json.loads((folder / "modules.json").read_text())
+    steps[0]["path"] = "0_Transformer"
+    (folder / "modules.json").write_text(json.dumps(steps))
+    config, encoder = ServeConfig(str(folder)), load_encoder(folder)
+    service = Service(config, open_model(config))
+    service.engine.facts = {**encoder.facts, "context_tokens": encoder.facts["max_tokens"]}
+    assert (service.model.name, service.model.purpose) == ("sentences", "embed") and encoder.sentences is not None
+    given = ["A Film", "Quiet"]
+    rows = asyncio.run(read_rows(service, read_embeddings({"input": given})))
+    assert [list(ids) for ids in rows.ids] == encoder.sentences.ids(given) and rows.n_cut == (0, 0)
+    assert words.decode(list(rows.ids[0])) == "query: a film"
+    assert [list(ids) for ids in rows.ids] != encoder.sentences.ids(given, "")  # the control: the prompt counts
+    long = asyncio.run(read_rows(service, read_embeddings({"input": "B" * 30, "truncation": "auto"})))
+    assert [list(ids) for ids in long.ids] == encoder.sentences.ids(["B" * 30]) and long.n_cut == (13,)
+    with pytest.raises(RequestError, match="at most 24 tokens, got 37"):
+        asyncio.run(read_rows(service, read_embeddings({"input": "B" * 30})))

@@ -52,7 +52,7 @@ def measured_answers(path: Path, cpu_seconds: float, samples: int) -> Measured:
 def measured_best(path: Path, prompts: Path, n: int, cpu_seconds: float, samples: int) -> Measured:
     """From the answers that `fledge align best-of` kept, each the best of `n` by a reward; what they are truly worth is
     counted here. A prompt without one is worth 0. Their distribution is at most log n - (n - 1) / n nats an answer from
-    the base's (Beirami et al. 2024, arXiv 2401.01879, theorem 3.1)."""
+    the base's (Beirami et al. 2024, arXiv 2401.01879)."""
     said = {row["messages"][0]["content"]: row["messages"][-1]["content"] for row in read_rows(path)}
     asked = [row["messages"][0]["content"] for row in read_rows(prompts)]
     tokens = sum(len(answer) + 1 for answer in said.values()) / len(said)

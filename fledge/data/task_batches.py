@@ -57,14 +57,11 @@ class Reader:
 
 
 def kept_of(a: int, b: int, over: int) -> tuple[int, int]:
-    """Lengths of two texts after `over` tokens were taken from whichever is longer, one by one."""
-    low, high = min(a, b), max(a, b)
-    first = min(over, high - low)
-    high -= first
-    rest = over - first
-    high, low = high - (rest + 1) // 2, low - rest // 2
-    kept = (max(0, high), max(0, low))
-    return kept if a >= b else (kept[1], kept[0])
+    """Lengths of two texts after `over` tokens were taken from the longer, then from both alike; of an odd number that
+    is left the longer has one more, of texts of equal length the second. As `longest_first` of `tokenizers`."""
+    left, low = max(0, a + b - over), min(a, b)
+    low = min(low, left // 2)
+    return (left - low, low) if a > b else (low, left - low)
 
 
 class TaskBatches(KeyedBatches):

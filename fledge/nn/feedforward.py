@@ -30,7 +30,8 @@ class FeedForward(nn.Module):
     def gate(self, x: Tensor) -> Tensor:
         """activation(gate(x)) · up(x), [..., H]."""
         inward = self.inward
-        gate, up = inward.apart(x) if isinstance(inward, Joined) else inward(x).chunk(2, -1)
+        parted = isinstance(inward, Joined) and inward.may_part(x)
+        gate, up = inward(x, apart=True) if parted else inward(x).chunk(2, -1)
         by_hand = self.activation == "silu" and torch.is_grad_enabled() and gate.requires_grad
         if by_hand and not torch.compiler.is_compiling():
             return GatedSilu.apply(gate, up)

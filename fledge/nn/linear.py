@@ -74,7 +74,10 @@ class Joined(nn.Module):
     def is_plain(self) -> bool:
         return all(isinstance(child, Linear) for child in self.parts().values())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, apart: bool = False) -> Tensor | Sequence[Tensor]:
+        """`apart`, where `may_part` allows it: each map's output by itself, [..., O] in order."""
+        if apart:
+            return self.separate(x)
         if self.adapter is None and all(one.adapter is None for one in self.maps()):
             return self.product(x)
         x = x if self.adapter is None else self.adapter.before(x)
@@ -110,11 +113,13 @@ class Joined(nn.Module):
             return times(x, bias, weights)
         return Together.apply(x.flatten(0, -2), bias, *weights).unflatten(0, x.shape[:-1])
 
-    def apart(self, x: Tensor) -> Sequence[Tensor]:
-        """What each map makes of x [..., I], in order: [..., O] each. On a CPU in memory of their own: one product into
-        rows of Σ O is up to a tenth slower there. Gradients are computed by one product all the same."""
-        if x.device.type != "cpu" or self.adapter is not None or not self.is_plain():
-            return self(x).split(self.sizes, -1)
+    def may_part(self, x: Tensor) -> bool:
+        """Whether outputs may be computed apart, which pays on a CPU: one product into rows of Σ O is up to a tenth
+        slower there."""
+        return x.device.type == "cpu" and self.adapter is None and self.is_plain()
+
+    def separate(self, x: Tensor) -> Sequence[Tensor]:
+        """Each map's output in memory of its own. Gradients are computed by one product all the same."""
         maps = self.maps()
         adapted = any(one.adapter is not None for one in maps)
         if adapted or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
@@ -122,11 +127,11 @@ class Joined(nn.Module):
         weights: list[Tensor] = [one.weight for one in maps]
         if not torch.compiler.is_compiling() and not adjacent(weights):
             lay_together(weights)
-        parts = Apart.apply(x.flatten(0, -2), len(maps), *weights, *(one.bias for one in maps))
+        parts = Separate.apply(x.flatten(0, -2), len(maps), *weights, *(one.bias for one in maps))
         return [part.unflatten(0, x.shape[:-1]) for part in parts]
 
 
-class Apart(torch.autograd.Function):
+class Separate(torch.autograd.Function):
     """A product with each weight, and one of all for each gradient: x [N, I], `count` weights [O, I] that lie one after
     the other in memory, as many biases [O] or None -> [N, O] each."""
 

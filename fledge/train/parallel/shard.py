@@ -20,7 +20,10 @@ class Apart(Joined):
     """A Joined whose weights may not be moved: fully_shard gathers each into memory of its own, and would not see that
     it was moved to lie beside the others."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def may_part(self, x: Tensor) -> bool:
+        return False
+
+    def forward(self, x: Tensor, apart: bool = False) -> Tensor:
         maps = self.maps()
         return F.linear(x, torch.cat([one.weight for one in maps]), joined_bias(maps))
 

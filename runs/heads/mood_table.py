@@ -21,10 +21,22 @@ import numpy as np
 CONFIG = Path(__file__).parent / "mood.yaml"
 METHODS = {
     "every weight": ("train.learning_rate=5e-5",),
-    "LoRA, rank 8": ("tune.method=lora", "train.learning_rate=1e-3"),
+    "LoRA, rank 8": ("tune.method=lora", "tune.targets=[all-linear]", "train.learning_rate=1e-3"),
+    "LoRA on q and v": ("tune.method=lora", "train.learning_rate=1e-3"),
     "bottleneck (Pfeiffer)": ("tune.method=pfeiffer", "train.learning_rate=1e-3"),
     "bottleneck (Houlsby)": ("tune.method=houlsby", "train.learning_rate=1e-3"),
     "(IA)^3": ("tune.method=ia3", "train.learning_rate=1e-2"),
+    "prefix, 20 tokens": (
+        "tune.method=prefix",
+        "train.learning_rate=2e-3",
+        'train.groups=[{pattern: "virtual.*", rate: 5}]',
+    ),
+    "prompt, 20 tokens": (
+        "tune.method=prompt",
+        "tune.init=vocabulary",
+        "train.learning_rate=2e-3",
+        'train.groups=[{pattern: "virtual.*", rate: 10}]',
+    ),
     "pooler and head": ("tune.freeze=[bert.embeddings,bert.encoder]", "train.learning_rate=2e-3"),
 }
 RESAMPLES = 10_000

@@ -156,7 +156,7 @@ class Runner:
                 place.copy_(state[name])
         self.cache.clear()
         self.compiled = self.compile()  # which holds copies of some small ones
-        self.adapters = Adapters(self.model, self.compiled)
+        self.adapters.decoder = self.compiled
 
     def read_adapter(self, folder: str) -> Changes:
         """What an adapter's folder changes of this model. Raises ConfigError and CheckpointError (see `changes_of`)."""

@@ -10,8 +10,6 @@ import socket
 from typing import Any
 from urllib.parse import quote
 
-import uvicorn
-
 from fledge.errors import ConfigError, RequestError
 from fledge.label.app import new_app
 from fledge.label.config import LabelConfig
@@ -21,9 +19,8 @@ from fledge.label.places import make_labels
 from fledge.log import say, warn
 from fledge.serve.access import AccessLog
 from fledge.serve.config import check_api_key
-from fledge.serve.front import MAX_HEADER_BYTES, FrontProtocol
 from fledge.serve.guard import Guard, is_loopback
-from fledge.serve.main import API_KEY_VARIABLE, BACKLOG, KEEP_ALIVE_SECONDS, Server, address_of, check_serving, listen
+from fledge.serve.main import API_KEY_VARIABLE, Server, address_of, check_serving, listen, options_for
 
 
 def label(config: LabelConfig, json: bool = False) -> dict[str, Any]:
@@ -74,23 +71,7 @@ def announce(url: str, json: bool) -> None:
 
 async def serve(app: Any, listener: socket.socket, ready: Any) -> None:
     """Answer until a signal comes; votes in flight are ended."""
-    options = uvicorn.Config(
-        app,
-        http=FrontProtocol,
-        ws="none",
-        loop="asyncio",
-        lifespan="off",
-        log_config=None,
-        log_level="critical",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=5,
-        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-        backlog=BACKLOG,
-    )
-    server = Server(options)
+    server = Server(options_for(app, grace_seconds=5))
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

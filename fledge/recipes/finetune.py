@@ -134,20 +134,49 @@ class TaskRecipe(LanguageRecipe):
         return float((logits.argmax(-1) == batch.answers).sum()), float(len(batch.answers))
 
 
-def finetune(config: FinetuneConfig) -> dict[str, Any]:
-    """Tune, or go on tuning, and publish `run.dir`/model. Gives the figures of the run, and `scores` of the published
-    folder on the held-out rows, each with n and an interval; its answers are run.dir/predictions.jsonl."""
-    if config.task == "text2text":
-        return text2text(config)
+@dataclass(frozen=True)
+class Labelled:
+    """What is trained on and held out, and how the model with the task's head reads it."""
+
+    base: Path
+    tokenizer: Tokenizer
+    model_config: ModelConfig
+    kind: TaskKind
+    reader: Reader
+    training: list[Example]
+    held_out: list[Example]
+
+    def batches(self, config: FinetuneConfig) -> tuple[TaskBatches, TaskBatches]:
+        """Batches to train on and to validate on. Raises ConfigError for a batch that would part a question."""
+        reader, kind, rows, stride = self.reader, self.kind, config.train.rows, config.data.stride
+        seed, targets = config.train.seed, targets_of(self.training, kind)
+        source = batches_of(reader, kind, self.training, stride, rows, seed, targets)
+        checks = batches_of(reader, kind, self.held_out, stride, rows, 0, targets_of(self.held_out, kind))
+        if isinstance(source, ChoiceBatches) and rows % source.n_choices:
+            raise ConfigError(f"train.rows: expected a multiple of the {source.n_choices} choices, got {rows}")
+        return source, checks
+
+
+def opened(config: FinetuneConfig) -> Labelled:
+    """Base, rows and how they are read, what virtual tokens leave of the context. Raises ConfigError and DataError."""
     check_named(config)
     base = find_model(config.model.path)
     tokenizer = Tokenizer.load(base)
     training, held_out = rows_of(config)
     kind = kind_from(config, training, held_out)
     model_config = tasked(read_config(base)[1], kind)
-    digest = data_digest(config, base, tokenizer)
     reader = reader_of(model_config, tokenizer, config.data.max_tokens, kind, config.tune.virtual)
-    seed = config.train.seed
+    return Labelled(base, tokenizer, model_config, kind, reader, training, held_out)
+
+
+def finetune(config: FinetuneConfig) -> dict[str, Any]:
+    """Tune, or go on tuning, and publish `run.dir`/model. Gives the figures of the run, and `scores` of the published
+    folder on the held-out rows, each with n and an interval; its answers are run.dir/predictions.jsonl."""
+    if config.task == "text2text":
+        return text2text(config)
+    rows = opened(config)
+    base, tokenizer, kind, reader = rows.base, rows.tokenizer, rows.kind, rows.reader
+    digest, seed = data_digest(config, base, tokenizer), config.train.seed
 
     def with_head(model: Transformer) -> Transformer:
         return tasked_model(model, kind, seed)
@@ -159,29 +188,20 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         return with_head(load_model(base)) if adapter is None else adapter.begin(base)
 
     def make(model: Transformer) -> TaskRecipe:
-        source, checks = task_batches(config, reader, kind, training, held_out)
+        source, checks = rows.batches(config)
         cut = getattr(source, "n_cut", 0)
         say(
-            f"{len(training):,} rows to train on ({source.rows_per_epoch:,} an epoch"
-            f"{f', {cut:,} cut at {reader.max_tokens} tokens' if cut else ''}), {len(held_out):,} held out"
+            f"{len(rows.training):,} rows to train on ({source.rows_per_epoch:,} an epoch"
+            f"{f', {cut:,} cut at {reader.max_tokens} tokens' if cut else ''}), {len(rows.held_out):,} held out"
         )
-        weights = balanced(training, kind) if config.class_weights == "balanced" else None
+        weights = balanced(rows.training, kind) if config.class_weights == "balanced" else None
         parents = {"base": artefact_digest(base)}
         return TaskRecipe(model, tokenizer, source, EveryRow(checks), digest, parents, task=kind, label_weights=weights)
 
-    return run_tuned(config, model_config, digest, first, adapter, make, lambda: {"scores": scored(config, held_out)})
+    def scores() -> dict[str, Any]:
+        return {"scores": scored(config, rows.held_out)}
 
-
-def task_batches(
-    config: FinetuneConfig, reader: Reader, kind: TaskKind, training: Sequence[Example], held_out: Sequence[Example]
-) -> tuple[TaskBatches, TaskBatches]:
-    """Batches to train on and to validate on. Raises ConfigError for a batch that would part a question."""
-    rows, stride = config.train.rows, config.data.stride
-    source = batches_of(reader, kind, training, stride, rows, config.train.seed, targets_of(training, kind))
-    checks = batches_of(reader, kind, held_out, stride, rows, 0, targets_of(held_out, kind))
-    if isinstance(source, ChoiceBatches) and rows % source.n_choices:
-        raise ConfigError(f"train.rows: expected a multiple of the {source.n_choices} choices, got {rows}")
-    return source, checks
+    return run_tuned(config, rows.model_config, digest, first, adapter, make, scores)
 
 
 def kind_from(config: FinetuneConfig, training: list[Example], held_out: list[Example]) -> TaskKind:

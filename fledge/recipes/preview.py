@@ -18,16 +18,14 @@ from fledge.data.mixture import Mixture
 from fledge.data.preference_batches import Fitted
 from fledge.data.shards import Dataset
 from fledge.data.task_batches import SpanBatches, WordBatches
-from fledge.engine.predict import TaskKind, reader_of
+from fledge.engine.predict import TaskKind
 from fledge.errors import ConfigError
-from fledge.model.folder import build, find_model, read_config
-from fledge.recipes import align
+from fledge.model.folder import build
+from fledge.recipes import align, finetune
 from fledge.recipes import text2text as pairs_of_texts
 from fledge.recipes.config import PretrainConfig, SftConfig
-from fledge.recipes.finetune import kind_from, task_batches, tasked
 from fledge.recipes.finetune_config import FinetuneConfig
 from fledge.recipes.inspect import with_shape
-from fledge.recipes.labelled import check_named, rows_of
 from fledge.recipes.language import row_tokens_of
 from fledge.recipes.objective import MASKED, objective_tokenizer
 from fledge.recipes.preference_config import AlignConfig
@@ -239,21 +237,17 @@ def preference_rules(fate: Fitted, most_tokens: int) -> tuple[tuple[str, int], .
 def finetune_rows(config: FinetuneConfig, scratch: Path) -> TrainedRows:
     if config.task == "text2text":
         return text2text_rows(config)
-    check_named(config)
-    base = find_model(config.model.path)
-    tokenizer = Tokenizer.load(base)
-    training, held_out = rows_of(config)
-    kind = kind_from(config, training, held_out)
-    reader = reader_of(tasked(read_config(base)[1], kind), tokenizer, config.data.max_tokens, kind)
-    source, checks = task_batches(config, reader, kind, training, held_out)
-    most, cut = reader.max_tokens, getattr(source, "n_cut", 0)
+    labelled = finetune.opened(config)
+    kind = labelled.kind
+    source, checks = labelled.batches(config)
+    most, cut = labelled.reader.max_tokens, getattr(source, "n_cut", 0)
     rule = (f"rows of {most} tokens, whose text was cut or just fits", cut)
     if isinstance(source, WordBatches):
         rule = (f"words without a tagged token in {most} tokens", cut)
     elif isinstance(source, SpanBatches):
         rule = (f"windows of {most} tokens beyond the first of a context", len(source.windows) - len(source.examples))
     return TrainedRows(
-        tokenizer, source.batch, EveryRow(checks), config.train.rows, source.rows_per_epoch,
+        labelled.tokenizer, source.batch, EveryRow(checks), config.train.rows, source.rows_per_epoch,
         "same" if kind.task == "token" else "answer", labels_of(kind), (rule,),
     )  # fmt: skip
 

@@ -83,6 +83,27 @@ class Server(uvicorn.Server):
         yield
 
 
+def options_for(app: Any, grace_seconds: int) -> uvicorn.Config:
+    """How uvicorn serves an application of ours: it decides and logs nothing. `grace_seconds`: for what is under way
+    when it stops."""
+    return uvicorn.Config(
+        app,
+        http=FrontProtocol,
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=grace_seconds,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        backlog=BACKLOG,
+    )
+
+
 def check_serving(serving: asyncio.Task[None]) -> None:
     """Raises what ended the listener, if it has ended: nobody could reach a server without one."""
     if serving.done():
@@ -103,22 +124,7 @@ class Site:
         self.service = service
         self.listener = listener
         self.needs_key = guard.key_digest is not None
-        options = uvicorn.Config(
-            new_app(service, guard, AccessLog(form, secrets)),
-            http=FrontProtocol,
-            ws="none",
-            loop="asyncio",
-            lifespan="off",
-            log_config=None,
-            log_level="critical",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=1,
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-            backlog=BACKLOG,
-        )
+        options = options_for(new_app(service, guard, AccessLog(form, secrets)), grace_seconds=1)
         self.server = Server(options)
         self.signals = 0
         self.stop = asyncio.Event()

@@ -6,6 +6,7 @@ import random
 from itertools import permutations
 
 import pytest
+from sklearn.metrics import cohen_kappa_score
 
 from fledge.evals.agreement import cohen_kappa, krippendorff_alpha
 from fledge.evals.share import share_score
@@ -104,6 +105,16 @@ def test_random_labels_have_the_formulas_values():
 def turned(labels: str, which: list[bool]) -> str:
     """`labels` with a and b exchanged where `which` says so, c as it is."""
     return "".join(a.translate(str.maketrans("ab", "ba")) if turn else a for a, turn in zip(labels, which, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_labels_have_the_kappa_of_scikit_learn(seed):
+    chance, weights = random.Random(seed), [3, 2, 1]
+    one, other = (chance.choices("abc", weights, k=40) for _ in range(2))
+    other = [a if chance.random() < 0.4 else b for a, b in zip(one, other, strict=True)]
+    found = cohen_kappa(one, other)
+    assert found is not None and found.value == pytest.approx(cohen_kappa_score(one, other), abs=1e-12)
+    assert found.value != pytest.approx(cohen_kappa_score(one, one), abs=1e-3)  # the control
 
 
 def test_with_a_mirror_the_order_of_each_thing_does_not_matter():

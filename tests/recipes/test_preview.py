@@ -59,6 +59,7 @@ CASES = {
     "pairs": ("align dpo", "pairs.jsonl", ["model.path=base"]),
     "judged": ("align dpo", "pairs.jsonl", ["model.path=base", "preference.loss=kto"]),
     "labels": ("finetune", "labels.jsonl", ["model.path=bert"]),
+    "behind": ("finetune", "labels.jsonl", ["model.path=bert", "tune.method=prompt", "tune.virtual_tokens=44"]),
     "tags": ("finetune", "tags.jsonl", ["model.path=bert", "task=token"]),
     "causal": ("pretrain", "words.txt", SMALL),
     "documents": ("pretrain", "many", SMALL),
@@ -134,7 +135,7 @@ def test_what_is_marked_is_what_the_trainers_batches_weigh(place, tmp_path, monk
     changes = [*words, *TRAIN]
     result = shown(capsys, data, *changes, "--rows", str(STEPS * ROWS))
     assert result["verb"] == verb and len(drawn) == STEPS
-    same, answers = name in ("masked", "tags"), name == "labels"
+    same, answers = name in ("masked", "tags"), name in ("labels", "behind")
     assert differences(result["rows"], drawn, same, answers) == []
     assert any(marked(row) for row in result["rows"]) != answers
     borders = any(len(one["parts"][""]["documents"]) > 1 for one in result["rows"] if "" in one["parts"])

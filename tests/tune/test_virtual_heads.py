@@ -16,7 +16,7 @@ import transformers
 from fledge.batch import OneDocument, one_document
 from fledge.cli.main import main
 from fledge.engine.predict import batches_of, kind_of, reader_of
-from fledge.errors import CheckpointError, ConfigError, Interrupted
+from fledge.errors import CheckpointError, ConfigError
 from fledge.lineage import verify
 from fledge.log import read_log
 from fledge.model.folder import load_model, save_model
@@ -32,6 +32,7 @@ from tests.data.corrupted import wordpiece
 from tests.parity.reference import limit
 from tests.recipes.test_finetune import CLASSES, TRAIN, config_of, rows, their_inputs
 from tests.recipes.test_finetune import base as base  # the fixture
+from tests.tune.test_heads import stopped_as_straight
 
 N = 6
 LONGEST = 57  # with three tokens of a frame: both texts of a long pair lose alike
@@ -181,16 +182,7 @@ def test_a_prompt_of_peft_whose_head_reads_a_virtual_token_is_refused(tmp_path):
 
 @pytest.mark.parametrize("method", [slow("prompt"), "projected"])
 def test_a_stopped_run_goes_on_to_the_same_bits(base, tmp_path, method):
-    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
-    straight = finetune(config_of(base, tmp_path / "a", "sequence", tune=TUNES[method]))
-    config = config_of(base, tmp_path / "b", "sequence", tune=TUNES[method])
-    with pytest.raises(Interrupted):
-        finetune(replace(config, train=replace(TRAIN, stop_after_steps=3)))
-    stopped = finetune(config)
-    files = [Path(result["model"], "adapter_model.safetensors").read_bytes() for result in (straight, stopped)]
-    assert files[0] == files[1]
-    other = finetune(replace(config, run=replace(config.run, dir=str(tmp_path / "c")), train=replace(TRAIN, seed=4)))
-    assert Path(other["model"], "adapter_model.safetensors").read_bytes() != files[0]  # the control
+    stopped_as_straight(base, tmp_path, TUNES[method])
 
 
 @pytest.mark.parametrize(("task", "method"), [("sequence", "prefix"), slow("token", "prompt")])

@@ -8,7 +8,6 @@ the positions alone and are computed once for all layers of a stack.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeAlias
 
@@ -49,8 +48,11 @@ class AlibiBias(nn.Module):
             slopes = torch.tensor(self.slopes, dtype=torch.bfloat16, device=q.device)
             added = (slopes[:, None, None] * positions(k, k_at)).to(q.dtype) / math.sqrt(q.shape[-1])
             return added.expand(1, -1, q.shape[1], -1)
-        slopes = torch.tensor(self.slopes, dtype=q.dtype, device=q.device)
-        return by_distance(lambda ahead: -ahead.abs().to(q.dtype)[..., None] * slopes, q, k, q_at, k_at)
+        return laid_out(self, q, k, q_at, k_at)
+
+    def values(self, ahead: Tensor, dtype: torch.dtype) -> Tensor:
+        """Numbers [..., H] of distances [...], key position - query position."""
+        return -ahead.abs().to(dtype)[..., None] * torch.tensor(self.slopes, dtype=dtype, device=ahead.device)
 
 
 def ahead_of(q_BTHC: Tensor, k_BSKC: Tensor, q_at: Places, k_at: Places) -> Tensor:
@@ -58,16 +60,16 @@ def ahead_of(q_BTHC: Tensor, k_BSKC: Tensor, q_at: Places, k_at: Places) -> Tens
     return positions(k_BSKC, k_at) - positions(q_BTHC, q_at)[:, None]
 
 
-def by_distance(values: Callable[[Tensor], Tensor], q: Tensor, k: Tensor, q_at: Places, k_at: Places) -> Tensor:
-    """`values` gives numbers [..., H] for distances [...], key position - query position: [1, H, T, S] of them.
+def laid_out(bias: AlibiBias | BucketBias, q: Tensor, k: Tensor, q_at: Places, k_at: Places) -> Tensor:
+    """What a bias adds by distance: [1, H, T, S].
 
     Between ranges each diagonal is one distance: T + S values instead of T · S, laid out by shifting row by row.
     """
     if isinstance(q_at, Tensor) or isinstance(k_at, Tensor):
-        return values(ahead_of(q, k, q_at, k_at)).movedim(-1, 0)[None]
+        return bias.values(ahead_of(q, k, q_at, k_at), q.dtype).movedim(-1, 0)[None]
     n_queries, n_keys = q.shape[1], k.shape[1]
     low, size = k_at - q_at - n_queries + 1, max(1, n_queries) + n_keys
-    row = values(torch.arange(low, low + size, device=q.device)).t()  # [H, T + S]
+    row = bias.values(torch.arange(low, low + size, device=q.device), q.dtype).t()  # [H, T + S]
     rows = row[:, None].expand(-1, n_queries, size).flatten(1)
     shifted = rows[:, n_queries - 1 :][:, : n_queries * (size - 1)]  # row t begins T - 1 - t into the values
     return shifted.unflatten(1, (n_queries, size - 1))[None, ..., :n_keys]
@@ -146,7 +148,11 @@ class BucketBias(nn.Module):
         return (self.weight,)
 
     def forward(self, q: Tensor, k: Tensor, q_at: Places, k_at: Places) -> Tensor:
-        return by_distance(lambda a: self.weight[bucket_of(a, self.config, self.causal)], q, k, q_at, k_at)
+        return laid_out(self, q, k, q_at, k_at)
+
+    def values(self, ahead: Tensor, dtype: torch.dtype) -> Tensor:
+        """Numbers [..., H] of distances [...], key position - query position, of the weight's dtype."""
+        return self.weight[bucket_of(ahead, self.config, self.causal)]
 
 
 def bucket_of(ahead: Tensor, config: Buckets, causal: bool) -> Tensor:

@@ -26,10 +26,11 @@ from fledge.batch import (
     one_document,
     vars_in_order,
 )
-from fledge.nn.bias import Bias, FirstBlock
+from fledge.nn.bias import AlibiBias, Bias, BucketBias, FirstBlock, uncached
 from fledge.nn.blockwise import blockwise
 from fledge.nn.cache import KeyValueCache
 from fledge.nn.config import BigBird, Longformer, Prefix
+from fledge.nn.distance import by_distance
 from fledge.nn.pieces import from_globals, plan, plan_with_globals
 from fledge.nn.visibility import Sight, by_place, first_block_weight, visible
 
@@ -37,7 +38,6 @@ BAND_FACTOR = 2  # documents longer than this many windows are attended band by 
 # longer documents are attended block by block, which is faster from about these lengths on (bench/attention_length.py)
 DENSE_TOKENS = 512  # instead of `dense`
 MASKED_TOKENS = 1024  # instead of `masked` with a bias
-COMPILED_TOKENS = 4096  # instead of it in a compiled pass without gradients
 
 
 def attend(
@@ -200,6 +200,9 @@ def rows(q_BTHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, sight: Sight, bias: Bia
     if bias is None and sight.softcap is None and sees_by_causality_alone(sight, n_keys):
         return fast(q_BTHC, k_BSKC, v_BSKC, sight)
     if n_keys > longest_dense(sight):
+        plain = uncached(bias)
+        if isinstance(plain, AlibiBias | BucketBias) and plain.shifts and sight.softcap is None:
+            return by_distance(q_BTHC, k_BSKC, v_BSKC, sight, plain)
         return blockwise(q_BTHC, k_BSKC, v_BSKC, plan(q_BTHC.shape[1], n_keys, sight, q_BTHC.device), sight, bias)
     q_pos = torch.arange(q_BTHC.shape[1], device=q_BTHC.device)
     k_pos = torch.arange(n_keys, device=q_BTHC.device)
@@ -212,10 +215,7 @@ def rows(q_BTHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, sight: Sight, bias: Bia
 
 def longest_dense(sight: Sight) -> int:
     """Keys of the longest document whose scores are made all at once."""
-    if sight.softcap is not None:
-        return DENSE_TOKENS
-    # the compiler writes a bias once for all layers, and torch's kernel reads it faster than blocks are computed
-    return COMPILED_TOKENS if torch.compiler.is_compiling() and not torch.is_grad_enabled() else MASKED_TOKENS
+    return MASKED_TOKENS if sight.softcap is None else DENSE_TOKENS
 
 
 def by_bands(sight: Sight, bias: Bias | None, n_keys: int) -> bool:

@@ -10,7 +10,7 @@ from fledge.model.config import ShapeConfig
 from fledge.model.families import family
 from fledge.model.init import initialise
 from fledge.model.transformer import Transformer, build
-from fledge.nn import kernels
+from fledge.nn import distance
 
 
 def tiny(name: str, n_tokens: int = 24) -> Transformer:
@@ -48,15 +48,23 @@ def test_a_compiled_model_is_one_graph_and_equal(name):
 
 
 @pytest.mark.slow
-def test_a_long_bias_is_added_whole_in_a_compiled_forward_pass(monkeypatch):
+def test_a_long_document_with_a_bias_stays_one_graph_and_block_by_block(monkeypatch):
     model = tiny("t5", 1100)
     ids = torch.randint(0, 50, (1, 1100), generator=torch.Generator().manual_seed(2))
     tokens, layout = one_document(ids), OneDocument()
+
+    def figures(loss_sum):
+        model.zero_grad()
+        loss = loss_sum(tokens, layout, ids, torch.ones(1, 1100), (tokens, layout))
+        loss.backward()
+        return [loss.detach(), *(p.grad.clone() for p in model.parameters())]
+
+    plain = figures(model.loss_sum)
     torch.compiler.reset()
-    with torch.no_grad():
-        plain = model(tokens, layout, source=(tokens, layout))  # block by block
-        monkeypatch.setattr(kernels, "blockwise", None)
-        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-        assert torch.allclose(compiled(tokens, layout, source=(tokens, layout)), plain, atol=1e-5, rtol=1e-4)
-        with pytest.raises(TypeError, match="not callable"):  # the control
-            model(tokens, layout, source=(tokens, layout))
+    compiled = figures(torch.compile(model.loss_sum, backend="aot_eager", fullgraph=True))
+    assert all(torch.allclose(a, b, atol=1e-5, rtol=1e-4) for a, b in zip(plain, compiled, strict=True))
+    calls = []
+    monkeypatch.setattr(distance, "mixed", lambda *given: calls.append(given) or given)
+    with pytest.raises(RuntimeError, match="by_distance"):  # the control: the operator is what runs
+        figures(torch.compile(model.loss_sum, backend="aot_eager", fullgraph=True))
+    assert len(calls) == 1

@@ -8,6 +8,7 @@ EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: state was saved, the same command continues
+EXIT_CTRL_C = 130  # 128 + SIGINT, as shells count
 
 
 class FledgeError(Exception):

@@ -17,7 +17,7 @@ from fledge.engine.request import Completion, Request, TokenLogprob
 from fledge.engine.source import check_length, source_of
 from fledge.engine.stub_spec import is_stub
 from fledge.errors import ConfigError, DataError, EngineError, RequestError
-from fledge.log import say
+from fledge.log import say, silent
 
 if TYPE_CHECKING:
     from fledge.engine.core import Engine
@@ -39,13 +39,23 @@ def generate(config: GenerateConfig, json: bool = False) -> dict[str, Any]:
     """
     constraint = read_constraint(config)
     check_settings(config, constraint)
-    prompt = read_prompt(config)
-    from fledge.engine.load import load_engine
+    prompt = "" if silent() and config.prompt_file == "-" else read_prompt(config)
+    from fledge.engine.ranks import shared_engine
 
-    engine = load_engine(
-        config.model,
-        EngineConfig(n_slots=max(config.n, config.beams), prefill_chunk=config.prefill_chunk, threads=config.threads),
+    how = EngineConfig(
+        n_slots=max(config.n, config.beams),
+        prefill_chunk=config.prefill_chunk,
+        threads=config.threads,
+        parallel=config.parallel,
     )
+    with shared_engine(config.model, how) as engine:
+        return {} if engine is None else answered(engine, config, prompt, constraint, json)
+
+
+def answered(
+    engine: Engine, config: GenerateConfig, prompt: str, constraint: Constraint | None, json: bool
+) -> dict[str, Any]:
+    """What `generate` gives, by an engine that has nothing else to do."""
     request, n_cut = request_of(engine, config, prompt, constraint)
     before = "" if engine.reads_source else prompt
     scores: list[float] = []
@@ -132,6 +142,8 @@ def check_settings(config: GenerateConfig, constraint: Constraint | None) -> Non
         for name in (*NOT_OF_SEARCH, *others):
             if getattr(config, name) != plain[name]:
                 raise ConfigError(f"{name}: does not go with a search, which does not sample; leave it out")
+    if config.penalty_alpha > 0 and config.parallel.several:
+        raise ConfigError("penalty_alpha: expected a model of one process, got a shared one; leave parallel out")
     if config.beam_groups > 1 and not searches(config):
         raise ConfigError(f"beam_groups: expected beams above 1 to divide into groups, got {config.beams}; set beams")
     try:

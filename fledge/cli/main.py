@@ -15,10 +15,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from fledge.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, FledgeError, PeerError
+from fledge.errors import EXIT_CTRL_C, EXIT_FAILED, EXIT_OK, EXIT_USAGE, FledgeError, PeerError
 from fledge.log import silent
 
-EXIT_CTRL_C = 130  # 128 + SIGINT, as shells count
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 DEBUG = "FLEDGE_DEBUG"
 REMEDIES = {

@@ -17,9 +17,10 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import fledge
+from fledge.config import to_dict
 from fledge.engine import wire
 from fledge.engine.config import EngineConfig
 from fledge.engine.length import answer_room
@@ -192,6 +193,8 @@ class EngineClient:
             early_deaths += not self.was_ready
             if self.failure is None and early_deaths >= MAX_EARLY_DEATHS:
                 self.failure = EngineError(f"engine: the process died {early_deaths} times while it loaded the model")
+            if self.failure is None and self.config.parallel.several:
+                self.failure = EngineError("engine: one of the processes that share the model ended; start all anew")
             if self.failure is not None:
                 self.enter("failed")
                 return
@@ -240,24 +243,20 @@ class EngineClient:
 
     def words(self) -> list[str]:
         """The command line of the process, but for the connection."""
-        config = json.dumps({"engine": vars(self.config), "adapters": self.adapters})
+        config = json.dumps({"engine": to_dict(self.config), "adapters": self.adapters})
         return [sys.executable, "-m", "fledge.engine.process", self.model, "--config", config]
 
     def spawn(self, connection: socket.socket) -> subprocess.Popen[bytes]:
         """The child: its output goes to our standard error; a process group of its own keeps the terminal's Ctrl-C
         away from it."""
         words = [*self.words(), "--fd", str(connection.fileno())]
-        home = Path(fledge.__file__).resolve().parent.parent
-        environment = dict(os.environ)
-        if home.name not in ("site-packages", "dist-packages"):  # run from a checkout, whatever the working folder
-            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), environment.get("PYTHONPATH")]))
         return subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
             stdout=2,
             pass_fds=(connection.fileno(),),
             process_group=0,
-            env=environment,
+            env=environment_of_child(),
         )
 
     def handle(self, frame: wire.Frame) -> None:
@@ -375,3 +374,18 @@ class EngineClient:
         self.state = state
         self.changed.set()
         self.changed = asyncio.Event()
+
+
+def environment_of_child() -> dict[str, str]:
+    """This process's, with fledge on the path."""
+    home = Path(fledge.__file__).resolve().parent.parent
+    environment = dict(os.environ)
+    if home.name not in ("site-packages", "dist-packages"):  # run from a checkout, whatever the working folder
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), environment.get("PYTHONPATH")]))
+    return environment
+
+
+def follow(model: str, config: EngineConfig) -> NoReturn:
+    """On a rank above 0: become the process that follows rank 0's engine."""
+    words = [sys.executable, "-m", "fledge.engine.follower", model, "--config", json.dumps(to_dict(config))]
+    os.execve(sys.executable, words, environment_of_child())

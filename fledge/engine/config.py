@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from fledge.engine.constraint import Constraint
 from fledge.engine.overflow import LongInput, Policy, Side
 from fledge.engine.request import Sampling
 from fledge.errors import ConfigError, RequestError
+from fledge.parallel.config import SplitConfig
 
 MAX_ROPE_FACTOR = 1024.0
 
@@ -59,6 +60,8 @@ class EngineConfig:
     """Answers that may wait for a slot; more are refused."""
     threads: int = 0
     """CPU threads of the model; 0 is one for each core."""
+    parallel: SplitConfig = field(default_factory=SplitConfig)
+    """Processes of a launcher (torchrun) that share the model."""
     stall_seconds: int = 120
     """Behind a server: an engine that has work and says nothing for so long is ended and started again; 0: never."""
 
@@ -190,6 +193,8 @@ class GenerateConfig:
     """Prompt tokens a step."""
     threads: int = 0
     """CPU threads; 0 is one for each core."""
+    parallel: SplitConfig = field(default_factory=SplitConfig)
+    """Processes of a launcher (torchrun) that share the model."""
 
     def sampling(self, max_tokens: int, constraint: Constraint | None = None) -> Sampling:
         """The request's Sampling with this `max_tokens`. Raises ConfigError for a bias whose key is no token id."""

@@ -28,7 +28,7 @@ from fledge.engine.scheduler import Scheduler
 from fledge.engine.shelf import Shelf
 from fledge.engine.source import with_start
 from fledge.engine.speculate import Drafter
-from fledge.errors import CapacityError, EngineError, FledgeError, RequestError
+from fledge.errors import CapacityError, EngineError, FledgeError, PeerError, RankError, RequestError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -255,6 +255,8 @@ class Engine:
         """Logits [k, V] of every row, or what it raised. When a batch raises, each of its rows is tried alone."""
         try:
             return [as_array(logits) for logits in self.runner.forward(rows)]
+        except (RankError, PeerError):
+            raise  # no pass can be computed any more
         except Exception as error:  # poison in one row, or too little memory for all of them at once
             if len(rows) == 1:
                 return [error]

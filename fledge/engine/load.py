@@ -10,7 +10,7 @@ from fledge.engine.config import EngineConfig
 from fledge.engine.core import Engine
 from fledge.engine.speculate import Drafter, DraftModel, LookupDrafter
 from fledge.engine.stub_spec import is_stub, parse_stub
-from fledge.errors import CheckpointError, ConfigError
+from fledge.errors import ConfigError
 
 if TYPE_CHECKING:
     from fledge.engine.runner import Runner
@@ -66,16 +66,6 @@ def load_drafter(config: EngineConfig, runner: Runner, tokenizer: Tokenizer) -> 
     if theirs.n_blocks < theirs.n_slots * -(-theirs.context_tokens // theirs.block_tokens):
         raise ConfigError(f"draft: expected memory for {theirs.n_slots} contexts, got too little; give fewer n_slots")
     return DraftModel(theirs, rejection)
-
-
-def load_unchanged(model: str, config: EngineConfig | None = None) -> tuple[Engine, Files]:
-    """An engine on `model` and the state of the files it was read from. Raises CheckpointError if they changed
-    meanwhile, so that half of one model and half of another are never served."""
-    before = files_of(model)
-    engine = load_engine(model, config)
-    if files_of(model) != before:
-        raise CheckpointError(f"{model}: expected files that stay, got others while they were read; load it again")
-    return engine, before
 
 
 def files_of(model: str) -> Files:

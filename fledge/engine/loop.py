@@ -27,6 +27,7 @@ class Loop(ABC):
         self.connection = connection
         self.commands = commands
         self.deadline: float | None = None  # monotonic seconds; set once a shutdown is under way
+        self.pulse_seconds: float | None = None  # how often `pulse` is due where there is no work; None: never
         self.counted_at = 0.0
         self.counters_sent: dict[str, float] = {}
 
@@ -59,6 +60,10 @@ class Loop(ABC):
     def abort(self) -> None:
         """End what the deadline cut off, so that every reader gets a last word."""
 
+    def pulse(self) -> None:
+        """There has been no work and no command for `pulse_seconds`."""
+        return
+
     def obey_other(self, frame: wire.Frame) -> None:
         """A command that only some loops know."""
         print(f"engine: unknown command {frame['kind']!r:.40}", file=sys.stderr)
@@ -86,9 +91,12 @@ class Loop(ABC):
     def obey(self) -> None:
         """Take every command that is there; wait for one when there is nothing else to do."""
         while True:
+            idle = not self.has_work and self.deadline is None
             try:
-                frame = self.commands.get(block=not self.has_work and self.deadline is None)
+                frame = self.commands.get(idle, self.pulse_seconds)
             except queue.Empty:
+                if idle:
+                    self.pulse()
                 return
             if frame["kind"] == "submit":
                 self.submit(frame)

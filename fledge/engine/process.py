@@ -18,8 +18,10 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from fledge.config import from_dict
 from fledge.engine import wire
 from fledge.engine.config import EngineConfig
 from fledge.engine.load import Files
@@ -61,10 +63,14 @@ def main(begin: Begin, arguments: list[str] | None = None) -> int:
 
 def begin_text(model: str, config: dict[str, Any], connection: socket.socket, commands: Commands[wire.Frame]) -> Loop:
     """The loop around an engine on `model`. Raises what loading raises."""
-    from fledge.engine.load import load_unchanged  # torch: seconds, with the parent's end already watched
+    from fledge.engine.ranks import unchanged_engine  # torch: seconds, with the parent's end already watched
 
-    engine, files = load_unchanged(model, EngineConfig(**config["engine"]))
-    return Worker(engine, connection, commands, files, stand(engine, config["adapters"]))
+    kept = ExitStack()
+    engine, files = kept.enter_context(unchanged_engine(model, from_dict(EngineConfig, config["engine"])))
+    with kept:
+        worker = Worker(engine, connection, commands, files, stand(engine, config["adapters"]))
+        worker.kept = kept.pop_all()
+    return worker
 
 
 def listen(connection: socket.socket, commands: Commands[wire.Frame]) -> None:
@@ -104,6 +110,16 @@ class Worker(Loop):
         self.engine = engine
         self.files, self.adapters = files, adapters
         self.preparing: set[str] = set()  # requests whose constraint is being compiled
+        self.kept = ExitStack()  # what ends with the engine: other processes that share its model
+        if engine.config.parallel.several:
+            self.pulse_seconds = engine.config.parallel.timeout_seconds / 4
+
+    def run(self) -> int:
+        with self.kept:
+            return super().run()
+
+    def pulse(self) -> None:
+        self.engine.runner.pulse()  # type: ignore[attr-defined]  # a SharedRunner, where pulses are due
 
     def facts(self) -> dict[str, Any]:
         return {

@@ -24,12 +24,14 @@ from fledge.model.start import start_id
 from fledge.model.stretch import reach, stretch
 from fledge.model.transformer import Transformer, new_cache, window_of
 from fledge.nn.adapter import Adapter
-from fledge.nn.cache import BLOCK_TOKENS
+from fledge.nn.cache import BLOCK_TOKENS, KeyValueCache
 from fledge.nn.config import Kernelised
 from fledge.nn.linear import Joined, Linear, PackedLinear, native, pack
 from fledge.nn.native.library import build_in_background
 from fledge.nn.native.linear import NativeLinear, PanelEmbedding, Place, float_linear
 from fledge.nn.quantized import Int4Linear, Int8Linear
+from fledge.parallel.stages import Elsewhere
+from fledge.parallel.tensor import PackedRows, RowLinear
 from fledge.text.tokenizer import Tokenizer
 from fledge.tune.changes import Changes, changes_of
 from fledge.tune.folder import is_adapter
@@ -65,7 +67,7 @@ class Runner:
         self.model = pack_in_place(model.eval())
         self.device = model.embedding.weight.device
         self.reach_tokens, longest = reach_tokens, reach_tokens or self.context_tokens
-        self.cache = new_cache(model, n_slots, longest, cache_tokens, cache_dtype == "int8")
+        self.cache = self.new_cache(longest, cache_tokens, cache_dtype == "int8")
         self.n_blocks, self.block_tokens, self.window = self.cache.n_blocks, BLOCK_TOKENS, window_of(model)
         self.shares = not any(isinstance(layer.mixer, Kernelised) for layer in model.config.stack.layers)
         both = model.encoder is not None
@@ -74,6 +76,9 @@ class Runner:
         )
         self.folder, self.compiled = folder, self.compile()
         self.adapters = Adapters(self.model, self.compiled)
+
+    def new_cache(self, longest: int, cache_tokens: int, int8: bool) -> KeyValueCache:
+        return new_cache(self.model, self.n_slots, longest, cache_tokens, int8)
 
     def compile(self) -> NativeDecoder | None:
         """The model on the compiled kernels, or None where they don't know it: torch then computes it."""
@@ -118,6 +123,15 @@ class Runner:
 
     def logits(self, rows: list[Row], last_only: bool) -> Tensor:
         """Rows of equal length in one pass: [B, T or 1, V]."""
+        tokens, layout = self.pass_of(rows)
+        return self.told_by(self.model.hidden(tokens, layout, self.cache), last_only)
+
+    def told_by(self, hidden: Tensor, last_only: bool) -> Tensor:
+        """The logits that the last layer's output [B, T, D] leads to."""
+        return self.model.logits(hidden[:, -1:] if last_only else hidden).float()
+
+    def pass_of(self, rows: list[Row]) -> tuple[Tokens, Cached]:
+        """What the model is given of rows of equal length."""
         ids = torch.tensor([row.ids for row in rows], device=self.device)
         length = ids.shape[1]
         starts = tuple(row.start for row in rows)
@@ -125,8 +139,7 @@ class Runner:
         tables, sequences = tuple(row.blocks for row in rows), tuple(row.sequence for row in rows)
         sources = tuple(row.source.name for row in rows if row.source is not None)
         layout = Cached(tables, starts, (length,) * len(rows), sequences, sources)
-        hidden = self.model.hidden(Tokens(ids, pos, torch.zeros_like(ids)), layout, self.cache)
-        return self.model.logits(hidden[:, -1:] if last_only else hidden).float()
+        return Tokens(ids, pos, torch.zeros_like(ids)), layout
 
     def read_sources(self, rows: list[Row]) -> None:
         """Have the cache keep every source that these rows read; one by one, so that none depends on its company."""
@@ -210,11 +223,13 @@ def pack_in_place(model: Transformer) -> Transformer:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             of_adapted_output = parent is model and name == "output" and model.output_adapter is not None
-            if isinstance(child, Joined | Linear | Int8Linear | Int4Linear) and not (
+            if isinstance(child, RowLinear):
+                setattr(parent, name, PackedRows(child))
+            elif isinstance(child, Joined | Linear | Int8Linear | Int4Linear) and not (
                 isinstance(parent, Joined | Adapter) or of_adapted_output
             ):
                 setattr(parent, name, pack(child, compiled))
-    if model.output is None:
+    if model.output is None and not isinstance(model.embedding, Elsewhere):
         tie(model)
     return model
 
@@ -246,14 +261,21 @@ def load_runner(folder: str | Path, config: EngineConfig | None = None) -> tuple
     folder = find_served(folder)
     tokenizer = served_tokenizer(folder)
     model = load_served(folder)
+    room = fitted(model, config)
+    base = None if is_adapter(folder) else folder
+    runner = Runner(model, config.n_slots, *room, config.cache_dtype, config.reach_tokens, base)
+    return runner, tokenizer, served_stop_ids(folder, tokenizer)
+
+
+def fitted(model: Transformer, config: EngineConfig) -> tuple[int, int]:
+    """Have the model read texts as long as the config says, in place; (context_tokens, cache_tokens) of its runner.
+    Raises ConfigError."""
     if config.rope_override is not None:
         stretch(model, *config.rope_override)
-    context_tokens, cache_tokens = config.context_tokens, config.cache_tokens
-    if config.reach_tokens:
-        context_tokens = context_tokens or model.config.context_tokens
-        reach(model, config.window_tokens or context_tokens, config.reach_tokens)
-        # nobody holds more than a window, the chunk that is read and the blocks at both ends
-        cache_tokens = cache_tokens or config.n_slots * (context_tokens + config.prefill_chunk + 2 * BLOCK_TOKENS)
-    base = None if is_adapter(folder) else folder
-    runner = Runner(model, config.n_slots, context_tokens, cache_tokens, config.cache_dtype, config.reach_tokens, base)
-    return runner, tokenizer, served_stop_ids(folder, tokenizer)
+    if not config.reach_tokens:
+        return config.context_tokens, config.cache_tokens
+    context_tokens = config.context_tokens or model.config.context_tokens
+    reach(model, config.window_tokens or context_tokens, config.reach_tokens)
+    # nobody holds more than a window, the chunk that is read and the blocks at both ends
+    cache_tokens = config.n_slots * (context_tokens + config.prefill_chunk + 2 * BLOCK_TOKENS)
+    return context_tokens, config.cache_tokens or cache_tokens

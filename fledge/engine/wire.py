@@ -153,6 +153,8 @@ def error_from_plain(plain: Frame) -> FledgeError:
     cls = getattr(errors, plain["class"], EngineError)
     if cls is RequestError:
         return RequestError(plain["message"], plain["param"], plain["code"])
+    if cls is errors.PeerError:
+        return EngineError(f"engine: {plain['message']}, which says why; start all processes again")
     if isinstance(cls, type) and issubclass(cls, FledgeError):
         return cls(plain["message"])
     return EngineError(plain["message"])

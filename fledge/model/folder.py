@@ -10,6 +10,7 @@ import json
 import math
 from collections import Counter
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from fledge.model.families import FAMILIES, family
 from fledge.model.families.family import Family, Weight, token_ids
 from fledge.model.families.task import label_keys, task_of_config
 from fledge.model.names import expanded, their_shape, to_ours, to_theirs
-from fledge.model.quantization import Scheme, read_quantization
+from fledge.model.quantization import read_quantization
 from fledge.model.quantized_files import (
+    StoredMatrix,
     as_plain,
     check_stored,
     install,
@@ -120,23 +122,34 @@ def load_model(
 
     Raises ConfigError for a bad config.json and CheckpointError for missing, damaged, unsafe or misshapen weights.
     """
-    folder = find_model(folder)
+    with ExitStack() as files:
+        return read_weights(stored_in(find_model(folder), files), torch.device(device), dtype)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a folder's files hold of the model of `config`, checked: `shapes` of our parameters, `rows` of the name
+    table, `found`: each row's name in the files, `where` those are open, `packed`: rows that are quantized."""
+
+    config: ModelConfig
+    shapes: dict[str, tuple[int, ...]]
+    rows: dict[str, Weight]
+    found: dict[str, str]
+    where: dict[str, SafetensorsFile]
+    packed: dict[str, StoredMatrix]
+
+    def plain(self) -> dict[str, Weight]:
+        """The rows that are numbers as they are."""
+        return {name: weight for name, weight in self.rows.items() if name not in self.packed}
+
+
+def stored_in(folder: Path, files: ExitStack) -> Stored:
+    """What a folder holds; its files stay open until `files` closes. Raises ConfigError for a bad config.json and
+    CheckpointError for missing, damaged, unsafe or misshapen weights; nothing has been allocated."""
     raw = config_of(folder)
     own_family, config = parse_config(raw)
-    with ExitStack() as files:
-        where, schemes = opened(folder, files), read_quantization(raw)
-        return read_weights(own_family, config, where, torch.device(device), dtype, schemes)
-
-
-def read_weights(
-    own_family: Family,
-    config: ModelConfig,
-    where: dict[str, SafetensorsFile],
-    device: torch.device,
-    dtype: torch.dtype | None,
-    schemes: tuple[Scheme, ...] = (),
-) -> Transformer:
-    stored = stored_matrices(where, schemes)
+    where = opened(folder, files)
+    stored = stored_matrices(where, read_quantization(raw))
     where = as_plain(where, stored)
     own_family = as_spelled(own_family, config, set(where))
     config = without_absent_pooler(own_family, as_stored(own_family, config, where, set(stored)), where)
@@ -151,19 +164,25 @@ def read_weights(
     packed = {name: stored[found[name]] for name in table if found[name] in stored}
     for name, matrix in packed.items():
         check_stored(matrix, table[name], model, shapes)
-    plain = {name: weight for name, weight in table.items() if name not in packed}
-    for name, weight in plain.items():
+    kept = Stored(config, shapes, table, found, where, packed)
+    for name, weight in kept.plain().items():
         entry, expected = where[found[name]].entries[found[name]], their_shape(weight, shapes)
         if entry.shape != expected:
             raise CheckpointError(f"{name}: expected shape {list(expected)} by config.json, got {list(entry.shape)}")
         if not entry.dtype.is_floating_point:
             raise CheckpointError(f"{name}: expected floating-point weights, got {entry.dtype}")
+    return kept
+
+
+def read_weights(stored: Stored, device: torch.device, dtype: torch.dtype | None) -> Transformer:
+    where, found, model = stored.where, stored.found, build(stored.config)
+    plain = stored.plain()
     dtype = dtype or own_type([where[found[name]].entries[found[name]] for name in plain])
-    for name, matrix in packed.items():
-        install(model, read_maps(matrix, table[name], shapes), device)
+    for name, matrix in stored.packed.items():
+        install(model, read_maps(matrix, stored.rows[name], stored.shapes), device)
     for name, weight in plain.items():
         tensor = where[found[name]].read(found[name]).to(device=device, dtype=dtype)
-        for ours, value in to_ours(weight, tensor, shapes).items():
+        for ours, value in to_ours(weight, tensor, stored.shapes).items():
             put_parameter(model, ours, value)
         del tensor
     unread = [name for name, parameter in model.named_parameters() if parameter.is_meta and device.type != "meta"]

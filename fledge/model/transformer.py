@@ -5,7 +5,7 @@ B rows, T tokens, S source tokens, D width, E embedding width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -185,18 +185,22 @@ class Transformer(nn.Module):
         config = self.config
         hidden = self.before_output(hidden)
         n_tokens = config.tokens or config.vocab_size
-        bias = None if self.output_bias is None else self.output_bias[:n_tokens]
         hidden = hidden if self.output_adapter is None else self.output_adapter.before(hidden)
-        if isinstance(self.output, PackedLinear | NativeLinear | Int8Linear | Int4Linear):
-            logits = self.output(hidden)[..., :n_tokens]
-            logits = logits if bias is None else logits + bias
-        else:
-            logits = F.linear(hidden, self.output_matrix, bias)
+        logits = self.product(hidden, n_tokens)
         if self.output_adapter is not None:
+            bias = None if self.output_bias is None else self.output_bias[:n_tokens]
             logits = self.output_adapter(hidden, logits, lambda: self.output_matrix, bias)
         if config.logit_softcap is not None:
             logits = torch.tanh(logits / config.logit_softcap) * config.logit_softcap
         return logits
+
+    def product(self, hidden: Tensor, n_tokens: int) -> Tensor:
+        """[..., D] by the first `n_tokens` rows of the output matrix, and their bias."""
+        bias = None if self.output_bias is None else self.output_bias[:n_tokens]
+        if isinstance(self.output, PackedLinear | NativeLinear | Int8Linear | Int4Linear):
+            logits = self.output(hidden)[..., :n_tokens]
+            return logits if bias is None else logits + bias
+        return F.linear(hidden, self.output_matrix, bias)
 
     def before_output(self, hidden: Tensor) -> Tensor:
         """What the output product reads."""
@@ -322,25 +326,31 @@ def new_cache(
     context_tokens: int | None = None,
     cache_tokens: int = 0,
     int8: bool = False,
+    n_sharers: int = 1,
+    agreed: Callable[[int], int] = int,
 ) -> KeyValueCache:
     """An empty cache for `model`, in its dtype (or int8) and on its device, with room for `cache_tokens`.
 
     With 0, for `n_documents` whole contexts, or for what half of the free memory holds if that is less; always for one
-    whole context. Raises ConfigError if memory does not hold it.
+    whole context. `n_sharers` processes take theirs of the same memory; `agreed` makes of the number of blocks that
+    this process would take the one that all take. Raises ConfigError if memory does not hold it.
     """
     stack, weight = model.config.stack, model.embedding.weight
     if not stack.causal:
         raise ConfigError("cache: expected a decoder, got an encoder; an encoder computes whole documents")
     length = context_tokens or model.config.context_tokens
-    mixers = [layer.mixer for layer in stack.layers]
+    held = model.encoder if model.decoder is None else model.decoder
+    assert held is not None
+    mixers = [block.attention.config for block in held.in_order()]  # those of a process that holds a part of the model
     heads = tuple(None if isinstance(m, Kernelised) else (m.n_kv_heads, m.head_channels) for m in mixers)
     token_bytes = sum(2 * one[0] * (one[1] + 4 if int8 else one[1] * weight.itemsize) for one in heads if one)
     n_blocks = max(1, cache_tokens // BLOCK_TOKENS) if cache_tokens else n_documents * blocks_of(length)
     free = available_bytes(weight.device)
-    if free is not None and token_bytes:
-        if not cache_tokens:
-            affordable = int(free * CACHE_SHARE) // (token_bytes * BLOCK_TOKENS)
-            n_blocks = min(n_blocks, max(blocks_of(length), affordable))
+    if free is not None and token_bytes and not cache_tokens:
+        affordable = int(free * CACHE_SHARE) // (n_sharers * token_bytes * BLOCK_TOKENS)
+        n_blocks = min(n_blocks, max(blocks_of(length), affordable))
+    n_blocks = agreed(n_blocks)
+    if free is not None:
         need = n_blocks * BLOCK_TOKENS * token_bytes
         if need > free:
             raise ConfigError(

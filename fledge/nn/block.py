@@ -143,6 +143,10 @@ class Stack(nn.Module):
     def blocks(self) -> list[Block]:
         return [layer for layer in self.layers if isinstance(layer, Block)]
 
+    def in_order(self) -> list[Block]:
+        """A block for each layer; shared ones more than once."""
+        return [block for n in self.config.block_of_layer if isinstance(block := self.layers[n], Block)]
+
     def begin(self, embedded: Tensor, context: Context) -> Tensor:
         """What the first block reads, [B, T, D]; fills in what of `context` every block reads."""
         context.bias = None if self.bias is None else Once(self.bias)

@@ -20,11 +20,11 @@ from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig
 from fledge.model.transformer import Transformer
 from fledge.nn.losses import cross_entropy_sum, fused_cross_entropy_sum
+from fledge.parallel.vocabulary import VocabularyTransformer
 from fledge.recipes.config import PretrainConfig
 from fledge.recipes.language import LanguageRecipe, spaced
 from fledge.recipes.reading import Reading, keyed_reading
 from fledge.text.tokenizer import Tokenizer
-from fledge.train.parallel.vocabulary import VocabularyTransformer
 
 RELATION_HEADS = ("next_sentence", "sentence_order")
 PAIRED = ("masked+next", "masked+order")

@@ -22,6 +22,7 @@ from fledge.model.folder import config_of, find_model, load_model, read_config
 from fledge.model.init import initialise
 from fledge.model.quantization import read_quantization
 from fledge.model.transformer import Transformer, build
+from fledge.parallel.group import ALONE, Group
 from fledge.recipes.config import PretrainConfig
 from fledge.recipes.denoise import denoise_reading
 from fledge.recipes.dropout import with_dropout
@@ -32,7 +33,6 @@ from fledge.recipes.reading import Data, Reading, mixed
 from fledge.recipes.sample import sample_hook
 from fledge.recipes.session import in_run_folder, run_recipe
 from fledge.text.tokenizer import Tokenizer
-from fledge.train.parallel.group import ALONE, Group
 from fledge.train.recipe import Hook, Recipe
 
 DATA = "data"  # of the run folder: shards made from raw text

@@ -19,13 +19,14 @@ from fledge.log import RunLog, json_safe, say
 from fledge.model.config import InitConfig, ModelConfig
 from fledge.model.folder import load_model, read_config
 from fledge.model.transformer import Transformer, build
+from fledge.parallel.group import ALONE, Group, joined
 from fledge.recipes.publish import MODEL, mend, publish
 from fledge.train.autotune import MEMORY_SHARE, choose_micro_rows, memory_limit
 from fledge.train.checkpointing import State
 from fledge.train.config import TrainConfig
 from fledge.train.lock import RunLock
 from fledge.train.loop import Run, train
-from fledge.train.parallel.group import ALONE, Group, joined
+from fledge.train.ranks import ranks_of
 from fledge.train.recipe import Hook, Recipe
 from fledge.train.resume import changed_keys, changes, resume_point, with_defaults, write_run_yaml
 
@@ -55,7 +56,7 @@ def run_recipe(
         say(f"{folder}: already trained, nothing to do")
         return finished
     device = devices.pick(settings.device, "float32", settings.threads, group.place)
-    point = resume_point(folder, config, settings, data_digest, group.ranks())
+    point = resume_point(folder, config, settings, data_digest, ranks_of(group))
     if point is None:
         group.once(lambda: (folder / "log.jsonl").unlink(missing_ok=True))
         loaded, state = None, State()

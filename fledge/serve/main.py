@@ -14,14 +14,15 @@ from typing import Any
 
 import uvicorn
 
+from fledge.engine.client import follow
 from fledge.errors import ConfigError, FledgeError
-from fledge.log import say, warn
+from fledge.log import say, silent, warn
 from fledge.serve.access import AccessLog
 from fledge.serve.app import new_app
 from fledge.serve.config import ServeConfig, check_api_key
 from fledge.serve.front import MAX_HEADER_BYTES, FrontProtocol
 from fledge.serve.guard import Guard, is_loopback
-from fledge.serve.served import open_model
+from fledge.serve.served import ServedModel, open_model
 from fledge.serve.service import Service
 
 API_KEY_VARIABLE = "FLEDGE_API_KEY"
@@ -42,10 +43,24 @@ def serve(config: ServeConfig, json: bool = False) -> dict[str, Any]:
             f"{config.host} is reachable from other machines and NO API KEY is set: anyone who can connect can use "
             f"this model. Set {API_KEY_VARIABLE}, or listen on 127.0.0.1."
         )
-    service = Service(config, open_model(config))
+    model = open_model(config)
+    check_shared(config, model)
+    if silent():
+        follow(config.model, config.engine)
+    service = Service(config, model)
     listener = listen(config.host, config.port)
     guard = Guard(config.host, api_key, config.allowed_hosts)
     return asyncio.run(Site(config, service, guard, listener, (api_key,)).run(json))
+
+
+def check_shared(config: ServeConfig, model: ServedModel) -> None:
+    """Raises ConfigError unless as many processes were started as shall share the model, and for what they can't."""
+    if config.engine.parallel.launched() == 1:
+        return
+    if config.adapters or config.adapters_dir:
+        raise ConfigError("adapters: expected none for several processes, got some; merge one (fledge merge)")
+    if model.purpose != "generate":
+        raise ConfigError(f"{config.model}: expected a model that writes text, for several processes, got another")
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -175,13 +190,17 @@ class Site:
     async def until_told_to_stop(self, loading: asyncio.Task[None], serving: asyncio.Task[None]) -> None:
         """Wait for a signal. Raises the engine's error when the model can't be loaded, and what ends the listener."""
         stopping = asyncio.create_task(self.stop.wait())
+        engine = self.service.engine
+        assert engine.supervisor is not None
         try:
             await asyncio.wait({stopping, loading, serving}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
                 say(f"{self.service.model.name} is ready: context {self.service.context_tokens} tokens")
-            await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({stopping, serving, engine.supervisor}, return_when=asyncio.FIRST_COMPLETED)
             check_serving(serving)
+            if engine.failure is not None:
+                raise engine.failure
         finally:
             stopping.cancel()
 

@@ -8,7 +8,7 @@ from typing import Literal
 from fledge.errors import ConfigError
 from fledge.optim.config import GroupConfig, MuonConfig
 from fledge.optim.schedule import DecayShape, ScheduleConfig, ScheduleName, Warmup
-from fledge.train.parallel.config import ParallelConfig
+from fledge.parallel.config import ParallelConfig
 
 MOST = {"rows": 1 << 20, "row_tokens": 1 << 24, "threads": 4096, "steps": 1 << 40, "seed": (1 << 63) - 1}
 

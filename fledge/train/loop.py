@@ -27,6 +27,7 @@ from fledge.model.folder import load_model
 from fledge.model.transformer import Transformer
 from fledge.nn.adapter import Adapter
 from fledge.optim.schedule import rate_share
+from fledge.parallel.group import ALONE, Group, lost_another
 from fledge.train import checkpointing, patience
 from fledge.train.checkpointing import State
 from fledge.train.clock import clock_of
@@ -34,7 +35,6 @@ from fledge.train.compiled import FirstStep, compile_training
 from fledge.train.config import TrainConfig
 from fledge.train.faults import Faults
 from fledge.train.optimizer import new_average, new_optimizer
-from fledge.train.parallel.group import ALONE, Group, lost_another
 from fledge.train.parallel.many import parallelise
 from fledge.train.parallel.single import Single
 from fledge.train.precision import Precision

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fledge.errors import CheckpointError, FledgeError, NonFiniteError
+from fledge.parallel.group import Group
 
 HURRY_SECONDS = 5.0
 """How long the others are waited for once one of them is known to be gone."""
@@ -46,6 +47,11 @@ class Alone:
 
     def hurry(self) -> None:
         pass
+
+
+def ranks_of(group: Group) -> Ranks:
+    """The processes of a run as checkpoints know them."""
+    return Alone() if group.alone else GlooRanks(group.store, group.timeout_seconds)
 
 
 class GlooRanks:

@@ -24,6 +24,7 @@ ORDER = (
     "compress",
     "align",
     "optim",
+    "parallel",
     "engine",
     "train",
     "prompt",

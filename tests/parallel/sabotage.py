@@ -15,8 +15,9 @@ from torch.distributed.fsdp import FSDPModule
 from fledge.batch import slice_rows
 from fledge.optim import muon
 from fledge.optim.optimizer import norm_of_all
+from fledge.parallel import exchange, tensor
 from fledge.train.loop import Loop
-from fledge.train.parallel import exchange, many, tensor
+from fledge.train.parallel import many
 
 ACCUMULATE, DIVIDE = Loop.accumulate, FSDPModule.set_gradient_divide_factor
 ORTHOGONALISED = muon.orthogonalised

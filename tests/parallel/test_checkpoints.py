@@ -21,9 +21,9 @@ from fledge.errors import CheckpointError
 from fledge.lineage import read_card
 from fledge.log import read_log
 from fledge.model.folder import load_model
+from fledge.parallel.config import coordinates
+from fledge.parallel.mesh import Line, Mesh
 from fledge.train.checkpointing import list_checkpoints, newest_valid, read_state
-from fledge.train.parallel.config import coordinates
-from fledge.train.parallel.mesh import Line, Mesh
 from fledge.train.parallel.pieces import Cut, Pieces
 from fledge.train.ranks import StoreRanks
 from fledge.train.slices import SlicedTensors, index_of, write_slices

@@ -20,8 +20,8 @@ from fledge.log import read_log
 from fledge.model.config import ShapeConfig
 from fledge.model.families import family
 from fledge.model.folder import load_model
+from fledge.parallel.config import ParallelConfig, coordinates, ranks_along
 from fledge.train.config import DropoutConfig, TrainConfig
-from fledge.train.parallel.config import ParallelConfig, coordinates, ranks_along
 from fledge.train.parallel.data import check_rows
 from fledge.train.parallel.fit import check_model, reasons
 from tests.parallel.fleet import free_port

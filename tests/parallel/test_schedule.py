@@ -7,7 +7,7 @@ import pytest
 from fledge.model.config import ShapeConfig
 from fledge.model.count import count
 from fledge.model.families import family
-from fledge.train.parallel.config import ParallelConfig
+from fledge.parallel.config import ParallelConfig
 from fledge.train.parallel.estimate import Held, held_by, memory, traffic
 from fledge.train.parallel.plan import plan, planned
 from fledge.train.parallel.plan_config import PlanConfig

@@ -79,9 +79,11 @@ class RunningServer:
 
 
 @contextmanager
-def running(model: str = f"stub:text={TEXT}", *words: str, ready: bool = True) -> Iterator[RunningServer]:
+def running(
+    model: str = f"stub:text={TEXT}", *words: str, ready: bool = True, environment: dict[str, str] | None = None
+) -> Iterator[RunningServer]:
     """A server on `model` until the block ends. `words` are further key=value words of the command line."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
     environment.pop("FLEDGE_API_KEY", None)
     with tempfile.TemporaryDirectory() as folder:
         error_file = Path(folder) / "stderr"

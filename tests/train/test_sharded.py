@@ -23,10 +23,11 @@ from fledge.model.init import initialise
 from fledge.model.safetensors_file import SafetensorsFile
 from fledge.model.transformer import Transformer, build
 from fledge.optim.part import ALL, Part
+from fledge.parallel.parts import weight_parts
 from fledge.train import sharded
 from fledge.train.checkpointing import State, newest_valid, prune, read_state, save_checkpoint
 from fledge.train.ranks import Alone, GlooRanks
-from fledge.train.restore import SavedState, weight_parts
+from fledge.train.restore import SavedState
 from fledge.train.sharded import save_sharded
 from fledge.train.slices import Slice, SlicedTensors, cut, cut_box, index_of, tiles, write_slices
 from tests.train.ranks_at_work import at_work, errors

@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fledge.errors import ConfigError
+from fledge.parallel.mesh import Line
 from fledge.train.config import TrainConfig
-from fledge.train.parallel.mesh import Line
 
 BUCKET_BYTES = 32 << 20
 """Gradients travel together up to so many bytes: fewer messages, and little memory for their copies."""

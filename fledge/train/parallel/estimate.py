@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from fledge.model.config import ModelConfig
 from fledge.model.transformer import Transformer, build
-from fledge.train.parallel.config import ParallelConfig, coordinates
-from fledge.train.parallel.mesh import Line
+from fledge.parallel.config import ParallelConfig, coordinates
+from fledge.parallel.mesh import Line
+from fledge.parallel.tensor import split_tensor
 from fledge.train.parallel.pipe import keep_stage
 from fledge.train.parallel.shard import own_blocks
-from fledge.train.parallel.tensor import split_tensor
 
 FLOAT, MOMENTS = 4, 2
 """Bytes of a number; numbers that AdamW keeps for each weight."""

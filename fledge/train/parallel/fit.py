@@ -1,4 +1,4 @@
-"""Which models go on which mesh. What can't be split exactly is refused, with the reason."""
+"""Which models train on which mesh. What can't be split exactly is refused, with the reason."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig
-from fledge.nn.config import Disentangled, Heads, Moe, StackConfig
+from fledge.nn.config import Moe, StackConfig
+from fledge.parallel.fit import of_stages, of_tensor, of_vocabulary
 from fledge.train.config import TrainConfig
 
 
@@ -25,8 +26,7 @@ def reasons(config: ModelConfig, train: TrainConfig, sizes: dict[str, int]) -> I
             yield "data: expected layer or rms norms, got batch, whose averages differ from process to process"
         if sizes["tensor"] > 1:
             yield from of_tensor(stack, sizes["tensor"], train.parallel.sequence)
-    if sizes["tensor"] > (config.tokens or config.vocab_size):
-        yield f"tensor: expected at most the vocabulary's {config.vocab_size} entries, got {sizes['tensor']}"
+    yield from of_vocabulary(config, sizes["tensor"])
     if sizes["pipe"] > 1:
         yield from of_pipe(config, train, sizes)
 
@@ -61,33 +61,8 @@ def of_mixtures(stack: StackConfig, readers: int, train: TrainConfig, sizes: dic
             yield f"{axis}: expected 1 for a mixture of experts, which is not split yet; use data or shard"
 
 
-def of_tensor(stack: StackConfig, n_parts: int, sequence: bool) -> Iterator[str]:
-    mixers: list[Heads] = [layer.mixer for layer in stack.layers]
-    for mixer in [*mixers, *([stack.cross] if stack.cross is not None else [])]:
-        if mixer.n_heads % n_parts or mixer.n_kv_heads % n_parts:
-            yield (
-                f"tensor: expected heads and key/value heads that {n_parts} processes can share, got {mixer.n_heads} "
-                f"and {mixer.n_kv_heads}; use a divisor of both"
-            )
-        if mixer.qk_norm == "whole":
-            yield "tensor: expected queries and keys that are normalised per head, got a norm over all heads at once"
-    for layer in stack.layers:
-        if isinstance(layer.position, Disentangled):
-            yield "tensor: expected scores of one head's own, got disentangled positions, which read whole maps"
-        if layer.dense.hidden % n_parts:
-            yield f"tensor: expected a divisor of the feed-forward's {layer.dense.hidden} channels, got {n_parts}"
-    if sequence and stack.dropout:
-        yield "sequence: expected model.dropout=0, as dropout is drawn for whole rows"
-    if sequence and stack.conv is not None:
-        yield "sequence: expected no convolution, which reads neighbouring tokens"
-
-
 def of_pipe(config: ModelConfig, train: TrainConfig, sizes: dict[str, int]) -> Iterator[str]:
-    if len(config.stacks) > 1:
-        yield "pipe: expected a decoder or an encoder, got both: every decoder stage would read the encoder's output"
-    n_layers = len(config.stack.layers)
-    if sizes["pipe"] > n_layers:
-        yield f"pipe: expected at most the model's {n_layers} layers, got {sizes['pipe']}"
+    yield from of_stages(config, sizes["pipe"])
     if sizes["shard"] > 1 and train.parallel.shard_stage > 1:
         yield "shard_stage: expected 1 beside a pipe, as a stage has several micro-batches in flight; use it, or data"
     if train.parallel.sequence:

@@ -24,21 +24,22 @@ from fledge.optim.config import GroupConfig
 from fledge.optim.groups import members
 from fledge.optim.optimizer import gradients
 from fledge.optim.part import local
+from fledge.parallel.group import Group
+from fledge.parallel.mesh import Mesh, make_mesh
+from fledge.parallel.parts import weight_parts
+from fledge.parallel.tensor import split_tensor
 from fledge.train.clock import Clock
 from fledge.train.config import TrainConfig
 from fledge.train.contents import Share
 from fledge.train.parallel.data import check_rows, own_rows, sum_over
 from fledge.train.parallel.estimate import counted, memory, traffic
 from fledge.train.parallel.fit import check_model
-from fledge.train.parallel.group import Group
-from fledge.train.parallel.mesh import Mesh, make_mesh
 from fledge.train.parallel.pieces import EVERYWHERE, Pieces, split_key, whole_parameters
 from fledge.train.parallel.pipe import Pipe, split_pipe
 from fledge.train.parallel.shard import hand_out, reshard, shard_fully, share_out
 from fledge.train.parallel.single import Single
-from fledge.train.parallel.tensor import split_tensor
+from fledge.train.ranks import ranks_of
 from fledge.train.recipe import Recipe
-from fledge.train.restore import weight_parts
 from fledge.train.slices import Slice
 
 
@@ -50,7 +51,7 @@ def parallelise(recipe: Recipe, train: TrainConfig, group: Group, device: torch.
     check_rows(train, group.world_size)
     sizes = train.parallel.sizes(group.world_size)
     check_model(recipe.model.config, train, sizes)
-    return Many(recipe, train, group, make_mesh(group.rank, sizes), device)
+    return Many(recipe, train, group, make_mesh(group.rank, sizes, group.timeout_seconds), device)
 
 
 class Many(Single):
@@ -59,7 +60,7 @@ class Many(Single):
     def __init__(self, recipe: Recipe, train: TrainConfig, group: Group, mesh: Mesh, device: torch.device):
         super().__init__(recipe.model)
         self.group, self.mesh, self.config, self.turns = group, mesh, train.parallel, 0
-        self.ranks, self.device = group.ranks(), device
+        self.ranks, self.device = ranks_of(group), device
         members(self.model, train.optimizer, train.weight_decay, train.groups)  # a wrong group is told of the whole
         self.trained = {name: p.requires_grad for name, p in self.model.named_parameters()}
         self.part: Pieces = Pieces(mesh, {name: tuple(p.shape) for name, p in self.model.named_parameters()})

@@ -17,23 +17,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fledge.optim.part import Box, Part
-from fledge.train.parallel.config import coordinates
-from fledge.train.parallel.exchange import gathered
-from fledge.train.parallel.group import Group
-from fledge.train.parallel.mesh import Mesh
-from fledge.train.restore import inside
+from fledge.parallel.config import coordinates
+from fledge.parallel.exchange import gathered
+from fledge.parallel.group import Group
+from fledge.parallel.mesh import Mesh
+from fledge.parallel.parts import inside
+from fledge.parallel.tensor import Cut
 from fledge.train.slices import Slice
 
 EVERYWHERE = ("step",)
 """Kinds of state that are one number a parameter, the same on every process."""
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A parameter's parts along the tensor axis: process i has `sizes[i]` of dimension `dim`."""
-
-    dim: int
-    sizes: tuple[int, ...]
 
 
 @dataclass
@@ -63,10 +56,10 @@ class Pieces(Part):
 
     def box(self, key: str, shape: tuple[int, ...]) -> Box:
         kind, name = split_key(key)
-        offsets, sizes, place = [0] * len(shape), list(shape), self.mesh.place
+        place = self.mesh.place
+        offsets, sizes = [0] * len(shape), list(shape)
         if kind not in EVERYWHERE and name in self.cuts:
-            cut = self.cuts[name]
-            offsets[cut.dim], sizes[cut.dim] = sum(cut.sizes[: place["tensor"]]), cut.sizes[place["tensor"]]
+            offsets, sizes = map(list, self.cuts[name].box(shape, place["tensor"]))
         if kind not in EVERYWHERE and name in self.lengths:
             chunks = self.chunks(name)
             offsets[0] += sum(chunks[: place["shard"]])

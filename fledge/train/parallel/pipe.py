@@ -1,9 +1,8 @@
-"""Blocks shared out over the stages of a pipe: what a stage holds, and its passes. B rows, T tokens, D width.
+"""The stages of a pipe in training: their passes, and the weights that several hold. B rows, T tokens, D width.
 
-The first stage embeds, the last has the last norm, the output and the loss; what a stage reads comes as
-`Tokens.embeds`. A weight that several stages hold (a tied embedding, a bias of all layers, ALBERT's block) has its
-gradient summed over them. Forward and backward messages go through process groups of their own, so that neither waits
-for the other.
+stages.py says what a stage holds; what it reads comes as `Tokens.embeds`, and the last has the loss. A weight that
+several stages hold (a tied embedding, a bias of all layers, ALBERT's block) has its gradient summed over them. Forward
+and backward messages go through process groups of their own, so that neither waits for the other.
 """
 
 from __future__ import annotations
@@ -14,27 +13,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from fledge.batch import Batch
 from fledge.model.transformer import Transformer
-from fledge.nn.block import Stack
 from fledge.nn.config import StackConfig
+from fledge.parallel.config import ranks_along
+from fledge.parallel.mesh import Line, Mesh, new_group
+from fledge.parallel.stages import keep_stage, layers_of
 from fledge.train.clock import Clock
-from fledge.train.parallel.config import ranks_along
-from fledge.train.parallel.mesh import Line, Mesh
 from fledge.train.parallel.schedule import SCHEDULES
-
-
-class Elsewhere(nn.Module):
-    """Stands where another stage has a module; passes on what it is given."""
-
-    def __init__(self, device: torch.device):
-        super().__init__()
-        self.register_buffer("weight", torch.empty(0, device=device), persistent=False)
-
-    def forward(self, x: Tensor, *_: Any) -> Tensor:
-        return x
 
 
 @dataclass
@@ -146,13 +134,6 @@ def split_pipe(model: Transformer, mesh: Mesh, schedule: str) -> Pipe:
     return Pipe(model, line, mesh["back"], schedule, held_twice, stages)
 
 
-def layers_of(stage: int, n_stages: int, n_layers: int) -> range:
-    """The layers of a stage: equal shares, the first stages one more where it doesn't come out even."""
-    base, rest = divmod(n_layers, n_stages)
-    begin = stage * base + min(stage, rest)
-    return range(begin, begin + base + (stage < rest))
-
-
 def stages_of(name: str, stack: str, config: StackConfig, n_stages: int, tied: bool) -> tuple[int, ...]:
     """The stages that hold a parameter."""
     last, rest = n_stages - 1, name.removeprefix(f"{stack}.")
@@ -179,24 +160,7 @@ def lines_of(sets: list[tuple[int, ...]], mesh: Mesh) -> dict[tuple[int, ...], L
     for stages in sets:
         for ranks in ranks_along(("pipe",), mesh.sizes):
             some = [ranks[stage] for stage in stages]
-            group = dist.new_group(some)
+            group = new_group(some, mesh.timeout_seconds)
             if mesh.rank in some:
                 found[stages] = Line(tuple(some), some.index(mesh.rank), group)
     return found
-
-
-def keep_stage(model: Transformer, stack: Stack, line: Line, tied: bool) -> None:
-    config, elsewhere = stack.config, Elsewhere(model.embedding.weight.device)
-    first, last = line.index == 0, line.index == line.size - 1
-    layers = layers_of(line.index, line.size, len(config.layers))
-    blocks = config.block_of_layer[layers.start : layers.stop]
-    for block in set(config.block_of_layer) - set(blocks):
-        stack.layers[block] = elsewhere
-    stack.config = replace(config, layers=config.layers[layers.start : layers.stop], shared=tuple(blocks))
-    if not first:
-        stack.inputs, stack.conv = elsewhere, None  # type: ignore[assignment]
-        if not (last and tied):
-            model.embedding = elsewhere  # type: ignore[assignment]
-    if not last:
-        stack.norm = model.output = model.output_bias = model.transform = None
-        model.heads = nn.ModuleDict()

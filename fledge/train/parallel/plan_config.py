@@ -7,7 +7,7 @@ from typing import Literal
 
 from fledge.errors import ConfigError
 from fledge.model.config import ShapeConfig
-from fledge.train.parallel.config import ParallelConfig
+from fledge.parallel.config import ParallelConfig
 
 
 @dataclass(frozen=True)

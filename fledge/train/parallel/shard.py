@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fledge.model.transformer import Transformer
 from fledge.nn.linear import Joined, joined_bias
-from fledge.train.parallel.mesh import Line, Mesh
+from fledge.parallel.mesh import Line, Mesh
 
 
 class Apart(Joined):

@@ -14,9 +14,9 @@ from fledge.model.transformer import Transformer
 from fledge.optim.config import GroupConfig
 from fledge.optim.optimizer import norm_of_all
 from fledge.optim.part import ALL, Part
+from fledge.parallel.group import ALONE, Group
 from fledge.train.clock import Clock
 from fledge.train.contents import Contents, Whole
-from fledge.train.parallel.group import ALONE, Group
 from fledge.train.ranks import Alone, Ranks
 from fledge.train.recipe import Recipe
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
-from fledge.train.parallel.config import AXES, coordinates, ranks_along
+from fledge.parallel.config import AXES, coordinates, ranks_along
 
 BATCH = ("data", "shard")
 """The axes along which processes read different rows."""
@@ -30,12 +31,13 @@ class Line:
 @dataclass(frozen=True)
 class Mesh:
     """`sizes` and this process's `place` by axis; a Line for each axis, for `batch` (data and shard together), and a
-    second one along the pipe, for what travels back."""
+    second one along the pipe, for what travels back. Who waits along a line for longer than `timeout_seconds` fails."""
 
     rank: int
     sizes: dict[str, int]
     place: dict[str, int]
     lines: dict[str, Line]
+    timeout_seconds: float
 
     def __getitem__(self, axis: str) -> Line:
         return self.lines[axis]
@@ -46,19 +48,24 @@ class Mesh:
         return self.place["data"] == 0
 
 
-def make_mesh(rank: int, sizes: dict[str, int]) -> Mesh:
+def make_mesh(rank: int, sizes: dict[str, int], timeout_seconds: float) -> Mesh:
     """The mesh of all processes; every one of them must call this."""
     wanted = {axis: (axis,) for axis in AXES} | {"batch": BATCH, "back": ("pipe",)}
-    lines = {name: make_line(rank, axes, sizes) for name, axes in wanted.items()}
-    return Mesh(rank, sizes, coordinates(rank, sizes), lines)
+    lines = {name: make_line(rank, axes, sizes, timeout_seconds) for name, axes in wanted.items()}
+    return Mesh(rank, sizes, coordinates(rank, sizes), lines, timeout_seconds)
 
 
-def make_line(rank: int, axes: tuple[str, ...], sizes: dict[str, int]) -> Line:
+def make_line(rank: int, axes: tuple[str, ...], sizes: dict[str, int], timeout_seconds: float) -> Line:
     mine = Line((rank,), 0)
     for ranks in ranks_along(axes, sizes):
         if len(ranks) == 1:
             continue
-        group = dist.new_group(ranks)  # all processes make all groups, in the same order
+        group = new_group(ranks, timeout_seconds)  # all processes make all groups, in the same order
         if rank in ranks:
             mine = Line(tuple(ranks), ranks.index(rank), group)
     return mine
+
+
+def new_group(ranks: list[int], timeout_seconds: float) -> Any:
+    """A process group, with the timeout of the whole one: torch would give it half an hour."""
+    return dist.new_group(ranks, timeout=timedelta(seconds=timeout_seconds))

@@ -1,10 +1,11 @@
-"""How the processes of a run share it. Imports no torch."""
+"""How the processes that a launcher starts share a run, or a model that answers. Imports no torch."""
 
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from fledge.errors import ConfigError
 
@@ -16,6 +17,9 @@ MOST_PROCESSES = 1 << 20
 @dataclass(frozen=True)
 class ParallelConfig:
     """A mesh of processes: data x shard x tensor x pipe, as many as the launcher starts (see docs/parallel.md)."""
+
+    at: ClassVar[str] = "train.parallel"
+    remedy: ClassVar[str] = "the same command continues from the last checkpoint"
 
     data: int = 0
     """Groups of processes that hold the model once more and read rows of their own; 0: as many as there are
@@ -37,10 +41,7 @@ class ParallelConfig:
     """How long a process waits for another before the run ends with the name of the one that is missing."""
 
     def __post_init__(self) -> None:
-        for name, least in {"data": 0, "shard": 1, "tensor": 1, "pipe": 1, "timeout_seconds": 1}.items():
-            if not least <= getattr(self, name) <= MOST_PROCESSES:
-                value = getattr(self, name)
-                raise ConfigError(f"train.parallel.{name}: expected {least} to {MOST_PROCESSES:,}, got {value}")
+        check_ranges(self, {"data": 0, "shard": 1, "tensor": 1, "pipe": 1, "timeout_seconds": 1})
         if self.sequence and self.tensor == 1:
             raise ConfigError("train.parallel.sequence: expected tensor processes to share rows, got tensor=1")
 
@@ -48,18 +49,65 @@ class ParallelConfig:
         """Processes along each axis. Raises ConfigError unless their product is `n_processes`."""
         others = self.shard * self.tensor * self.pipe
         data = self.data or max(1, n_processes // others)
-        if data * others != n_processes:
-            asked = f"data {self.data or 'any'} x shard {self.shard} x tensor {self.tensor} x pipe {self.pipe}"
-            raise ConfigError(
-                f"train.parallel: expected {asked} processes, got {n_processes} (WORLD_SIZE); start {data * others} "
-                "with torchrun --nproc-per-node, or change the mesh"
-            )
+        asked = f"data {self.data or 'any'} x shard {self.shard} x tensor {self.tensor} x pipe {self.pipe}"
+        check_number(self.at, asked, data * others, n_processes)
         return {"pipe": self.pipe, "data": data, "shard": self.shard, "tensor": self.tensor}
 
     def readers(self, n_processes: int) -> int:
         """How many parts the rows of a global batch fall into."""
         sizes = self.sizes(n_processes)
         return sizes["data"] * sizes["shard"]
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Processes that share one model that answers: tensor x pipe, as many as the launcher starts."""
+
+    at: ClassVar[str] = "parallel"
+    remedy: ClassVar[str] = "start all processes again"
+
+    tensor: int = 1
+    """Processes that share every matrix, and the cache by heads."""
+    pipe: int = 1
+    """Processes that hold some of the blocks each, with their cache, one after the other."""
+    timeout_seconds: int = 300
+    """How long a process waits for another before all end with the name of the one that is missing."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, {"tensor": 1, "pipe": 1, "timeout_seconds": 1})
+
+    def sizes(self, n_processes: int) -> dict[str, int]:
+        """Processes along each axis. Raises ConfigError unless their product is `n_processes`."""
+        asked = f"tensor {self.tensor} x pipe {self.pipe}"
+        check_number(self.at, asked, self.tensor * self.pipe, n_processes)
+        return {"pipe": self.pipe, "data": 1, "shard": 1, "tensor": self.tensor}
+
+    @property
+    def several(self) -> bool:
+        return self.tensor * self.pipe > 1
+
+    def launched(self) -> int:
+        """How many processes the launcher has started. Raises ConfigError unless they are as many as this asks for."""
+        text = os.environ.get("WORLD_SIZE") or "1"
+        if not text.isdecimal():
+            raise ConfigError(f"WORLD_SIZE: expected a number, got {text!r:.40}; start fledge with torchrun, or alone")
+        self.sizes(int(text))
+        return int(text)
+
+
+def check_ranges(config: ParallelConfig | SplitConfig, least: dict[str, int]) -> None:
+    for name, lowest in least.items():
+        value = getattr(config, name)
+        if not lowest <= value <= MOST_PROCESSES:
+            raise ConfigError(f"{config.at}.{name}: expected {lowest} to {MOST_PROCESSES:,}, got {value}")
+
+
+def check_number(at: str, asked: str, wanted: int, n_processes: int) -> None:
+    if wanted != n_processes:
+        raise ConfigError(
+            f"{at}: expected {asked} processes, got {n_processes} (WORLD_SIZE); start {wanted} with torchrun "
+            "--nproc-per-node, or change the mesh"
+        )
 
 
 def coordinates(rank: int, sizes: dict[str, int]) -> dict[str, int]:

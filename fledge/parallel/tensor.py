@@ -19,12 +19,26 @@ from fledge.nn.attention import Attention, CrossAttention
 from fledge.nn.bias import AlibiBias, BucketBias
 from fledge.nn.block import Block, Stack
 from fledge.nn.config import Heads
-from fledge.nn.feedforward import FeedForward
-from fledge.nn.linear import Joined, Linear
-from fledge.train.parallel.exchange import CutTokens, Enter, EnterTokens, JoinTokens, Leave, LeaveTokens
-from fledge.train.parallel.mesh import Line
-from fledge.train.parallel.pieces import Cut
-from fledge.train.parallel.vocabulary import Vocabulary, split_vocabulary
+from fledge.nn.feedforward import Experts, FeedForward
+from fledge.nn.linear import Joined, Linear, pack
+from fledge.optim.part import Box
+from fledge.parallel.exchange import CutTokens, Enter, EnterTokens, JoinTokens, Leave, LeaveTokens
+from fledge.parallel.mesh import Line
+from fledge.parallel.vocabulary import Vocabulary, split_vocabulary
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A parameter's parts along the tensor axis: process i has `sizes[i]` of dimension `dim`."""
+
+    dim: int
+    sizes: tuple[int, ...]
+
+    def box(self, shape: tuple[int, ...], index: int) -> Box:
+        """Where process `index`'s part of a tensor of `shape` lies."""
+        offsets, sizes = [0] * len(shape), list(shape)
+        offsets[self.dim], sizes[self.dim] = sum(self.sizes[:index]), self.sizes[index]
+        return tuple(offsets), tuple(sizes)
 
 
 class RowLinear(Linear):
@@ -34,6 +48,19 @@ class RowLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.leave(F.linear(x, self.weight))
+        return y if self.bias is None else y + self.bias
+
+
+class PackedRows(nn.Module):
+    """The packed copy of a RowLinear."""
+
+    def __init__(self, rows: RowLinear):
+        super().__init__()
+        self.leave, self.bias, rows.bias = rows.leave, rows.bias, None
+        self.product = pack(rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.leave(self.product(x))
         return y if self.bias is None else y + self.bias
 
 
@@ -117,9 +144,12 @@ def split_block(split: Split, block: Block, flow: Flow) -> None:
     split_attention(split, block.attention, flow)
     if block.cross is not None:
         split_cross(split, block.cross, flow)
-    assert isinstance(block.ffn, FeedForward)
-    columns(split, block.ffn.inward, flow.enter)
-    rows(split, block.ffn, "down", flow)
+    if isinstance(block.ffn, Experts):
+        split_experts(split, block.ffn, flow)
+    else:
+        assert isinstance(block.ffn, FeedForward)
+        columns(split, block.ffn.inward, flow.enter)
+        rows(split, block.ffn, "down", flow)
     if flow.sequence:
         for norms in (block.attention_norms, getattr(block, "cross_norms", None), block.ffn_norms):
             split.sees_a_part(norms)
@@ -142,6 +172,18 @@ def split_cross(split: Split, cross: CrossAttention, flow: Flow) -> None:
     columns(split, cross.q, flow.enter)
     columns(split, cross.kv, lambda x: Enter.apply(x, flow.line))  # the encoder's output comes as a whole
     rows(split, cross, "out", flow)
+
+
+def split_experts(split: Split, ffn: Experts, flow: Flow) -> None:
+    """Some channels of every expert, and one sum for all that a token chose. Each process routes by itself, on the same
+    bits; not for training, where the router's gradient would be a part of it."""
+    for expert in ffn.experts:
+        assert isinstance(expert, FeedForward)
+        columns(split, expert.inward, flow.enter)
+        split.cut(expert.down, "weight", 1)
+        if flow.line.index:
+            expert.down.bias = None  # which counts once
+    ffn.register_forward_hook(lambda module, given, mixed: flow.leave(mixed))
 
 
 def own_heads(config: Heads, line: Line) -> Heads:

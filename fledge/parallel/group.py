@@ -17,9 +17,8 @@ from typing import Any
 import torch
 
 from fledge.device import Place, place_of_process
-from fledge.errors import EXIT_FAILED, ConfigError, FledgeError, Interrupted, PeerError, RankError
-from fledge.train.parallel.config import ParallelConfig
-from fledge.train.ranks import Alone, GlooRanks, Ranks
+from fledge.errors import EXIT_CTRL_C, EXIT_FAILED, ConfigError, FledgeError, Interrupted, PeerError, RankError
+from fledge.parallel.config import ParallelConfig, SplitConfig
 
 SETTLE_SECONDS = 5.0
 """How long a process that lost another waits for somebody to say why."""
@@ -30,8 +29,9 @@ LOST = ("gloo", "nccl", "connection", "timed out", "timeout", "tcpstore", "socke
 class Group:
     """This process among those of the run; `store` holds what they tell each other outside of tensors."""
 
-    def __init__(self, place: Place, store: Any = None, timeout_seconds: float = 0.0):
-        self.place, self.store, self.timeout_seconds = place, store, timeout_seconds
+    def __init__(self, place: Place, store: Any = None, config: ParallelConfig | SplitConfig | None = None):
+        self.config = config or ParallelConfig()
+        self.place, self.store, self.timeout_seconds = place, store, self.config.timeout_seconds
         self.rank, self.world_size = place.rank, place.world_size
         self.missing: list[int] = []
 
@@ -39,9 +39,9 @@ class Group:
     def alone(self) -> bool:
         return self.world_size == 1
 
-    def ranks(self) -> Ranks:
-        """The same processes as checkpoints know them."""
-        return Alone() if self.alone else GlooRanks(self.store, self.timeout_seconds)
+    def least(self, number: int) -> int:
+        """The smallest `number` of all processes."""
+        return -self.most(-number)
 
     def most(self, number: int) -> int:
         """The largest `number` of all processes."""
@@ -76,14 +76,17 @@ class Group:
     def failed(self, error: BaseException) -> FledgeError | None:
         """What this process must end with instead of its own `error`: None if it is the first to fail, and so the one
         that says why."""
-        if self.alone or isinstance(error, PeerError):
+        if self.alone:
             return None
-        if isinstance(error, Interrupted) and self.rank:
-            instead: FledgeError | None = PeerError(0, error.exit_code)  # all stop together, and rank 0 says so
-        else:
-            instead = self.named(error) if lost_another(error) else self.tell(error)
+        instead = None if isinstance(error, PeerError) else self.reason(error)
         self.linger()
         return instead
+
+    def reason(self, error: BaseException) -> FledgeError | None:
+        """As `failed`, for a process that has not ended yet."""
+        if isinstance(error, Interrupted) and self.rank:
+            return PeerError(0, error.exit_code)  # all stop together, and rank 0 says so
+        return self.named(error) if lost_another(error) else self.tell(error)
 
     def linger(self) -> None:
         """Rank 0 keeps the store where no launcher does: it stays until the others know how this ends. Its connections
@@ -101,7 +104,8 @@ class Group:
             pass  # the store is gone, and with it whoever would ask
 
     def tell(self, error: BaseException) -> FledgeError | None:
-        code = error.exit_code if isinstance(error, FledgeError) else EXIT_FAILED
+        code = EXIT_CTRL_C if isinstance(error, KeyboardInterrupt) else EXIT_FAILED
+        code = error.exit_code if isinstance(error, FledgeError) else code
         mine = json.dumps({"rank": self.rank, "code": code})
         try:
             first = json.loads(self.store.compare_set(FAILURE, "", mine))
@@ -123,8 +127,8 @@ class Group:
         who = ", ".join(map(str, self.missing)) or "?"
         said = " ".join(str(error).split())[:160]
         lost = RankError(
-            f"rank {who}: expected an answer within train.parallel.timeout_seconds={self.timeout_seconds:g}, got none: "
-            f"it hangs, was killed or can't be reached ({said}); the same command continues from the last checkpoint"
+            f"rank {who}: expected an answer within {self.config.at}.timeout_seconds={self.timeout_seconds:g}, got "
+            f"none: it hangs, was killed or can't be reached ({said}); {self.config.remedy}"
         )
         return self.tell(lost) or lost
 
@@ -139,7 +143,7 @@ def lost_another(error: BaseException) -> bool:
 
 
 @contextmanager
-def joined(config: ParallelConfig, device: str = "auto") -> Iterator[Group]:
+def joined(config: ParallelConfig | SplitConfig, device: str = "auto") -> Iterator[Group]:
     """The group that this process is started in, ready to talk; `ALONE` without a launcher.
 
     Raises ConfigError for a mesh that is not the number of processes. An error inside ends every process of the group:
@@ -162,7 +166,7 @@ def joined(config: ParallelConfig, device: str = "auto") -> Iterator[Group]:
     left()
 
 
-def started(place: Place, config: ParallelConfig, device: str) -> Group:
+def started(place: Place, config: ParallelConfig | SplitConfig, device: str) -> Group:
     import torch.distributed as dist
 
     wait = timedelta(seconds=config.timeout_seconds)
@@ -181,7 +185,7 @@ def started(place: Place, config: ParallelConfig, device: str) -> Group:
             f"rank {place.rank}: expected {place.world_size} processes to meet at MASTER_ADDR:MASTER_PORT, got "
             f"{' '.join(str(error).split())[:200]}; start all of them with torchrun"
         ) from None
-    return Group(place, dist.PrefixStore("run", store), config.timeout_seconds)
+    return Group(place, dist.PrefixStore("run", store), config)
 
 
 def left() -> None:

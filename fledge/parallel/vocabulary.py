@@ -15,8 +15,8 @@ from torch import Tensor
 from fledge.batch import Tokens
 from fledge.model.config import ModelConfig
 from fledge.model.transformer import Transformer
-from fledge.train.parallel.exchange import Enter, Leave, gathered, summed
-from fledge.train.parallel.mesh import Line
+from fledge.parallel.exchange import Enter, Leave, gathered, summed
+from fledge.parallel.mesh import Line
 
 CHUNK_ROWS = 1024
 
@@ -43,10 +43,11 @@ class VocabularyTransformer(Transformer):
     def embed(self, tokens: Tokens) -> Tensor:
         if tokens.embeds is not None:
             return tokens.embeds
-        row = tokens.ids - self.vocabulary.first
-        here = (row >= 0) & (row < self.embedding.weight.shape[0])
+        vocabulary = self.vocabulary
+        row = tokens.ids - vocabulary.first
+        here = (row >= 0) & (row < vocabulary.sizes[vocabulary.line.index])
         found = self.embedding(torch.where(here, row, 0)) * here[..., None]
-        return Leave.apply(found, self.vocabulary.line)
+        return Leave.apply(found, vocabulary.line)
 
     @property
     def output_matrix(self) -> Tensor:
@@ -57,8 +58,7 @@ class VocabularyTransformer(Transformer):
     def own_logits(self, hidden: Tensor) -> Tensor:
         """[..., v]: those of this process's entries."""
         hidden = Enter.apply(self.before_output(hidden), self.vocabulary.line)
-        bias = None if self.output_bias is None else self.output_bias[: self.vocabulary.used]
-        logits = F.linear(hidden, self.output_matrix, bias)
+        logits = self.product(hidden, self.vocabulary.used)
         cap = self.config.logit_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from fledge.train.parallel.mesh import Line
+from fledge.parallel.mesh import Line
 
 
 def summed(x: Tensor, line: Line) -> Tensor:

@@ -1,0 +1,80 @@
+"""Engines that several processes share, for tests: what one answers, and faults to plant in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+from unittest import mock
+
+from torch import Tensor
+
+from fledge.engine.config import EngineConfig
+from fledge.engine.request import Completion, Request
+from fledge.errors import FledgeError
+from fledge.model import transformer
+from fledge.parallel import stages, tensor
+from fledge.parallel.config import SplitConfig
+
+Answered = tuple[list[list[Completion]], dict[str, float], int]
+BOX, LAYERS = tensor.Cut.box, stages.layers_of
+
+
+def first_part(cut: Any, shape: tuple[int, ...], index: int) -> Any:
+    """Everybody's part is the first one."""
+    return BOX(cut, shape, 0)
+
+
+def other_layers(stage: int, n_stages: int, n_layers: int) -> range:
+    """The stages stand in the wrong order."""
+    return LAYERS(n_stages - 1 - stage, n_stages, n_layers)
+
+
+def skips_its_sum(self: Any, x: Tensor) -> Tensor:
+    y = self.product(x)
+    return y if self.bias is None else y + self.bias
+
+
+FAULTS: dict[str, Callable[[], Any]] = {
+    "": nullcontext,
+    "no sum": lambda: mock.patch.object(tensor.PackedRows, "forward", skips_its_sum),
+    "wrong slice": lambda: mock.patch.object(tensor.Cut, "box", first_part),
+    "wrong stage": lambda: mock.patch.object(stages, "layers_of", other_layers),
+}
+
+
+def answered(folder: str, requests: list[Request], config: EngineConfig, fault: str = "") -> tuple[Any, Any]:
+    """(what rank 0's engine said to the requests, twice one after the other, its counters and blocks; the error)."""
+    import torch.distributed as dist
+
+    from fledge.engine.ranks import shared_engine
+
+    try:
+        with FAULTS[fault](), shared_engine(folder, config) as engine:
+            if engine is None:
+                return None, None
+            said = [engine.complete(requests) for _ in range(2)]
+            return (said, engine.counters(), engine.runner.n_blocks), None
+    except FledgeError as error:
+        return None, (type(error).__name__, str(error), error.exit_code)
+    except Exception as error:
+        import traceback
+
+        return None, (type(error).__name__, "".join(traceback.format_exception(error))[-3000:], 1)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def blocks_by_rank(folder: str, free: list[int]) -> int:
+    """How many blocks this process's cache has where rank n of two finds `free[n]` bytes."""
+    from fledge.device import place_of_process
+    from fledge.engine.shared import load_shared
+    from fledge.parallel.group import joined
+
+    config = EngineConfig(parallel=SplitConfig(tensor=2), n_slots=100)
+    with (
+        mock.patch.object(transformer, "available_bytes", lambda device: free[place_of_process().rank]),
+        joined(config.parallel, "cpu") as group,
+    ):
+        return load_shared(folder, config, group)[0].cache.n_blocks

@@ -21,8 +21,8 @@ BOX, LAYERS = tensor.Cut.box, stages.layers_of
 
 
 def first_part(cut: Any, shape: tuple[int, ...], index: int) -> Any:
-    """Everybody's part is the first one."""
-    return BOX(cut, shape, 0)
+    """Everybody's part is the first one, where parts are alike."""
+    return BOX(cut, shape, 0 if len(set(cut.sizes)) == 1 else index)
 
 
 def other_layers(stage: int, n_stages: int, n_layers: int) -> range:

@@ -136,7 +136,15 @@ def test_torchrun_starts_it(folder, capfd):
     words = [folder, *PROMPT, "--max-tokens", "24", "--json"]
     assert main(["generate", *words]) == 0
     alone = json.loads(capfd.readouterr().out)["choices"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(free_port()),
+    ]
     command = [*torchrun, "-m", "fledge", "generate", *words, "parallel.tensor=2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr

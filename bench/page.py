@@ -103,11 +103,19 @@ def trial_rows(parts: dict[str, Any]) -> list[tuple[int, str, str]]:
         (63, "the same, flood and requests of one caller", f"{fair['one_caller']['p99_ratio']}"),
         (63, "p99 ITL while prompts are read, chunks of 32 and 512, ms", f"{chunks[0]}, {chunks[1]}"),
         (114, "TTFT added to a bare engine's, p50 and p99, ms", f"{added['p50']}, {added['p99']}"),
+        *least_rows(parts["overhead"].get("one_token_ttft_ms")),
         (115, "tokens/s of 8 callers over 1", f"{parts['sweep']['batching_gain']:.2f}"),
         (117, "server's times over the client's", f"{min(times):.3f} to {max(times):.3f}"),
         (117, "tokens by server, usage and recount", "equal" if exact else "NOT EQUAL"),
         (117, f"tokens/s of {len(truth['runs'])} runs, spread", f"{100 * truth['spread']:.1f} %"),
     ]
+
+
+def least_rows(found: dict[str, dict[str, float]] | None) -> list[tuple[int, str, str]]:
+    """Times to the first token of servers that do nothing, beside ours with an engine that takes no time."""
+    whose = {"alone": "of a server that does nothing", "behind": "with a process behind it", "fledge": "of ours"}
+    rows = [(114, f"TTFT {whose[name]}, p50 and p99, ms", one) for name, one in (found or {}).items()]
+    return [(number, what, f"{one['p50']}, {one['p99']}") for number, what, one in rows]
 
 
 def main() -> None:
@@ -121,7 +129,8 @@ def main() -> None:
     cores = tree["cores_used"]
     print(f"## Serving\n\n**{where(tree)}; client, server and engine on {len(cores)} core{'s' * (len(cores) > 1)}**\n")
     if tree["short"]:
-        print("Short runs: few requests a row, and an open loop at 120 % ends before the line is full.\n")
+        print(f"Short runs, with few requests a row: {', '.join(tree['short'])}.")
+        print("A short open loop at 120 % ends before the line is full.\n" if "poisson" in tree["short"] else "")
     print("\n".join(serve_tables(tree)), end="\n\n")
     print(
         f"From the start of `fledge serve` to the first token of a 125M shape in INT8: "

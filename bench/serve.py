@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from harness import RESULTS, keep
 
 from bench import scenes
+from bench.floor import floor
 from bench.load import ask, percentile
 from bench.served import served
 
@@ -84,7 +85,8 @@ def poisson(short: bool) -> dict[str, Any]:
 
 def overhead(short: bool) -> dict[str, Any]:
     with served(STUB) as server:
-        return asyncio.run(scenes.overhead(server, STUB, 200 if short else 1000, 20.0, 24))
+        found = asyncio.run(scenes.overhead(server, STUB, 200 if short else 1000, 20.0, 24))
+    return found | {"one_token_ttft_ms": floor(40 if short else 60)}
 
 
 def overload(short: bool) -> dict[str, Any]:
@@ -140,12 +142,14 @@ def main() -> None:
     if unknown := set(asked) - set(PARTS):
         raise SystemExit(f"expected --short and parts of {' '.join(PARTS)}, got {' '.join(sorted(unknown))}")
     path = RESULTS / "serve.json"
-    parts = json.loads(path.read_text())["parts"] if path.exists() else {}
+    before = json.loads(path.read_text()) if path.exists() else {"parts": {}, "short": []}
+    parts, few = before["parts"], set(before["short"])
     for name in asked or PARTS:
         parts[name] = PARTS[name](short)
+        few = few | {name} if short else few - {name}
         print(name, json.dumps(parts[name]), flush=True)
         cores = sorted(os.sched_getaffinity(0))
-        keep("serve", {"cores_used": cores, "short": short, "parts": parts}, quiet=True)
+        keep("serve", {"cores_used": cores, "short": sorted(few), "parts": parts}, quiet=True)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from fledge.config import to_dict
 from fledge.engine import wire
 from fledge.engine.config import EngineConfig
 from fledge.engine.length import answer_room
+from fledge.engine.line import Line
 from fledge.engine.pending import PendingEvents
 from fledge.engine.request import Event, Request
 from fledge.engine.source import check_length
@@ -63,7 +64,7 @@ class EngineClient:
         self.failure: FledgeError | None = None
         self.n_restarts = 0
         self.process: subprocess.Popen[bytes] | None = None
-        self.writer: asyncio.StreamWriter | None = None
+        self.line: Line | None = None
         self.pending: dict[str, PendingEvents] = {}
         self.current: dict[str, float] = {}
         self.past_totals: dict[str, float] = {}
@@ -217,13 +218,12 @@ class EngineClient:
             theirs.close()
         watching: asyncio.Task[None] | None = None
         try:
-            reader, self.writer = await asyncio.open_connection(sock=ours)
+            loop = asyncio.get_running_loop()
+            _, self.line = await loop.create_connection(lambda: Line(self.handle), sock=ours)
             self.enter("loading")
             if self.config.stall_seconds:
                 watching = asyncio.create_task(self.watch(self.process))
-            while (frame := await wire.receive_async(reader)) is not None:
-                self.handle(frame)
-                await asyncio.sleep(0)  # frames may lie in a row: a reader who waits gets his turn between them
+            await self.line.ended
         finally:
             if watching is not None:
                 watching.cancel()
@@ -327,18 +327,18 @@ class EngineClient:
 
     @property
     def connected(self) -> bool:
-        return self.writer is not None and not self.writer.is_closing()
+        return self.line is not None and not self.line.is_closing()
 
     def send(self, frame: wire.Frame) -> None:
-        if self.writer is None or not self.connected:
+        if self.line is None or not self.connected:
             raise CapacityError("engine: the process is not there; try again later")
-        self.writer.write(wire.pack(frame))
+        self.line.send(frame)
 
     def mourn(self) -> None:
         """The process is gone: tell every reader, keep the totals."""
-        if self.writer is not None:
-            self.writer.transport.abort()
-        self.writer = self.silent_ticks = None
+        if self.line is not None:
+            self.line.transport.abort()
+        self.line = self.silent_ticks = None
         if not self.stop_wanted.is_set():
             self.enter("dead" if self.failure is None else "failed")
         for pending in list(self.pending.values()):

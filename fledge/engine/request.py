@@ -25,6 +25,17 @@ MAX_TOP_LOGPROBS = 20
 MAX_SEED = 2**63 - 1
 MAX_PRIORITY = 1000
 
+WHOLE = ("max_tokens", "min_tokens", "top_k", "seed", "n")
+RANGES = (
+    ("temperature", 0.0, 100.0),
+    ("top_p", 0.0, 1.0),
+    ("min_p", 0.0, 1.0),
+    ("typical_p", 0.0, 1.0),
+    ("repetition_penalty", 0.01, 100.0),
+    ("presence_penalty", -2.0, 2.0),
+    ("frequency_penalty", -2.0, 2.0),
+)
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -70,8 +81,7 @@ class Sampling:
 
     def validated(self, vocab_size: int) -> Sampling:
         """This, after checking every range. Raises RequestError naming the parameter."""
-        whole = ("max_tokens", "min_tokens", "top_k", "seed", "n")
-        for name in whole:
+        for name in WHOLE:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
                 raise RequestError(f"{name}: expected an integer, got {value!r:.40}", name)
@@ -80,19 +90,11 @@ class Sampling:
         check(self.top_k >= 0, "top_k", "0 or more", self.top_k)
         check(1 <= self.n <= MAX_CHOICES, "n", f"1..{MAX_CHOICES}", self.n)
         check(-MAX_SEED - 1 <= self.seed <= MAX_SEED, "seed", "a 64-bit integer", self.seed)
-        ranges = {
-            "temperature": (0.0, 100.0),
-            "top_p": (0.0, 1.0),
-            "min_p": (0.0, 1.0),
-            "typical_p": (0.0, 1.0),
-            "repetition_penalty": (0.01, 100.0),
-            "presence_penalty": (-2.0, 2.0),
-            "frequency_penalty": (-2.0, 2.0),
-        }
-        for name, (low, high) in ranges.items():
+        for name, low, high in RANGES:
             value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            check(number and low <= value <= high, name, f"a number in {low:g}..{high:g}", value)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not low <= value <= high:  # NaN is not
+                raise RequestError(f"{name}: expected a number in {low:g}..{high:g}, got {value!r:.60}", name)
         check(self.top_p > 0, "top_p", "above 0", self.top_p)
         check(self.typical_p > 0, "typical_p", "above 0", self.typical_p)
         self.check_lists(vocab_size)
@@ -104,6 +106,8 @@ class Sampling:
 
     def check_lists(self, vocab_size: int) -> None:
         """Stops and biases: how many and how long first, since all of it is kept for each of `n` answers."""
+        if not (self.stop or self.stop_token_ids or self.logit_bias):
+            return
         check(len(self.stop) <= MAX_STOPS, "stop", f"at most {MAX_STOPS} texts", len(self.stop))
         for text in self.stop:
             check(isinstance(text, str) and text != "", "stop", "texts that are not empty", text)

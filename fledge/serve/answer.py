@@ -9,6 +9,7 @@ from typing import Any
 
 from fledge.engine.request import Event, Request
 from fledge.serve.access import AccessLog
+from fledge.serve.chunks import ChunkFrames, TextFrames
 from fledge.serve.errors import to_api_error
 from fledge.serve.generation import Generation
 from fledge.serve.logprobs import Aligner, Placed, TokenTexts
@@ -33,6 +34,7 @@ class Progress:
         self.placed: list[Placed] = []
         self.finish_reason: str | None = None
         self.last_event: float | None = None
+        self.texts: TextFrames | None = None
 
     def take(self, event: Event) -> list[Placed]:
         """Note an event; the log-probabilities that may be told with it."""
@@ -64,6 +66,8 @@ class Answer(ABC):
         self.arrival = arrival
         self.record = arrival.record
         self.texts = TokenTexts(service.model.tokenizer)
+        self.chunk_frames = ChunkFrames(head.chunk([], call.include_usage))
+        self.plain = call.sampling.logprobs is None and not call.return_token_ids  # chunks differ in their text alone
         n = call.sampling.n
         self.progress = [self.new_progress(number * n + i, number) for number in range(len(requests)) for i in range(n)]
 
@@ -117,15 +121,12 @@ class Answer(ABC):
     async def chunks(self, generation: Generation) -> AsyncGenerator[bytes, None]:
         with_usage = self.call.include_usage
         # The opening goes out with the first event if that is there, so a refused request is still a plain error.
-        heads = [choice for progress in self.progress for choice in self.opening(progress)]
-        opening = b"".join(frame(self.head.chunk([choice], with_usage)) for choice in heads)
+        opening = b"".join(self.chunk_frames.of(choice) for one in self.progress for choice in self.opening(one))
         if not generation.begun.is_set():
             yield opening or PING
             opening = b""
         async for number, event in generation.events():
-            progress = self.note(number, event)
-            choices = [*self.first(progress, event), *self.event_choices(progress, event)]
-            data = b"".join(frame(self.head.chunk([choice], with_usage)) for choice in choices)
+            data = self.event_frames(self.note(number, event), event)
             if opening or data:
                 yield opening + data
                 opening = b""
@@ -149,6 +150,17 @@ class Answer(ABC):
 
     def usage(self, generation: Generation) -> Usage:
         return Usage(sum(request.prompt_tokens for request in self.requests), generation.generated_tokens)
+
+    def event_frames(self, progress: Progress, event: Event) -> bytes:
+        """The chunks of an event. Most events are a piece of text in the middle of an answer: those have a way of their
+        own, since there is one a token."""
+        if self.plain and progress.parts and event.finish_reason is None:
+            progress.take(event)
+            if progress.texts is None:
+                progress.texts = self.chunk_frames.texts(self.piece(progress, "", []))
+            return progress.texts.of(event.text) if event.text else b""
+        choices = [*self.first(progress, event), *self.event_choices(progress, event)]
+        return b"".join(map(self.chunk_frames.of, choices))
 
     def event_choices(self, progress: Progress, event: Event) -> list[Choice]:
         placed = progress.take(event)

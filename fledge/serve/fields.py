@@ -81,7 +81,7 @@ def count_unknown(tree: dict[str, Any], known: frozenset[str], strict: bool = Fa
     if len(tree) > MAX_FIELDS:
         raise RequestError(f"The body has {len(tree)} fields; expected at most {MAX_FIELDS}.")
     unknown = [name for name in tree if name not in known]
-    missing = [name for name in known if name not in tree]
+    missing = [name for name in known if name not in tree] if unknown else []
     for name in unknown:
         meant = None if name in VENDOR_FIELDS else nearest(name, missing)
         if meant is not None:

@@ -24,6 +24,7 @@ LINGER_SECONDS = 1.0
 FLUSH_SECONDS = 30.0  # for a caller to take the rest of an answer after its connection was closed on our side
 UNREAD_BODY_SECONDS = 3.0
 MAX_LINGER_BYTES = 64 << 20
+TOGETHER_BYTES = 1 << 14
 
 
 def check_size(target_bytes: int, headers: list[tuple[bytes, bytes]]) -> None:
@@ -141,14 +142,33 @@ class FrontProtocol(H11Protocol):
 
 
 class LingeringTransport:
-    """The connection's transport, whose `close` lingers when the caller is still sending."""
+    """The connection's transport, whose `close` lingers when the caller is still sending, and whose `write` keeps what
+    is written in one turn of the event loop together: a head and the first of its body, the last of it and the end, are
+    one message to the kernel, which wakes the caller once."""
 
     def __init__(self, transport: asyncio.Transport, protocol: FrontProtocol):
         self.inner = transport
         self.protocol = protocol
+        self.written: list[bytes] = []
+        self.n_written = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
+
+    def write(self, data: bytes) -> None:
+        if not data:
+            return
+        if not self.written:
+            self.protocol.loop.call_soon(self.flush)
+        self.written.append(data)
+        self.n_written += len(data)
+        if self.n_written > TOGETHER_BYTES:  # who writes on and on has to learn when the kernel takes no more
+            self.flush()
+
+    def flush(self) -> None:
+        if self.written:
+            data, self.written, self.n_written = b"".join(self.written), [], 0
+            self.inner.write(data)
 
     def is_closing(self) -> bool:
         return self.protocol.lingering or self.inner.is_closing()
@@ -162,11 +182,13 @@ class LingeringTransport:
             self.close_now()
 
     def half_close(self) -> None:
+        self.flush()
         if self.inner.can_write_eof() and not self.inner.is_closing():
             self.inner.write_eof()
 
     def close_now(self) -> None:
         """Close once what was written is sent, which asyncio alone would await for ever."""
+        self.flush()
         self.inner.close()
         if self.inner.get_write_buffer_size():
             self.protocol.loop.call_later(FLUSH_SECONDS, self.inner.abort)

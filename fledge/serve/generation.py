@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Protocol, cast
 
 from fledge.engine.request import Event, Request
@@ -58,11 +58,9 @@ class Generation:
 
     async def wait_begun(self, seconds: float) -> None:
         """Until there is something to read, but no longer than `seconds`."""
-        waiting = asyncio.create_task(self.begun.wait())
-        try:
-            await asyncio.wait({waiting}, timeout=seconds)
-        finally:
-            waiting.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.begun.wait()
 
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
         """Until every choice has finished. Raises what the engine raised, or ApiError when a choice failed."""
@@ -91,6 +89,8 @@ class Generation:
     async def close(self) -> None:
         """Stop whatever still runs in the engine. Called on every way out: the end, an error, a caller who left."""
         self.closing = True
-        for task in self.tasks:
+        running = [task for task in self.tasks if not task.done()]
+        for task in running:
             task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        if running:
+            await asyncio.gather(*running, return_exceptions=True)

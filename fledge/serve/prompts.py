@@ -22,7 +22,8 @@ class Prompt:
 
 def long_input(service: Service, call: Call) -> LongInput:
     """What to do with a long prompt: the server's word, and the call's where it has one."""
-    return replace(service.config.engine.long_input, **call.long_input)
+    own = service.config.engine.long_input
+    return replace(own, **call.long_input) if call.long_input else own
 
 
 def longest(service: Service, call: Call) -> int:

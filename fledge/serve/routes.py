@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
@@ -17,6 +16,7 @@ from fledge.errors import RequestError
 from fledge.serve.access import AccessLog
 from fledge.serve.answer import Answer, ChatAnswer, CompletionAnswer
 from fledge.serve.body import read_json
+from fledge.serve.caller import CallerLeft, Present
 from fledge.serve.fields import count_unknown
 from fledge.serve.gate import CLIENT_GONE, RECORD, Record
 from fledge.serve.metrics import CONTENT_TYPE
@@ -24,7 +24,7 @@ from fledge.serve.prompts import long_input, longest, prompt_text, read_prompt, 
 from fledge.serve.replies import ReplyHead, model_card
 from fledge.serve.served import ServedModel
 from fledge.serve.service import Arrival, Service
-from fledge.serve.stream import CallerLeft, EventStream, while_connected
+from fledge.serve.stream import EventStream, to_json
 from fledge.serve.wire import (
     CHAT_FIELDS,
     COMPLETION_FIELDS,
@@ -61,13 +61,15 @@ class Routes:
         if service.draining:
             service.check_ready()
         with service.admission.room_for(1, tenant, close=True) as place:
-            tree = await self.read(request, known)
+            tree, answer = await self.read(request, known), None
             try:
-                answer = await while_connected(request, prepare(tree, Arrival(record, tenant, place)))
+                async with Present(request.receive):
+                    answer = await prepare(tree, Arrival(record, tenant, place))
+                    return await self.answer(answer)
             except CallerLeft:
-                service.note_left(record)
+                if answer is None:
+                    service.note_left(record)
                 return Response(status_code=CLIENT_GONE)  # for the log; nobody reads it
-            return await self.answer(request, answer)
 
     async def read(self, request: HttpRequest, known: frozenset[str]) -> dict[str, Any]:
         config = self.service.config
@@ -100,8 +102,8 @@ class Routes:
             sampling = self.sampling(call, len(one.ids), DEFAULT_COMPLETION_TOKENS)
             measured = call.echo and sampling.logprobs is not None
             name = f"{head.id}-{number}"
-            asked = Request(name, one.ids, sampling, arrival.tenant, measured, adapter=model.adapter)
-            requests.append(replace(asked, long_input=policy))
+            asked = Request(name, one.ids, sampling, arrival.tenant, measured, long_input=policy, adapter=model.adapter)
+            requests.append(asked)
         texts = None
         if call.echo:
             texts = [prompt_text(service, prompt, one) for prompt, one in zip(call.prompts, read, strict=True)]
@@ -140,24 +142,18 @@ class Routes:
         context_tokens = longest(self.service, call)
         return call.sampling_for(prompt_tokens, context_tokens, self.service.engine.facts["vocab_size"], open_tokens)
 
-    async def answer(self, request: HttpRequest, answer: Answer) -> Any:
-        """The stream or the whole reply; either ends its work in the engine when the caller leaves."""
+    async def answer(self, answer: Answer) -> Any:
+        """The stream, once there is something to send, or the whole reply."""
         headers = {SEED_HEADER: answer.seeds()}
         if any(answer.n_cut):
             headers[CUT_HEADER] = ",".join(map(str, answer.n_cut))
         if not answer.call.stream:
-            try:
-                body = await while_connected(request, answer.whole())
-            except CallerLeft:
-                return Response(status_code=CLIENT_GONE)
-            return json_response(body, headers=headers)
+            return json_response(await answer.whole(), headers=headers)
         frames = answer.frames(self.log)
         try:
-            first = await while_connected(request, anext(frames))
-        except BaseException as error:
+            first = await anext(frames)
+        except BaseException:
             await frames.aclose()
-            if isinstance(error, CallerLeft):
-                return Response(status_code=CLIENT_GONE)
             raise
         return EventStream(first, frames, headers.items())
 
@@ -216,5 +212,4 @@ def record_of(request: HttpRequest) -> Record:
 
 
 def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    return Response(data, status, headers, "application/json")
+    return Response(to_json(body).encode("utf-8"), status, headers, "application/json")

@@ -14,6 +14,8 @@ POLICIES = {"auto": "truncate", "disabled": "refuse"}
 
 def read_long_input(fields: Fields) -> dict[str, Any]:
     """The fields of LongInput that a body sets; the server's own word holds for the others. Raises RequestError."""
+    if not any(map(fields.has, TRUNCATION_FIELDS)):
+        return {}
     given: dict[str, Any] = {}
     truncation, overflow = fields.text("truncation"), fields.text("overflow")
     if truncation is not None and truncation not in POLICIES:

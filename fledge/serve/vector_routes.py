@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -12,11 +11,12 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from fledge.engine.purpose import Purpose
+from fledge.serve.caller import CallerLeft, Present
 from fledge.serve.encoding import numbers_of
 from fledge.serve.fields import wrong
 from fledge.serve.gate import CLIENT_GONE
 from fledge.serve.routes import CUT_HEADER, Routes, record_of
-from fledge.serve.stream import CallerLeft, while_connected
+from fledge.serve.stream import to_json
 from fledge.serve.vector_replies import classified, embedded
 from fledge.serve.vector_rows import Rows, read_rows
 from fledge.serve.vector_wire import CLASSIFY_FIELDS, EMBEDDING_FIELDS, VectorCall, read_classify, read_embeddings
@@ -50,15 +50,15 @@ class VectorRoutes:
             call = read(await self.routes.read(request, known))
             service.adapters.find(call.model)
             service.check_serves(purpose)
+            rows = None
             try:
-                rows = await while_connected(request, self.rows(call))
+                async with Present(request.receive):
+                    rows = await self.rows(call)
+                    numbers = await numbers_of(service, rows.ids, record, tenant)
             except CallerLeft:
-                service.note_left(record)
+                if rows is None:
+                    service.note_left(record)
                 return Response(status_code=CLIENT_GONE)  # for the log; nobody reads it
-            try:
-                numbers = await while_connected(request, numbers_of(service, rows.ids, record, tenant))
-            except CallerLeft:
-                return Response(status_code=CLIENT_GONE)
         body = await self.written(render, call, rows, numbers)
         headers = {CUT_HEADER: ",".join(map(str, rows.n_cut))} if any(rows.n_cut) else {}
         return Response(body, 200, headers, "application/json")
@@ -72,7 +72,7 @@ class VectorRoutes:
 
     async def written(self, render: Render, call: VectorCall, rows: Rows, numbers: np.ndarray) -> bytes:
         def work() -> bytes:
-            return json.dumps(render(call, rows, numbers), ensure_ascii=False, separators=(",", ":")).encode()
+            return to_json(render(call, rows, numbers)).encode()
 
         return await asyncio.to_thread(work) if numbers.size > IN_THREAD_NUMBERS else work()
 

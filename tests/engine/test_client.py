@@ -280,8 +280,8 @@ def test_a_reader_may_leave_while_the_line_to_the_process_breaks():
     async def body(client: EngineClient) -> None:
         events = client.submit(request("r", max_tokens=2000))
         await anext(events)
-        assert client.writer is not None
-        client.writer.transport.abort()
+        assert client.line is not None
+        client.line.transport.abort()
         await asyncio.wait_for(events.aclose(), 1)  # raised that the process is not there
         assert not client.pending
 

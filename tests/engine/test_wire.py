@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import math
 import socket
@@ -100,11 +99,3 @@ def test_a_line_that_ends_in_mid_frame_is_the_end(cut):
         left.sendall(data)
         left.close()
         assert wire.receive(right) is None
-
-    async def read() -> wire.Frame | None:
-        reader = asyncio.StreamReader()
-        reader.feed_data(data)
-        reader.feed_eof()
-        return await wire.receive_async(reader)
-
-    assert asyncio.run(read()) is None

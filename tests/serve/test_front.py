@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -105,6 +107,49 @@ def test_a_body_that_never_comes_does_not_hold_the_connection(site: tuple[str, P
 def test_a_bad_chunk_after_the_answer_ends_the_connection_quietly(site: tuple[str, Plain]) -> None:
     head = request("/", "POST", transfer_encoding="chunked")
     assert exchange(site[0], head, b"zz\r\n", b"more", pause=0.02)[0] == 200
+
+
+class Taken:
+    """A transport that notes what it is given to write."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        self.writes.append(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+def test_what_is_written_in_one_turn_is_one_message_and_all_of_it_before_the_end() -> None:
+    async def run() -> None:
+        protocol: Any = SimpleNamespace(loop=asyncio.get_running_loop(), lingering=False, unread=lambda: False)
+        inner: Any = Taken()
+        transport = front.LingeringTransport(inner, protocol)
+        for data in (b"head", b"", b"body"):
+            transport.write(data)
+        assert inner.writes == []
+        await asyncio.sleep(0)
+        transport.write(b"later")
+        await asyncio.sleep(0)
+        assert inner.writes == [b"headbody", b"later"]  # the control: another turn is another message
+        transport.write(b"x" * (front.TOGETHER_BYTES + 1))  # nobody's memory is filled while no turn comes
+        assert len(inner.writes) == 3
+        transport.write(b"last")
+        transport.close()
+        assert inner.closed and inner.writes[3:] == [b"last"]
+        await asyncio.sleep(0)
+        assert len(inner.writes) == 4
+
+    asyncio.run(run())
 
 
 def test_the_access_log_is_one_clean_line_and_survives_a_closed_stream() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from bench import gate, scenes
+from bench.floor import bare, first_tokens
 from bench.served import served
 from tests.serve.running import error_of, running, wait_until
 
@@ -97,6 +98,15 @@ def test_114_the_servers_own_work_for_a_token() -> None:
     print(found)
     assert found["answered"] == 30
     assert 10 < found["cpu_microseconds_per_token"] <= 700
+
+
+@pytest.mark.parametrize("kind", ["alone", "behind"])
+def test_114_servers_that_do_nothing_answer_the_same_client(kind: str) -> None:
+    """What the machine itself takes is measured by them (bench/floor.py)."""
+    with bare(kind) as server:
+        assert len(first_tokens(server, 5, 100.0, seed=1)) == 5
+        first = asyncio.run(scenes.sender(server, 32, 1)(0))
+    assert first.answered and first.n_tokens == 1 and first.text == "a"
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ def run(model: str, out: Path, method: str, seed: int) -> Path:
         words = [sys.executable, "-m", "fledge", "finetune", str(CONFIG), f"model.path={model}", *METHODS[method]]
         words += [f"data.path={out}/train.jsonl", f"data.val={out}/val.jsonl", f"train.seed={seed}"]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([*words, f"run.dir={folder}", "--json"], check=True, capture_output=True, text=True)
+        done = subprocess.run([*words, f"run.dir={folder}", "--json"], check=True, stdout=subprocess.PIPE, text=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         cost = {"cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}
         found = json.loads(done.stdout.splitlines()[-1])

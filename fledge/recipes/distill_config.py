@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from fledge.errors import ConfigError
 from fledge.recipes.config import PretrainConfig
@@ -22,6 +23,25 @@ class TeacherConfig:
     hidden: float = 0.0
     """Coefficient of 1 - cosine of the last states of student and teacher, which must be of one width (DistilBERT's
     third loss); 0: not looked at."""
+    attention: float = 0.0
+    """Coefficient of the distance of attention maps, which have as many heads; 0: not looked at."""
+    attention_loss: Literal["kl", "mse"] = "kl"
+    """kl: KL(teacher ‖ student) of each row of a map (MiniLM); mse: the mean of squared differences (TinyBERT's loss,
+    of shares of attention)."""
+    values: float = 0.0
+    """Coefficient of the divergence of relations between values, softmax(V Vᵀ / √channels) (MiniLM); 0: not looked
+    at."""
+    relation_heads: int = 0
+    """Part the values of student and teacher into so many heads for that (MiniLM v2), where they have not as many; 0:
+    as they are."""
+    states: float = 0.0
+    """Coefficient of the mean of squared differences of what layers give (TinyBERT); where widths differ the student's
+    go through a learned matrix, which checkpoints keep and the published model has not. 0: not looked at."""
+    layer_map: Literal["last", "every"] = "last"
+    """Of attention, values and states: last, the last layer from the teacher's last (MiniLM); every, the m-th of M
+    layers from the teacher's m·N/M-th (TinyBERT)."""
+    layers: tuple[int, ...] = ()
+    """Instead: for each layer of the student the teacher's that it learns from, from 0; -1: none."""
     top_k: int = 0
     """Compare the teacher's likeliest tokens one by one and all others as one; 0: all tokens. What the teacher said is
     then kept in run.dir/teacher, and it is not asked again."""
@@ -31,8 +51,16 @@ class TeacherConfig:
             raise ConfigError(f"teacher.temperature: expected 0.01 to 100, got {self.temperature}")
         if not 0 <= self.share <= 1:
             raise ConfigError(f"teacher.share: expected a share from 0 to 1, got {self.share}")
-        if self.hidden < 0 or self.top_k < 0:
-            raise ConfigError(f"teacher: expected hidden and top_k of at least 0, got {self.hidden} and {self.top_k}")
+        for name in ("hidden", "top_k", "attention", "values", "relation_heads", "states"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"teacher.{name}: expected at least 0, got {getattr(self, name)}")
+        if self.layers and not self.looks_inside:
+            raise ConfigError("teacher.layers: read with teacher.attention, teacher.values or teacher.states; set one")
+
+    @property
+    def looks_inside(self) -> bool:
+        """Whether layers are compared."""
+        return bool(self.attention or self.values or self.states)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from fledge.recipes.distill_config import DistillConfig, TeacherConfig
 from fledge.recipes.distill_inner import inner_lessons, read_widening, widened, with_widening, write_widening
 from fledge.recipes.language import LanguageRecipe
 from fledge.recipes.masked import MaskedRecipe
+from fledge.recipes.own_text import OWN, OwnText, log_of, own_text
 from fledge.recipes.pretrain import Beside, pretrain
 from fledge.text.tokenizer import Tokenizer
 
@@ -44,16 +45,25 @@ class DistillRecipe(MaskedRecipe):
     """Folder of what the teacher said; None: it is asked each time."""
     masks: bool = False
     inner: InnerLessons | None = None
+    own: OwnText | None = None
+    """What the student writes itself, in its share of the batches."""
+
+    def batch(self, index: int) -> Batch:
+        return self.source.batch(index) if self.own is None or not self.own.due(index) else self.own.batch(index)
 
     def weights(self, batch: Batch) -> dict[str, float]:
         learnt, every = float(batch.weight.sum()), float(there(batch.tokens).sum())
-        return {name: every if name in INNER else learnt for name in self.terms()}
+        return {name: every if name in INNER else learnt for name in self.terms(batch)}
 
-    def terms(self) -> dict[str, float]:
-        """Coefficient of each term that counts."""
+    def terms(self, batch: Batch) -> dict[str, float]:
+        """Coefficient of each term that counts; not the objective's own where the student wrote the text."""
         own = "masked" if self.masks else "nats"
         lessons = self.lessons
-        found = {own: 1 - lessons.share, TEACHER: lessons.share, "hidden": lessons.hidden}
+        found = {
+            own: 0.0 if OWN in batch.columns else 1 - lessons.share,
+            TEACHER: lessons.share,
+            "hidden": lessons.hidden,
+        }
         found |= {name: getattr(lessons, name) for name in INNER}
         return {name: share for name, share in found.items() if share > 0}
 
@@ -67,14 +77,14 @@ class DistillRecipe(MaskedRecipe):
         totals: dict[str, Tensor] = {}
         if self.inner is not None and mine is not None and theirs is not None:
             totals = self.inner.terms(mine, theirs, batch.tokens, partial(widened, self.model))
-        shares, whole = self.terms(), self.weights(batch)
+        shares, whole = self.terms(batch), self.weights(batch)
         for name in shares:
             if name in totals:
                 continue
             if name == TEACHER:
                 assert taught is not None
                 known = logits[:, : taught.log_p.shape[-1]] if taught.ids is None else logits
-                totals[name] = teacher_nats(known, taught, weight, self.lessons.temperature)
+                totals[name] = teacher_nats(known, taught, weight, self.lessons.temperature, self.lessons.beta)
             elif name == "hidden":
                 assert states is not None
                 totals[name] = hidden_distance(hidden, states, weight)
@@ -90,16 +100,18 @@ class DistillRecipe(MaskedRecipe):
     def taught(self, batch: Batch) -> tuple[Lesson | None, Tensor | None, Heard | None]:
         """What the teacher says at the places that are trained on, and its last states there and what its layers do
         where they are looked at."""
-        shares, learnt = self.terms(), batch.weight > 0
-        path = self.said / f"{asked(batch)}.safetensors" if self.said is not None else None
+        shares, learnt = self.terms(batch), batch.weight > 0
+        kept = self.said is not None and OWN not in batch.columns  # nobody asks of own text again
+        path = self.said / f"{asked(batch)}.safetensors" if self.said is not None and kept else None
         if path is not None and path.is_file() and "hidden" not in shares and self.inner is None:
             return read_lesson(path, batch.weight.device), None, None
         assert self.teacher is not None
-        with self.listening(self.teacher, 1) as heard:
-            states = self.teacher.hidden(batch.tokens, batch.layout)[learnt]
+        teacher = self.teacher.to(batch.weight.device)  # the student was moved after it was asked for
+        with self.listening(teacher, 1) as heard:
+            states = teacher.hidden(batch.tokens, batch.layout)[learnt]
         taught = None
         if TEACHER in shares:
-            logits = self.teacher.logits(states)[:, : self.tokenizer.vocab_size]
+            logits = teacher.logits(states)[:, : self.tokenizer.vocab_size]
             taught = lesson(logits, self.lessons.temperature, self.lessons.top_k)
             if path is not None:
                 write_lesson(path, taught)
@@ -143,13 +155,16 @@ def distill(config: DistillConfig) -> dict[str, Any]:
         fields = {name: value for name, value in vars(recipe).items() if name != "relation"}
         fields["parents"] = recipe.parents | {TEACHER: artefact_digest(folder)}
         masks = isinstance(recipe, MaskedRecipe)
-        return DistillRecipe(**fields, teacher=teacher, lessons=config.teacher, said=said, masks=masks, inner=inner)
+        own = own_text(config, recipe.model, teacher, recipe.tokenizer, recipe.source, recipe.data_digest)
+        return DistillRecipe(
+            **fields, teacher=teacher, lessons=config.teacher, said=said, masks=masks, inner=inner, own=own
+        )
 
     def read(student: Transformer, checkpoint: Path) -> Transformer:
         width = read_config(folder)[1].stack.width
         return read_widening(student, checkpoint, width) if config.teacher.states else student
 
-    return pretrain(config, Beside(beside, artefact_digest(folder), read))
+    return pretrain(config, Beside(beside, artefact_digest(folder), read, log_of))
 
 
 def check_pair(recipe: LanguageRecipe, teacher: Transformer, tokenizer: Tokenizer, config: DistillConfig) -> None:

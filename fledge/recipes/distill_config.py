@@ -42,6 +42,9 @@ class TeacherConfig:
     layers from the teacher's m·N/M-th (TinyBERT)."""
     layers: tuple[int, ...] = ()
     """Instead: for each layer of the student the teacher's that it learns from, from 0; -1: none."""
+    beta: float = 0.0
+    """Which divergence the teacher's term is: 0, KL(teacher ‖ student); 1, KL(student ‖ teacher), the reverse; between,
+    the generalised Jensen-Shannon divergence (Agarwal et al. 2024)."""
     top_k: int = 0
     """Compare the teacher's likeliest tokens one by one and all others as one; 0: all tokens. What the teacher said is
     then kept in run.dir/teacher, and it is not asked again."""
@@ -51,6 +54,8 @@ class TeacherConfig:
             raise ConfigError(f"teacher.temperature: expected 0.01 to 100, got {self.temperature}")
         if not 0 <= self.share <= 1:
             raise ConfigError(f"teacher.share: expected a share from 0 to 1, got {self.share}")
+        if not 0 <= self.beta <= 1:
+            raise ConfigError(f"teacher.beta: expected a number from 0 to 1, got {self.beta}")
         for name in ("hidden", "top_k", "attention", "values", "relation_heads", "states"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"teacher.{name}: expected at least 0, got {getattr(self, name)}")
@@ -61,6 +66,35 @@ class TeacherConfig:
     def looks_inside(self) -> bool:
         """Whether layers are compared."""
         return bool(self.attention or self.values or self.states)
+
+
+@dataclass(frozen=True)
+class OnPolicyConfig:
+    """Batches that the student writes itself, by the engine and its weights of now (GKD, Agarwal et al. 2024)."""
+
+    share: float = 0.0
+    """Share of the batches that are the student's own text, spread evenly (the paper's λ); 0: none."""
+    prompts: str = ""
+    """Prompts (.jsonl) as `align grpo` reads them; empty: the beginnings of the training rows."""
+    prompt_tokens: int = 16
+    """Tokens of such a beginning."""
+    max_tokens: int = 64
+    """Most tokens that are written behind a prompt."""
+    temperature: float = 1.0
+    """Temperature of the writing."""
+    batches: int = 1
+    """Batches that are written at once; those after the first are of weights that have moved on since."""
+    slots: int = 16
+    """Texts that the engine writes side by side."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ConfigError(f"on_policy.share: expected a share from 0 to 1, got {self.share}")
+        for name in ("prompt_tokens", "max_tokens", "batches", "slots"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"on_policy.{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0.01 <= self.temperature <= 100:
+            raise ConfigError(f"on_policy.temperature: expected a number in 0.01..100, got {self.temperature}")
 
 
 @dataclass(frozen=True)

@@ -44,12 +44,14 @@ TRAIN = "train.bin"  # what tells a dataset folder from raw text
 @dataclass(frozen=True)
 class Beside:
     """What makes another training of a pre-training: `recipe` makes its recipe of the objective's, `also` is the digest
-    of what that one reads too, `read` adds what a checkpoint keeps beside the model to the model."""
+    of what that one reads too, `read` adds what a checkpoint keeps beside the model to the model, `hooks` are more of
+    them."""
 
     recipe: Callable[[LanguageRecipe], LanguageRecipe] = lambda recipe: recipe
     also: str = ""
     read: Callable[[Transformer, Path], Transformer] = lambda model, _: model
 
+    hooks: Callable[[Recipe, RunLog], Sequence[Hook]] = lambda recipe, log: ()
 
 NOTHING = Beside()
 
@@ -116,12 +118,13 @@ def pretrain_on(config: PretrainConfig, data: Data, group: Group = ALONE, beside
             say("\n".join(plan_lines(recipe.plan)))
             log.write("mixture", sources=[vars(source) for source in recipe.plan])
         if not config.train.sample_every_steps:
-            return ()
+            return more
         start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         ids = start + tokenizer.encode(config.sample.prompt)
         ids = ids or (data.sources[0].dataset if isinstance(data, Mixture) else data).val.tokens[:1].tolist()
+        more = beside.hooks(recipe, log)
         every = config.train.sample_every_steps
-        return [sample_hook(recipe, tokenizer, ids, config.sample, log, every)]
+        return [*more, sample_hook(recipe, tokenizer, ids, config.sample, log, every)]
 
     def read(checkpoint: Path, device: torch.device) -> Transformer:
         model = same_model(load_model(checkpoint, device), model_config, Path(config.run.dir))

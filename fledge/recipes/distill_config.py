@@ -102,3 +102,20 @@ class DistillConfig(PretrainConfig):
     """Train a student on text beside a teacher: a pre-training whose loss listens to another model too."""
 
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    on_policy: OnPolicyConfig = field(default_factory=OnPolicyConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.on_policy.share:
+            return
+        train = self.train
+        for key, wrong, why in (
+            ("objective", self.objective != "causal", "causal: a student writes from left to right"),
+            ("teacher.share", self.teacher.share == 0, "a share above 0: nothing else is learned of own text"),
+            ("train.precision", train.precision != "float32", "float32: engine and training must agree"),
+            ("train.micro_rows", train.micro_rows == "auto", "a number: batches come from rollouts"),
+            ("train.dropout", train.dropout.any or self.model.dropout > 0, "none: engine and training must agree"),
+            ("train.compile", train.compile != "off", "off"),
+        ):
+            if wrong:
+                raise ConfigError(f"{key}: expected {why}, with on_policy.share above 0")

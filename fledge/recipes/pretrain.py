@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fledge.compress.prune import hold_zeros
 from fledge.data.batches import TextBatches, windows
 from fledge.data.build import check_text_path, from_text_path
 from fledge.data.infill_batches import InfillBatches
@@ -50,8 +51,8 @@ class Beside:
     recipe: Callable[[LanguageRecipe], LanguageRecipe] = lambda recipe: recipe
     also: str = ""
     read: Callable[[Transformer, Path], Transformer] = lambda model, _: model
-
     hooks: Callable[[Recipe, RunLog], Sequence[Hook]] = lambda recipe, log: ()
+
 
 NOTHING = Beside()
 
@@ -79,6 +80,8 @@ def pretrain(config: PretrainConfig, beside: Beside = NOTHING) -> dict[str, Any]
     check_config(config, Path(config.run.dir))
     with in_run_folder(config) as group:  # from here on: raw text becomes shards inside the run folder
         group.once(lambda: prepare_data(config, Path(config.run.dir)))
+        if config.keep_zeros and not group.alone:
+            raise ConfigError("train: expected one process with keep_zeros, got several; start one")
         if beside is not NOTHING and not group.alone:
             raise ConfigError("train: expected one process for a student beside its teacher, got several; start one")
         return pretrain_on(config, open_data(config, Path(config.run.dir)), group, beside)
@@ -109,6 +112,8 @@ def pretrain_on(config: PretrainConfig, data: Data, group: Group = ALONE, beside
     def make_recipe(load: Callable[[], Transformer] | None) -> LanguageRecipe:
         fresh = load or (lambda: first_model(config, model_config))
         model = with_dropout(fresh(), config.model.dropout, config.train.dropout)
+        if config.keep_zeros:
+            hold_zeros(model)
         recipe = objective_recipe(config, data, tokenizer, model, row_tokens)
         recipe.data_digest = digest
         return beside.recipe(recipe)
@@ -117,12 +122,12 @@ def pretrain_on(config: PretrainConfig, data: Data, group: Group = ALONE, beside
         if isinstance(recipe, LanguageRecipe) and recipe.plan:
             say("\n".join(plan_lines(recipe.plan)))
             log.write("mixture", sources=[vars(source) for source in recipe.plan])
+        more = beside.hooks(recipe, log)
         if not config.train.sample_every_steps:
             return more
         start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         ids = start + tokenizer.encode(config.sample.prompt)
         ids = ids or (data.sources[0].dataset if isinstance(data, Mixture) else data).val.tokens[:1].tolist()
-        more = beside.hooks(recipe, log)
         every = config.train.sample_every_steps
         return [*more, sample_hook(recipe, tokenizer, ids, config.sample, log, every)]
 

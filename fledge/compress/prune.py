@@ -77,6 +77,15 @@ def sparsity(model: Transformer) -> float:
     return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
 
 
+def hold_zeros(model: Transformer) -> None:
+    """Have linear weights inside the blocks that are zero stay so in training by a rule that moves each weight by its
+    own gradient: they get none."""
+    for part in maps_of(model):
+        held = part.weight != 0
+        if not bool(held.all()):
+            part.weight.register_hook(lambda grad, held=held: grad * held.to(grad.device))
+
+
 def evenly(n_layers: int, n_kept: int) -> tuple[int, ...]:
     """`n_kept` of the layers, spread evenly from the first on: 0, 2, 4, 6, 8, 10 of twelve."""
     return tuple(number * n_layers // n_kept for number in range(n_kept))

@@ -8,7 +8,7 @@ from typing import Literal
 
 from fledge.errors import ConfigError
 
-PruneMethod = Literal["magnitude", "neurons", "heads", "layers"]
+PruneMethod = Literal["magnitude", "wanda", "neurons", "heads", "layers"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class PruneConfig:
     out: Path
     """The folder to write; it must not exist or be empty."""
     method: PruneMethod = "magnitude"
-    """magnitude: the smallest weights of the linear maps become zero; the shape stays. neurons, heads, layers: the
+    """magnitude: the smallest weights of the linear maps become zero; the shape stays. wanda: of each output the
+    weights with the least size times that of what they read on the calibration text. neurons, heads, layers: the
     least important ones are gone, and with them their parameters and their time."""
     share: float = 0.5
     """How much of what the method counts is taken out: of the weights, of each layer's neurons or key/value groups of
@@ -58,5 +59,9 @@ class PruneConfig:
             raise ConfigError(f"keep: expected layers in rising order, from 0, got {list(self.keep)}")
         if self.scope != "map" and self.method != "magnitude":
             raise ConfigError(f"scope: read with method=magnitude only, got method={self.method}")
+        if self.calibration is None and self.method == "wanda":
+            raise ConfigError(
+                "calibration: expected text for method=wanda, which measures what weights read; give some"
+            )
         if self.calibration is not None and self.method == "magnitude":
             raise ConfigError("calibration: expected none for method=magnitude, which reads weights alone")

@@ -100,6 +100,9 @@ class PretrainConfig:
     init_from: str = ""
     """A model or run folder whose weights training goes on from (continued pre-training): its shape and its tokenizer
     are taken, model.* is left alone. Empty: initial weights."""
+    keep_zeros: bool = False
+    """Weights of linear maps inside the blocks that are zero in init_from stay zero: what pruning took is not tuned
+    back in."""
     objective: Objective = "causal"
     """What is learnt: causal, the next token (decoders); masked, hidden tokens (encoders); masked+next and
     masked+order, these and whether the second of two segments is the next one, or in order (bert, albert, big_bird);
@@ -110,6 +113,12 @@ class PretrainConfig:
     spans: SpansConfig = field(default_factory=SpansConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     infill: InfillConfig = field(default_factory=InfillConfig)
+
+    def __post_init__(self) -> None:
+        if self.keep_zeros and not self.init_from:
+            raise ConfigError("keep_zeros: read with init_from, whose zeros are kept; set it, or leave keep_zeros out")
+        if self.keep_zeros and self.train.optimizer == "muon":
+            raise ConfigError("keep_zeros: expected train.optimizer=adamw, got muon, whose updates mix all weights")
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
+import torch
+
+from fledge.compress.prune import hold_zeros
 from fledge.data.batches import TextBatches, windows
 from fledge.data.build import check_text_path, from_text_path
 from fledge.data.infill_batches import InfillBatches
@@ -31,17 +34,27 @@ from fledge.recipes.masked import MaskedRecipe, masked_reading, relation_of
 from fledge.recipes.objective import MASKED, objective_model, objective_shape, objective_tokenizer
 from fledge.recipes.reading import Data, Reading, mixed
 from fledge.recipes.sample import sample_hook
-from fledge.recipes.session import in_run_folder, run_recipe
+from fledge.recipes.session import in_run_folder, run_recipe, same_model
 from fledge.text.tokenizer import Tokenizer
 from fledge.train.recipe import Hook, Recipe
 
 DATA = "data"  # of the run folder: shards made from raw text
 TRAIN = "train.bin"  # what tells a dataset folder from raw text
-Beside: TypeAlias = Callable[[LanguageRecipe], LanguageRecipe]
 
 
-def itself(recipe: LanguageRecipe) -> LanguageRecipe:
-    return recipe
+@dataclass(frozen=True)
+class Beside:
+    """What makes another training of a pre-training: `recipe` makes its recipe of the objective's, `also` is the digest
+    of what that one reads too, `read` adds what a checkpoint keeps beside the model to the model, `hooks` are more of
+    them."""
+
+    recipe: Callable[[LanguageRecipe], LanguageRecipe] = lambda recipe: recipe
+    also: str = ""
+    read: Callable[[Transformer, Path], Transformer] = lambda model, _: model
+    hooks: Callable[[Recipe, RunLog], Sequence[Hook]] = lambda recipe, log: ()
+
+
+NOTHING = Beside()
 
 
 def fresh_recipe(config: PretrainConfig, folder: Path) -> LanguageRecipe:
@@ -59,18 +72,19 @@ def fresh_recipe(config: PretrainConfig, folder: Path) -> LanguageRecipe:
     )
 
 
-def pretrain(config: PretrainConfig, beside: Beside = itself, also: str = "") -> dict[str, Any]:
+def pretrain(config: PretrainConfig, beside: Beside = NOTHING) -> dict[str, Any]:
     """Train, or go on training, and publish `run.dir`/model.
 
     Gives `val_loss` (nats a token over all of the held-out text), `steps`, `tokens`, `seconds`, and the model's folder.
-    `beside` makes another recipe of the objective's; `also`: the digest of what that one reads too.
     """
     check_config(config, Path(config.run.dir))
     with in_run_folder(config) as group:  # from here on: raw text becomes shards inside the run folder
         group.once(lambda: prepare_data(config, Path(config.run.dir)))
-        if beside is not itself and not group.alone:
+        if config.keep_zeros and not group.alone:
+            raise ConfigError("train: expected one process with keep_zeros, got several; start one")
+        if beside is not NOTHING and not group.alone:
             raise ConfigError("train: expected one process for a student beside its teacher, got several; start one")
-        return pretrain_on(config, open_data(config, Path(config.run.dir)), group, beside, also)
+        return pretrain_on(config, open_data(config, Path(config.run.dir)), group, beside)
 
 
 def check_config(config: PretrainConfig, folder: Path) -> None:
@@ -87,36 +101,42 @@ def check_config(config: PretrainConfig, folder: Path) -> None:
     row_tokens_of(config.train, sketch.context_tokens)
 
 
-def pretrain_on(
-    config: PretrainConfig, data: Data, group: Group = ALONE, beside: Beside = itself, also: str = ""
-) -> dict[str, Any]:
+def pretrain_on(config: PretrainConfig, data: Data, group: Group = ALONE, beside: Beside = NOTHING) -> dict[str, Any]:
     """`pretrain` on opened data, in a run folder that the caller has locked."""
     tokenizer = objective_tokenizer(config, data.tokenizer)
     model_config = first_config(config, tokenizer)
     family(model_config.family).write(model_config)  # refused now if these ids can't be saved, not at a checkpoint
     row_tokens = row_tokens_of(config.train, model_config.context_tokens)
-    digest = sha256_json([run_digest(config, data), also]) if also else run_digest(config, data)
+    digest = sha256_json([run_digest(config, data), beside.also]) if beside.also else run_digest(config, data)
 
     def make_recipe(load: Callable[[], Transformer] | None) -> LanguageRecipe:
         fresh = load or (lambda: first_model(config, model_config))
         model = with_dropout(fresh(), config.model.dropout, config.train.dropout)
+        if config.keep_zeros:
+            hold_zeros(model)
         recipe = objective_recipe(config, data, tokenizer, model, row_tokens)
         recipe.data_digest = digest
-        return beside(recipe)
+        return beside.recipe(recipe)
 
     def make_hooks(recipe: Recipe, log: RunLog) -> Sequence[Hook]:
         if isinstance(recipe, LanguageRecipe) and recipe.plan:
             say("\n".join(plan_lines(recipe.plan)))
             log.write("mixture", sources=[vars(source) for source in recipe.plan])
+        more = beside.hooks(recipe, log)
         if not config.train.sample_every_steps:
-            return ()
+            return more
         start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         ids = start + tokenizer.encode(config.sample.prompt)
         ids = ids or (data.sources[0].dataset if isinstance(data, Mixture) else data).val.tokens[:1].tolist()
         every = config.train.sample_every_steps
-        return [sample_hook(recipe, tokenizer, ids, config.sample, log, every)]
+        return [*more, sample_hook(recipe, tokenizer, ids, config.sample, log, every)]
 
-    return run_recipe(config, model_config, make_recipe, make_hooks, digest, group)
+    def read(checkpoint: Path, device: torch.device) -> Transformer:
+        model = same_model(load_model(checkpoint, device), model_config, Path(config.run.dir))
+        return beside.read(model, checkpoint)
+
+    reader = None if beside is NOTHING else read
+    return run_recipe(config, model_config, make_recipe, make_hooks, digest, group, reader)
 
 
 def tokenizer_source(config: PretrainConfig) -> str:

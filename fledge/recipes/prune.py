@@ -24,6 +24,7 @@ from fledge.compress.prune import (
     zero_smallest,
 )
 from fledge.compress.prune_config import PruneConfig
+from fledge.compress.wanda import zero_least_used
 from fledge.config import to_dict
 from fledge.errors import ConfigError
 from fledge.log import json_safe
@@ -77,13 +78,15 @@ def pruned(model: Transformer, tokenizer: Tokenizer | None, config: PruneConfig)
     """The smaller model, and what was kept in a few words: layers, or how many of each layer."""
     if config.method == "magnitude":
         return zero_smallest(model, config.share, config.scope), None
-    n_layers = len(model.config.stack.layers)
-    every = tuple(range(n_layers))
+    every = tuple(range(len(model.config.stack.layers)))
     rows = None
     if config.calibration is not None:
         assert tokenizer is not None
         row_tokens = row_tokens_of(model, config.row_tokens)
         rows = calibration_rows(tokenizer, Path(config.calibration), config.rows, row_tokens, config.seed)
+    if config.method == "wanda":
+        assert rows is not None
+        return zero_least_used(model, rows, config.share), None
     if config.method == "layers":
         layers = layers_of(model, config, rows)
         return without(model, Kept(layers)), list(layers)

@@ -29,7 +29,7 @@ def publish(folder: Path, run: Run, result: dict[str, Any]) -> Path:
     """
     target, scratch = folder / MODEL, folder / f"{NEW}{os.getpid()}"
     try:
-        run.recipe.save(scratch)
+        getattr(run.recipe, "export", run.recipe.save)(scratch)  # without what only checkpoints need
         fsync_tree(scratch)
         write_model_card(scratch, run, result)
         if target.exists():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,29 @@ def read_rollout(folder: Path, number: int) -> Rollout | None:
         return Rollout(number, header["key"], header["weights"], header["kl"], answers, header["figures"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def begun(folder: Path, number: int, key: str, weights: str, make: Callable[[], Rollout]) -> Rollout:
+    """Rollout `number` of weights of the digest `weights`: the one on the disk if it is theirs, else a new one, which
+    is there before anybody learns of it."""
+    known = read_rollout(folder, number)
+    if known is not None and (known.key, known.weights) == (key, weights):
+        return known
+    rollout = make()
+    write_rollout(folder, rollout)
+    return rollout
+
+
+def gone_on_with(folder: Path, number: int, key: str) -> Rollout:
+    """The rollout inside which a run was stopped. Raises CheckpointError if it is gone."""
+    known = read_rollout(folder, number)
+    if known is None or known.key != key:
+        what = "none that is whole" if known is None else "one of other settings or data"
+        raise CheckpointError(
+            f"{path_of(folder, number)}: expected the rollout that this checkpoint was learning from, found "
+            f"{what}; bring it back, or go on from an earlier checkpoint"
+        )
+    return known
 
 
 def digest_of(header: dict[str, Any], lines: str) -> str:

@@ -19,12 +19,11 @@ from torch import Tensor
 from fledge.batch import Batch, join_rows
 from fledge.data.keyed import shuffled
 from fledge.engine.request import Sampling
-from fledge.errors import CheckpointError
 from fledge.log import RunLog, say, warn
 from fledge.model.transformer import Transformer
 from fledge.recipes.prompts import Prompt, of_rollout
 from fledge.recipes.rl_config import RlConfig
-from fledge.recipes.rollout_file import Answer, Rollout, path_of, read_figures, read_rollout, write_rollout
+from fledge.recipes.rollout_file import Answer, Rollout, begun, gone_on_with, read_figures, read_rollout
 from fledge.recipes.rollout_watch import alarms, figures_of
 from fledge.recipes.sampler import Measured, Policy, Sampled, check_agreement, measured, rows_of, weights_digest
 from fledge.recipes.scoring import Scorer
@@ -69,7 +68,7 @@ class Rollouts:
         inside a rollout finds it gone, AgreementError, and what rewards raise."""
         number, update = divmod(index, self.config.updates)
         if self.held is None or self.held[0].number != number:
-            rollout = self.begun(number) if update == 0 else self.gone_on_with(number)
+            rollout = gone_on_with(self.folder, number, self.key) if update else self.begun(number)
             self.held = rollout, self.whole_batch(rollout)
             self.tell(rollout, index)
         rows, n_answers = self.config.train.rows, self.config.rollout.answers
@@ -78,24 +77,8 @@ class Rollouts:
         return taken(self.held[1], order[place : place + rows])
 
     def begun(self, number: int) -> Rollout:
-        """Rollout `number` of the weights of now: the one on the disk if it is theirs."""
         weights = weights_digest(self.model)
-        known = read_rollout(self.folder, number)
-        if known is not None and (known.key, known.weights) == (self.key, weights):
-            return known
-        rollout = self.made(number, weights)
-        write_rollout(self.folder, rollout)
-        return rollout
-
-    def gone_on_with(self, number: int) -> Rollout:
-        known = read_rollout(self.folder, number)
-        if known is None or known.key != self.key:
-            what = "none that is whole" if known is None else "one of other settings or data"
-            raise CheckpointError(
-                f"{path_of(self.folder, number)}: expected the rollout that this checkpoint was learning from, found "
-                f"{what}; bring it back, or go on from an earlier checkpoint"
-            )
-        return known
+        return begun(self.folder, number, self.key, weights, lambda: self.made(number, weights))
 
     def made(self, number: int, weights: str) -> Rollout:
         config, how = self.config, self.config.rollout
@@ -111,15 +94,10 @@ class Rollouts:
     def measured_answers(self, sampled: Sequence[Sampled]) -> tuple[list[Answer], dict[str, float]]:
         """The answers with all that is known of them, and how well engine and training agree on them."""
         how, rows = self.config.rollout, int(self.config.train.micro_rows) or self.config.train.rows
-        prompts, ids = [one.prompt.ids for one in sampled], [one.ids for one in sampled]
-        ours = measured(self.model, prompts, ids, how.temperature, rows)
-        k3, largest = check_agreement(sampled, [one.plain for one in ours])
+        ours, theirs, agreement = compared(self.model, self.reference, sampled, how.temperature, rows)
         if how.deterministic:
             self.policy.check_bits(sampled)
-        reference = self.reference.to(self.model.embedding.weight.device)
-        theirs = measured(reference, prompts, ids, how.temperature, rows)
-        answers = answers_told(sampled, ours, theirs, self.scorer, how.missing_end_penalty)
-        return answers, {"agreement_k3": k3, "agreement_largest": largest}
+        return answers_told(sampled, ours, theirs, self.scorer, how.missing_end_penalty), agreement
 
     def whole_batch(self, rollout: Rollout) -> Batch:
         """All answers of a rollout as rows, with the method's columns where their tokens are predicted."""
@@ -163,18 +141,33 @@ class Rollouts:
             warn(f"rollout {rollout.number}: {text}")
 
 
+def compared(
+    model: Transformer, reference: Transformer, sampled: Sequence[Sampled], temperature: float, rows: int
+) -> tuple[list[Measured], list[Measured], dict[str, float]]:
+    """What the policy and the reference say of answers, `rows` at a time, and how well engine and training agree on
+    them. Raises AgreementError."""
+    prompts, ids = [one.prompt.ids for one in sampled], [one.ids for one in sampled]
+    ours = measured(model, prompts, ids, temperature, rows)
+    k3, largest = check_agreement(sampled, [one.plain for one in ours])
+    theirs = measured(reference.to(model.embedding.weight.device), prompts, ids, temperature, rows)
+    return ours, theirs, {"agreement_k3": k3, "agreement_largest": largest}
+
+
 def answers_told(
     sampled: Sequence[Sampled],
     ours: Sequence[Measured],
     theirs: Sequence[Measured],
-    scorer: Scorer,
+    scorer: Scorer | None,
     missing_end_penalty: float = 0.0,
 ) -> list[Answer]:
-    """Answers with what the policy (`ours`) and the reference (`theirs`) say of them, and what they are worth."""
+    """Answers with what the policy (`ours`) and the reference (`theirs`) say of them, and what they are worth: 0
+    without a scorer."""
     answers = []
     for one, own, other in zip(sampled, ours, theirs, strict=True):
-        parts, reward = scorer.reward(one.prompt, one.ids, one.completion.text)
-        judge = scorer.judged(one.prompt, one.ids, one.completion.text)
+        parts, reward, judge = dict[str, float](), 0.0, None
+        if scorer is not None:
+            parts, reward = scorer.reward(one.prompt, one.ids, one.completion.text)
+            judge = scorer.judged(one.prompt, one.ids, one.completion.text)
         cut = one.completion.finish_reason == "length"
         answers.append(
             Answer(

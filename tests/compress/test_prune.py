@@ -16,6 +16,7 @@ from fledge.compress.prune import (
     Kept,
     evenly,
     gradient_importance,
+    hold_zeros,
     kept_of,
     layer_importance,
     maps_of,
@@ -24,6 +25,7 @@ from fledge.compress.prune import (
     without,
     zero_smallest,
 )
+from fledge.compress.wanda import zero_least_used
 from fledge.errors import ConfigError
 from fledge.model.folder import load_model, save_model
 from tests.parity.reference import randomised
@@ -184,18 +186,65 @@ def test_the_verb_writes_a_smaller_folder_and_says_what_it_cost(tmp_path, capfd)
     tokenizer.save(tmp_path / "model")
     text = tmp_path / "text.txt"
     text.write_text("the dog said: stop! and why? who (anna)? " * 40)
-    for words in (["--method", "layers"], ["--method", "heads"], ["--method", "neurons", "--share", "0.25"], []):
+    neurons, wanda = ["--method", "neurons", "--share", "0.25"], ["--method", "wanda"]
+    for words in (["--method", "layers"], ["--method", "heads"], neurons, wanda, []):
         out = tmp_path / "-".join(["out", *words])
         more = ["--calibration", str(text), "--rows", "4", "--row-tokens", "16"] if words else []
         assert main(["prune", str(tmp_path / "model"), str(out), *words, *more, "--evaluate", str(text), "--json"]) == 0
         result = json.loads(capfd.readouterr().out.splitlines()[-1])
-        assert (result["parameters"]["after"] < result["parameters"]["before"]) == bool(words)
+        assert (result["parameters"]["after"] < result["parameters"]["before"]) == (words not in (wanda, []))
         assert result["quality"]["after"]["loss"] > 0 and result["tokens_per_second"]["after"] > 0
-        assert (result["zeros"] > 0.4) == (not words)
+        assert (result["zeros"] > 0.4) == (words in (wanda, []))
         assert transformers.AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == (
             2 if "layers" in words else 4
         )
+    assert main(["prune", str(tmp_path / "model"), str(tmp_path / "x"), *wanda]) != 0
+    assert "expected text for method=wanda" in capfd.readouterr().err
     assert main(["prune", str(tmp_path / "model"), str(out), "--method", "layers"]) != 0  # the folder is taken
     assert "expected a new or empty folder" in capfd.readouterr().err
     assert main(["prune", str(tmp_path / "model"), str(tmp_path / "x"), "--method", "layers", "--keep", "0,9"]) != 0
     assert not (tmp_path / "x").exists()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("share", [0.3, 0.75])
+def test_what_wanda_takes_is_its_formula_on_what_transformers_maps_read(folder, share):
+    """Block after block, by hooks on the linear maps of transformers, each pruned before the next is heard."""
+    model = load_model(folder)
+    zero_least_used(model, IDS, share)
+    kind = transformers.AutoModelForMaskedLM if folder.name == "bert" else transformers.AutoModelForCausalLM
+    other = kind.from_pretrained(folder).eval()
+    body = {"llama": lambda: other.model.layers, "gpt2": lambda: other.transformer.h,
+            "bert": lambda: other.bert.encoder.layer}[folder.name]()  # fmt: skip
+    for layer in body:
+        read: dict = {}
+        maps = [m for m in layer.modules() if isinstance(m, torch.nn.Linear) or type(m).__name__ == "Conv1D"]
+        hooks = [m.register_forward_pre_hook(lambda m, given, read=read: read.update({m: given[0]})) for m in maps]
+        other(IDS)
+        for hook in hooks:
+            hook.remove()
+        for part in maps:
+            weight = part.weight.T if type(part).__name__ == "Conv1D" else part.weight  # [outputs, inputs]
+            worth = weight.abs() * read[part].flatten(0, 1).norm(dim=0)
+            for row, each in zip(weight, worth, strict=True):
+                row[each.argsort()[: round(share * len(each))]] = 0.0
+    assert close(logits(model), other(IDS).logits)
+    assert sparsity(model) == pytest.approx(share, abs=0.02)
+    plain = load_model(folder)
+    zero_smallest(plain, share)
+    assert not close(logits(plain), logits(model))  # the control
+
+
+def test_zeros_that_are_held_stay_and_others_move(folder):
+    model = load_model(folder).train().requires_grad_(True)
+    zero_smallest(model, 0.4)
+    hold_zeros(model)
+    before = [part.weight.detach().clone() for part in maps_of(model)]
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(one_document(IDS), OneDocument()).square().mean().backward()
+        optimizer.step()
+    assert sparsity(model) == pytest.approx(0.4, abs=2e-3)
+    for part, was in zip(maps_of(model), before, strict=True):
+        assert bool((part.weight[was == 0] == 0).all()) and bool((part.weight != was).any())

@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 
 from fledge.compress.config import QuantizeConfig
+from fledge.compress.prune import sparsity
+from fledge.compress.prune_config import PruneConfig
 from fledge.errors import ConfigError, DataError, Interrupted
 from fledge.lineage import artefact_digest, read_card
 from fledge.log import read_log
 from fledge.model.config import ShapeConfig
+from fledge.model.folder import load_model
 from fledge.recipes.config import PretrainConfig, TextDataConfig
 from fledge.recipes.pretrain import pretrain
+from fledge.recipes.prune import prune_model
 from fledge.recipes.quantize import quantize_model
 from fledge.text.tokenizer import Tokenizer
 from fledge.train.config import RunConfig, TrainConfig
@@ -92,3 +96,23 @@ def test_a_shape_a_tokenizer_other_text_and_quantized_weights_are_refused(base, 
     quantize_model(QuantizeConfig(base, small, method="rtn"), json=True)
     with pytest.raises(ConfigError, match="got quantized ones"):
         pretrain(replace(config, init_from=str(small)))
+
+
+def test_what_was_pruned_stays_zero_where_that_is_asked_for(base, tmp_path):
+    prune_model(PruneConfig(base, tmp_path / "pruned", share=0.6, threads=1), json=True)
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    straight = pretrain(config_of(tmp_path / "pruned", tmp_path / "a", keep_zeros=True))
+    config = config_of(tmp_path / "pruned", tmp_path / "b", keep_zeros=True)
+    with pytest.raises(Interrupted):
+        pretrain(replace(config, train=replace(TRAIN, stop_after_steps=2)))
+    stopped = pretrain(config)
+    files = [Path(result["model"], "model.safetensors").read_bytes() for result in (straight, stopped)]
+    assert files[0] == files[1] != Path(tmp_path / "pruned", "model.safetensors").read_bytes()
+    assert sparsity(load_model(stopped["model"])) == sparsity(load_model(tmp_path / "pruned")) > 0.59
+    filled = pretrain(config_of(tmp_path / "pruned", tmp_path / "c"))
+    assert sparsity(load_model(filled["model"])) < 0.01  # the control
+    with pytest.raises(ConfigError, match="keep_zeros: read with init_from"):
+        PretrainConfig(keep_zeros=True)
+    with pytest.raises(ConfigError, match="expected train.optimizer=adamw"):
+        replace(config, train=replace(TRAIN, optimizer="muon"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,42 +10,18 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from fledge.batch import Packed, Padded
 from fledge.compress.distill import hidden_distance, lesson, teacher_nats
 from fledge.data.masking import MaskingConfig
 from fledge.errors import ConfigError, Interrupted
-from fledge.log import read_log
 from fledge.model.config import ShapeConfig
-from fledge.model.folder import load_model, save_model
+from fledge.model.folder import save_model
 from fledge.recipes.config import TextDataConfig
 from fledge.recipes.distill import DistillRecipe, distill
 from fledge.recipes.distill_config import DistillConfig, TeacherConfig
 from fledge.recipes.pretrain import fresh_recipe
-from fledge.train.config import RunConfig, TrainConfig
+from fledge.train.config import RunConfig
 from tests.data.corrupted import story, wordpiece
-from tests.parity.reference import randomised
-
-STEPS = 5
-TRAIN = TrainConfig(steps=STEPS, rows=4, row_tokens=32, learning_rate=3e-3, learning_rate_floor=1.0, weight_decay=0.0,
-                    clip_norm=0.0, beta2=0.999, eval_every_steps=0, threads=1)  # fmt: skip
-SIZES = {"width": 32, "layers": 2, "heads": 2, "context_tokens": 32}
-
-
-def teacher_of(kind: str, folder: Path, tokenizer, width: int = 32) -> Path:
-    torch.manual_seed(5)
-    n = tokenizer.vocab_size
-    if kind == "causal":
-        config = transformers.GPT2Config(vocab_size=n, n_embd=width, n_layer=3, n_head=2, n_positions=32,
-                                         bos_token_id=0, eos_token_id=0)  # fmt: skip
-        model = transformers.GPT2LMHeadModel(config)
-    else:
-        config = transformers.BertConfig(vocab_size=n, hidden_size=width, num_hidden_layers=3, num_attention_heads=2,
-                                         intermediate_size=40, max_position_embeddings=32)  # fmt: skip
-        model = transformers.BertForMaskedLM(config)
-    path = folder / f"teacher-{kind}-{width}"
-    randomised(model, 0.3).eval().save_pretrained(path / "raw")
-    save_model(load_model(path / "raw"), path, tokenizer)
-    return path
+from tests.recipes.distilled import SIZES, STEPS, TRAIN, documents, steps_of, teacher_of
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +34,7 @@ def place(tmp_path_factory):
 
 
 def config_of(place: Path, run: Path, kind: str, **teacher) -> DistillConfig:
-    folder = place / f"teacher-{kind}-32"
+    folder = place / f"teacher-{kind}-32-3-2"
     return DistillConfig(
         ShapeConfig("gpt2" if kind == "causal" else "bert", **SIZES),
         TextDataConfig(path=str(place / "text.txt"), tokenizer=str(folder)),
@@ -69,10 +44,6 @@ def config_of(place: Path, run: Path, kind: str, **teacher) -> DistillConfig:
         masking=MaskingConfig(rate=0.3),
         teacher=TeacherConfig(str(folder), **teacher),
     )
-
-
-def steps_of(run: Path) -> list[float]:
-    return [event["loss"] for event in read_log(run / "log.jsonl") if event["kind"] == "step"]
 
 
 def their_losses(config: DistillConfig, scratch: Path) -> list[float]:
@@ -110,17 +81,6 @@ def their_losses(config: DistillConfig, scratch: Path) -> list[float]:
         optimizer.zero_grad()
         losses.append((total / n).item())
     return losses
-
-
-def documents(batch):
-    """(ids, targets, weight) of each document of a batch."""
-    ids, targets, weight = (part.flatten() for part in (batch.tokens.ids, batch.targets, batch.weight))
-    n_rows, n_tokens = batch.tokens.ids.shape
-    lengths = batch.layout.lengths if isinstance(batch.layout, Padded) else [n_tokens] * n_rows
-    pairs = [(row * n_tokens, row * n_tokens + n) for row, n in enumerate(lengths)]
-    if isinstance(batch.layout, Packed):
-        pairs = list(pairwise(batch.layout.cu_seqlens))
-    return [(ids[a:b], targets[a:b], weight[a:b]) for a, b in pairs if float(weight[a:b].sum()) > 0]
 
 
 @pytest.mark.parametrize(
@@ -199,7 +159,7 @@ def test_teachers_that_cannot_teach_are_refused(place, tmp_path):
     with pytest.raises(ConfigError, match="expected the student's tokenizer"):
         distill(replace(config, data=replace(config.data, tokenizer="bytes")))
     with pytest.raises(ConfigError, match="expected a model of the student's kind"):
-        distill(replace(config, teacher=TeacherConfig(str(place / "teacher-masked-32"))))
+        distill(replace(config, teacher=TeacherConfig(str(place / "teacher-masked-32-3-2"))))
     wide = teacher_of("causal", tmp_path, wordpiece(), 48)
     with pytest.raises(ConfigError, match="expected states of one width"):
         distill(replace(config, teacher=TeacherConfig(str(wide), hidden=1.0)))

@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.align.toy import config_file, events
+from fledge.model.folder import save_model
+from tests.align.toy import config_file, events, letters, tiny, world
 from tests.trials.tiny import Command, fledge, losses, start, wait_for_step
 
 GROUPS = {
@@ -79,3 +81,36 @@ def test_a_run_that_forgot_its_rollout_would_differ(tmp_path):
     (run / "rollouts" / "00000001.jsonl").write_bytes((tmp_path / "whole" / "rollouts" / "00000002.jsonl").read_bytes())
     assert align("grpo", config).returncode == 0
     assert weights(run / "model") != weights(tmp_path / "whole" / "model")
+
+
+def student_file(folder: Path, run_dir: str) -> Path:
+    """A student that writes three of four batches itself, two at once; its teacher is a wider model."""
+    if not (folder / "teacher").exists():
+        world(folder)
+        save_model(tiny(7, width=64), folder / "teacher", letters())
+        (folder / "text.txt").write_text("".join(f"{n}+{n}={2 * n}. abc " for n in range(400)))
+    config = {
+        "init_from": str(folder / "base"),
+        "data": {"path": str(folder / "text.txt")},
+        "teacher": {"path": str(folder / "teacher"), "beta": 0.9, "temperature": 1.0, "share": 0.8},
+        "on_policy": {"share": 0.75, "prompt_tokens": 4, "max_tokens": 6, "batches": 2},
+        "train": {**STEPS, "rows": 4, "row_tokens": 16, "learning_rate": 0.01, "threads": 1, "eval_every_steps": 0},
+        "run": {"dir": str(folder / run_dir)},
+    }
+    path = folder / f"{run_dir}.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+@pytest.mark.slow
+def test_trial_2_a_student_killed_inside_what_it_wrote_ends_with_the_same_bits(tmp_path):
+    assert fledge("distill", str(student_file(tmp_path, "whole")), "--json").returncode == 0
+    config, run = student_file(tmp_path, "run"), tmp_path / "run"
+    for step in (3, 6):  # batches 1 and 2, 3 and 5, 6 and 7 … are a rollout each
+        killed = fledge("distill", str(config), "--json", FLEDGE_FAULTS=f"kill_after_checkpoint@{step}")
+        assert killed.returncode == 137, killed.stderr
+    assert fledge("distill", str(config), "--json").returncode == 0
+    assert losses(run) == losses(tmp_path / "whole") and rollouts(run) == rollouts(tmp_path / "whole")
+    assert weights(run / "model") == weights(tmp_path / "whole" / "model")
+    assert [event["batch"] for event in events(run, "rollout")] == [1, 3, 6, 9, 11]
+    assert len(set(rollouts(run).values())) == 5

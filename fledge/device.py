@@ -97,7 +97,7 @@ def refuse_many() -> None:
     world_size = os.environ.get("WORLD_SIZE") or "1"
     if world_size != "1":
         raise ConfigError(
-            f"WORLD_SIZE: expected 1 or none (only training has several processes), got {world_size!r:.40}; "
+            f"WORLD_SIZE: expected 1 or none (only training, generate and serve have several), got {world_size!r:.40}; "
             "start this without a launcher such as torchrun"
         )
 

@@ -59,7 +59,7 @@ def training_config(config: PreviewConfig) -> tuple[str, Any]:
             found[name] = read(name, config, file)
         except ConfigError as error:
             errors[name] = error
-    if file is not None and len(found) == 1:
+    if found and (config.verb or (file is not None and len(found) == 1)):
         return found.popitem()
     if config.verb:
         raise errors[config.verb]

@@ -73,7 +73,9 @@ def load_vectors(path: str | Path, pooling: str = "", device: torch.device | str
     (mean where it is empty) to length 1. Raises ConfigError as `purpose_of`, and for a decoder without a pooling."""
     folder = find_vectors(path)
     if purpose_of(folder, pooling) == "generate":
-        raise ConfigError(f"pooling: expected one for {folder.name}, which writes text; give pooling=mean or lasttoken")
+        raise ConfigError(
+            f"pooling: expected one for {Path(path).name}, which writes text; give pooling=mean or lasttoken"
+        )
     if (folder / MODULES).is_file():
         return load_sentence_model(folder, device)
     model, tokenizer = load_served(folder, device), served_tokenizer(folder)

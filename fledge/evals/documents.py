@@ -39,7 +39,8 @@ def evaluation_text(path: Path, tokenizer_digest: str) -> EvaluationText:
             tuple(gather(str(path.absolute()))), "all of it", None, "the text comes without a training shard"
         )
     if not found.documents:
-        raise DataError(f"{path}: expected text to evaluate on, found none; nothing is held out there")
+        why = "nothing is held out there" if (path / CORPUS).is_file() else "empty and binary files are no text"
+        raise DataError(f"{path}: expected text to evaluate on, found none; {why}")
     return found
 
 

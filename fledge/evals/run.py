@@ -49,6 +49,9 @@ def evaluate(config: EvaluateConfig, json: bool = False) -> dict[str, Any]:
     device = devices.pick(config.device, threads=config.threads)
     model = load(config.model, str(device.device))
     before = None if config.compare is None else load(config.compare, str(device.device))
+    for name, one in (("model", model), ("compare", before)):
+        if one is not None:
+            check_measurable(name, one, config)
     result: dict[str, Any] = {"model": str(config.model)}
     if config.compare is not None:
         result["compare"] = str(config.compare)
@@ -64,6 +67,20 @@ def evaluate(config: EvaluateConfig, json: bool = False) -> dict[str, Any]:
     if not json:
         print(summary(result))
     return result
+
+
+def check_measurable(name: str, model: Model, config: EvaluateConfig) -> None:
+    """Raises ConfigError for a model without a loss of the next token. An encoder sees the token that it would say."""
+    shape = model.transformer.config
+    if shape.decoder is None or not shape.lm:
+        raise ConfigError(
+            f"{name}: expected a model that writes text, got {shape.family} in {model.folder}; name another"
+        )
+    if config.text is not None and shape.encoder is not None:
+        raise ConfigError(
+            f"{name}: expected a decoder, whose loss on text is measured, got {shape.family} in {model.folder}, which "
+            "writes a text for a source; fledge finetune task=text2text scores what it writes"
+        )
 
 
 def inputs_digest(config: EvaluateConfig) -> str | None:

@@ -85,6 +85,10 @@ def find_model(path: str | Path) -> Path:
             f"{path}: expected config.json beside {WEIGHTS}, found none; weights alone don't say what a model "
             f"computes, and only these architectures are known: {', '.join(f.model_type for f in FAMILIES.values())}"
         )
+    if (path / "run.yaml").is_file():
+        raise CheckpointError(
+            f"{path}: expected a model folder, got a run that has not come to its end; the same command goes on"
+        )
     raise CheckpointError(f"{path}: expected a model folder with config.json, found none; fledge convert makes one")
 
 

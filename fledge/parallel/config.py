@@ -106,7 +106,7 @@ def check_number(at: str, asked: str, wanted: int, n_processes: int) -> None:
     if wanted != n_processes:
         raise ConfigError(
             f"{at}: expected {asked} processes, got {n_processes} (WORLD_SIZE); start {wanted} with torchrun "
-            "--nproc-per-node, or change the mesh"
+            f"--nproc-per-node, or let the axes of {at} multiply to {n_processes}"
         )
 
 

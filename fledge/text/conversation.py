@@ -74,7 +74,7 @@ def read_rows(path: Path) -> Iterator[tuple[Any, str]]:
             if not line.endswith(b"\n"):
                 refuse_damage(path, file)
             if line.strip():
-                yield parse(line, at), at
+                yield parse(line.rstrip(b"\r\n"), at), at
         refuse_damage(path, file)
 
 
@@ -93,7 +93,14 @@ def parse(data: bytes, at: str) -> Any:
     try:
         return json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{at}: not JSON in UTF-8 ({str(error)[:80] or type(error).__name__})") from None
+        raise DataError(f"{at}: not JSON in UTF-8 ({reason_of(error)}); mend or remove it") from None
+
+
+def reason_of(error: Exception) -> str:
+    """What is wrong and where: of JSON the character, counted from 1, as a row's own lines are none of the file's."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at character {error.pos + 1:,}"
+    return str(error)[:80] or type(error).__name__
 
 
 def read_row(row: Any, at: str) -> Conversation:

@@ -24,7 +24,7 @@ from fledge.evals.task_scores import word_f1
 from fledge.text.chat import Message
 from fledge.text.tokenizer import byte_level, characters
 from tests.data.folders import essay, held_out_names, make
-from tests.evals.tiny import save_tiny
+from tests.evals.tiny import save_family, save_tiny
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +182,26 @@ def test_nothing_to_evaluate_is_refused(folder, tmp_path):
     (tmp_path / "empty.txt").write_text(" ")
     with pytest.raises(DataError, match="expected text to evaluate on"):
         evaluate(EvaluateConfig(folder / "model", text=tmp_path / "empty.txt"), json=True)
+
+
+def test_text_that_is_binary_is_not_said_to_be_held_back(folder, tmp_path):
+    (tmp_path / "strange.txt").write_bytes(b"caf\xe9 \x00\xff\n")
+    with pytest.raises(DataError, match=r"strange\.txt: .* found none; empty and binary files are no text"):
+        evaluate(EvaluateConfig(folder / "model", tmp_path / "strange.txt"), json=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("bert", "a model that writes text, got bert"), ("t5", "a decoder, .* got t5")]
+)
+def test_a_model_without_a_loss_of_the_next_token_is_refused(tmp_path, name, message):
+    """An encoder sees the token that it would be asked for: what is summed then is no measure of anything."""
+    save_family(tmp_path / name, name)
+    (tmp_path / "text.txt").write_text("Once upon a time.\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"model: expected {message}"):
+        evaluate(EvaluateConfig(tmp_path / name, tmp_path / "text.txt"), json=True)
+    save_tiny(tmp_path / "tiny")
+    with pytest.raises(ConfigError, match=f"compare: expected {message}"):
+        evaluate(EvaluateConfig(tmp_path / "tiny", tmp_path / "text.txt", compare=tmp_path / name), json=True)
 
 
 def test_text_is_a_path_whatever_its_name(folder, tmp_path, monkeypatch):

@@ -31,3 +31,10 @@ def save_tiny(folder: Path, seed: int = 1, noise: float = 0.3, tokenizer: Tokeni
                 parameter.zero_()
     save_model(model, folder, tokenizer)
     return folder
+
+
+def save_family(folder: Path, name: str) -> None:
+    """A random model of another family, with the tokenizer of `save_tiny`."""
+    tokenizer = byte_level()
+    shape = ShapeConfig(name, width=16, layers=1, heads=2, context_tokens=32, vocab_size=tokenizer.vocab_size)
+    save_model(initialise(build(family(name).build(shape), "cpu"), 1), folder, tokenizer)

@@ -241,6 +241,16 @@ def test_the_verb_and_the_task_are_told_by_the_first_row(tmp_path, name, lines, 
     assert verb != "finetune" or task_of(str(path)) == task
 
 
+@pytest.mark.parametrize("verb", ["align dpo", "finetune"])
+def test_the_verb_can_be_named_beside_the_data(place, monkeypatch, capsys, verb):
+    monkeypatch.chdir(place)
+    _, data, words = next(case for case in CASES.values() if case[0] == verb)
+    asked = shown(capsys, data, *words, "--verb", verb)
+    assert asked["verb"] == verb and asked == shown(capsys, data, *words)
+    assert main(["data", "preview", data, *words, "--verb", verb, "train.sed=6"]) == 2  # its keys, its errors
+    assert "unknown key train.sed" in capsys.readouterr().err
+
+
 def test_nothing_is_written_beside_the_data(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     before = sorted(path for path in place.rglob("*"))

@@ -206,7 +206,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_decoder_refuses_vectors_unless_a_pooling_is_stated(decoder: Path) -> None:
+def test_a_decoder_refuses_vectors_unless_a_pooling_is_stated(decoder: Path, tmp_path: Path) -> None:
     config = ServeConfig(str(decoder))
     with pytest.raises(ApiError, match="does not do that .*/v1/completions") as refused:
         Service(config, open_model(config)).check_serves("embed")
@@ -215,6 +215,10 @@ def test_a_decoder_refuses_vectors_unless_a_pooling_is_stated(decoder: Path) -> 
     Service(pooled, open_model(pooled)).check_serves("embed")
     with pytest.raises(ConfigError, match="pooling: expected one for tiny, which writes text"):
         load_vectors(decoder)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model").symlink_to(decoder)
+    with pytest.raises(ConfigError, match="pooling: expected one for run, which"):  # the run's name, not "model"
+        load_vectors(tmp_path / "run")
     encoder, model = load_encoder(decoder, "lasttoken"), transformers.AutoModel.from_pretrained(decoder).eval()
     for text in ("Hi there", "You"):
         ids = list(byte_level().frame(byte_level().encode(text)).ids)

@@ -61,7 +61,8 @@ def test_real_files_are_read_whole(name, n_rows, data_file, tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"messages": [', "line 2: not JSON"),
+        ('{"messages": [', "line 2: not JSON in UTF-8 .Expecting value at character 15.; mend or remove it"),
+        ('{"a": 1,\t"b": "c"', "line 2: not JSON in UTF-8 .Expecting ',' delimiter at character 18"),
         ("[" * 100_000, "line 2: not JSON"),
         ("7", "line 2: expected an object, got int"),
         ("{}", "line 2: expected messages, conversations, instruction or prompt"),

@@ -100,6 +100,15 @@ def test_trial_20_a_pickle_is_refused_with_the_way_to_convert_and_never_run(tmp_
         assert canary.exists()
 
 
+def test_a_run_that_has_not_ended_is_told_from_a_folder_that_is_no_model(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(CheckpointError, match="config.json, found none"):
+        load_model(tmp_path)
+    (tmp_path / "run.yaml").write_text("", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="got a run that has not come to its end; the same command goes on"):
+        load_model(tmp_path)
+
+
 def test_trial_20_what_is_no_pickle_is_not_called_one_and_the_way_to_load_it_is_told(data_file):
     """A llama2.c checkpoint ends in .bin too; RETSim's weights come without a config.json."""
     folder = data_file("ckpt_stories260K")

@@ -34,7 +34,10 @@ def export_labels(config: LabelExportConfig, json: bool = False) -> dict[str, An
     dropped = {reason: outcomes[reason] for reason in (TIED, TOO_FEW, SKIPPED, UNSEEN)}
     shown = ", ".join(f"{n} {reason}" for reason, n in dropped.items())
     if not lines:
-        raise DataError(f"{config.labels}: expected a pair with a winner, found none of {len(items)} ({shown})")
+        raise DataError(
+            f"{config.labels}: expected a pair with a winner, found none of {len(items)} ({shown}); collect more votes "
+            "with fledge label"
+        )
     config.out.parent.mkdir(parents=True, exist_ok=True)
     write_text_durably(config.out, "".join(lines))
     if not json:

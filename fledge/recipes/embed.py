@@ -99,7 +99,7 @@ def passes(ids: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int
 def read_lines(path: Path, column: str) -> Iterator[tuple[str, str]]:
     """(text, its place) of each line of a file, read as they are asked for. Raises DataError."""
     if not path.is_file():
-        raise DataError(f"{path}: expected a file of texts, found none; check the path")
+        raise DataError(f"{path}: expected a file of texts, found none; check the path, or write the text to a file")
     rows = path.name.removesuffix(".gz").endswith((".jsonl", ".ndjson"))
     number = 0
     try:

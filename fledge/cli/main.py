@@ -40,6 +40,7 @@ EXTRAS = {
     "sklearn": "probe",
     "sacrebleu": "eval",
     "rouge_score": "eval",
+    "ray": "ray",
 }
 
 
@@ -48,8 +49,13 @@ def main(arguments: list[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     with contextlib.suppress(AttributeError, ValueError):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a latin-1 terminal is no reason to die
+    return guarded(dispatch, words)
+
+
+def guarded(act: Callable[[list[str]], int], words: list[str]) -> int:
+    """The exit code of `act(words)`, or of the error that it ends with, which is said on standard error."""
     try:
-        code = dispatch(words)
+        code = act(words)
         sys.stdout.flush()
         return code
     except BrokenPipeError:

@@ -1,6 +1,7 @@
 """The processes of one run: who this is, how they agree, and how the error of one ends all with that error.
 
 A launcher such as torchrun says who is who in the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT).
+One that has made the process group too, as Ray Train does, finds it again as it was.
 Alone, nothing here imports or calls torch.distributed.
 """
 
@@ -27,12 +28,19 @@ LOST = ("gloo", "nccl", "connection", "timed out", "timeout", "tcpstore", "socke
 
 
 class Group:
-    """This process among those of the run; `store` holds what they tell each other outside of tensors."""
+    """This process among those of the run; `store` holds what they tell each other outside of tensors. `found`: the
+    process groups that stood already, which are somebody else's to end; None where the run makes its own."""
 
-    def __init__(self, place: Place, store: Any = None, config: ParallelConfig | SplitConfig | None = None):
+    def __init__(
+        self,
+        place: Place,
+        store: Any = None,
+        config: ParallelConfig | SplitConfig | None = None,
+        found: list[Any] | None = None,
+    ):
         self.config = config or ParallelConfig()
         self.place, self.store, self.timeout_seconds = place, store, self.config.timeout_seconds
-        self.rank, self.world_size = place.rank, place.world_size
+        self.rank, self.world_size, self.found = place.rank, place.world_size, found
         self.missing: list[int] = []
 
     @property
@@ -93,7 +101,8 @@ class Group:
         are cut first, so that nobody waits for its part of a sum."""
         try:
             self.store.set(f"ended/{self.rank}", "1")
-            if self.rank or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            kept = self.found is not None or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+            if self.rank or kept:
                 return
             left()
             until = time.monotonic() + 2 * SETTLE_SECONDS
@@ -102,6 +111,17 @@ class Group:
                 time.sleep(0.05)
         except RuntimeError:
             pass  # the store is gone, and with it whoever would ask
+
+    def leave(self) -> None:
+        """End what the run made: the whole group, or its parts of one that stood already."""
+        import torch.distributed as dist
+
+        if self.found is None:
+            left()
+            return
+        for part in standing():
+            if part not in self.found:
+                dist.destroy_process_group(part)
 
     def tell(self, error: BaseException) -> FledgeError | None:
         code = EXIT_CTRL_C if isinstance(error, KeyboardInterrupt) else EXIT_FAILED
@@ -163,7 +183,7 @@ def joined(config: ParallelConfig | SplitConfig, device: str = "auto") -> Iterat
         if instead is not None:
             raise instead from error
         raise
-    left()
+    group.leave()
 
 
 def started(place: Place, config: ParallelConfig | SplitConfig, device: str) -> Group:
@@ -171,11 +191,13 @@ def started(place: Place, config: ParallelConfig | SplitConfig, device: str) -> 
 
     wait = timedelta(seconds=config.timeout_seconds)
     try:
-        # the store's own waits must outlast the group's, whose errors it explains
-        store, _, _ = next(iter(dist.rendezvous("env://", timeout=2 * wait)))
         gpu = device != "cpu" and torch.cuda.is_available()
         if gpu:
             torch.cuda.set_device(place.local_rank)
+        if dist.is_initialized():
+            return joined_to(place, config, "cuda" if gpu else "cpu", 2 * wait)
+        # the store's own waits must outlast the group's, whose errors it explains
+        store, _, _ = next(iter(dist.rendezvous("env://", timeout=2 * wait)))
         backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
         dist.init_process_group(
             backend, store=dist.PrefixStore("group", store), rank=place.rank, world_size=place.world_size, timeout=wait
@@ -186,6 +208,36 @@ def started(place: Place, config: ParallelConfig | SplitConfig, device: str) -> 
             f"{' '.join(str(error).split())[:200]}; start all of them with torchrun"
         ) from None
     return Group(place, dist.PrefixStore("run", store), config)
+
+
+def joined_to(place: Place, config: ParallelConfig | SplitConfig, device: str, patience: timedelta) -> Group:
+    """The group in a process group that stands already and stays. Raises ConfigError for one that can't carry a run."""
+    import torch.distributed as dist
+
+    stands = (dist.get_rank(), dist.get_world_size())
+    if stands != (place.rank, place.world_size):
+        raise ConfigError(
+            f"RANK, WORLD_SIZE: expected those of the process group, {stands[0]} of {stands[1]}, got {place.rank} of "
+            f"{place.world_size}; let the launcher set them"
+        )
+    carried = {part.partition(":")[0] for part in dist.get_backend_config().split(",")}
+    if not {"cpu", device} <= carried:
+        wanted = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        raise ConfigError(
+            f"process group: expected one for tensors of {device} and cpu, got {dist.get_backend_config()}; have the "
+            f"launcher make it with backend {wanted} (Ray Train: TorchConfig)"
+        )
+    address, port = os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", ""))
+    store = dist.TCPStore(address, port, is_master=False, timeout=patience)
+    turn = store.add(f"fledge/turns/{place.rank}", 1)  # a run before this one left its notes
+    return Group(place, dist.PrefixStore(f"fledge/{turn}", store), config, standing())
+
+
+def standing() -> list[Any]:
+    """Every process group of this process."""
+    import torch.distributed as dist
+
+    return list(dist.distributed_c10d._world.pg_map)
 
 
 def left() -> None:

@@ -17,6 +17,16 @@ REPEAT_SECONDS = 5.0
 NOTICE = "\n{}: saving at the end of this step; once more to leave at once\n"
 
 
+OPEN: set[StopRequest] = set()
+"""Those of this process that are in a `with` now, which `ask` reaches."""
+
+
+def ask(name: str) -> None:
+    """Have every run of this process stop at its next step, as the signal `name` would that came to another process."""
+    for request in tuple(OPEN):
+        request.ask(name)
+
+
 class StopRequest:
     """While in a `with`: `asked` turns true at the first signal; the second ends the process with 128 + its number.
     `launched`: a launcher started this process; a signal that comes again at once is then no second one."""
@@ -30,9 +40,11 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in CAUGHT:
                 self._before[number] = signal.signal(number, self._on_signal)
+        OPEN.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
+        OPEN.discard(self)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -41,7 +53,13 @@ class StopRequest:
             return
         if self.asked:
             os._exit(128 + number)
-        self.asked, self.name, self.when = True, signal.Signals(number).name, time.monotonic()
+        self.ask(signal.Signals(number).name)
+
+    def ask(self, name: str) -> None:
+        """Ask for the first time; again is nothing new."""
+        if self.asked:
+            return
+        self.asked, self.name, self.when = True, name, time.monotonic()
         if silent():
             return
         try:

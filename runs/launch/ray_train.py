@@ -1,40 +1,33 @@
 """One run of fledge on the processes that Ray Train starts:
 
-    python runs/launch/ray_train.py 4 runs/shakespeare-char.yaml train.rows=16
+    python runs/launch/ray_train.py 4 pretrain runs/shakespeare-char.yaml train.rows=16
 
-Ray starts the processes and says to each who it is, as torchrun does; what they do is `fledge pretrain`. Needs
-`pip install "ray[train]"`, and a run folder on a file system that all machines see.
+After the number of processes, the words of any `fledge` verb that trains; messages, result (--json) and exit code are
+the verb's own. Needs `pip install 'fledge[ray]'`, and a run folder that all machines see. RAY_ADDRESS names a cluster.
 """
 
 from __future__ import annotations
 
-import os
 import sys
-from typing import Any
+
+from fledge.cli.main import guarded, named, print_json
+from fledge.cli.parse import find_verb, read_config
+from fledge.errors import EXIT_OK, ConfigError
 
 
-def train_here(given: dict[str, Any]) -> None:
-    """In each of Ray's processes: the command line of `fledge pretrain`."""
-    import torch.distributed as dist
+def launch(words: list[str]) -> int:
+    """Raises what the verb raises."""
+    from fledge.train.ray import run
 
-    from fledge.cli.main import main
-
-    if dist.is_initialized():  # fledge makes the process group itself, beside where Ray's was
-        dist.destroy_process_group()
-        os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
-    code = main(["pretrain", *given["words"]])
-    if code:
-        raise SystemExit(code)
-
-
-def run(n_processes: int, words: list[str]) -> None:
-    import torch
-    from ray.train import ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    scaling = ScalingConfig(num_workers=n_processes, use_gpu=torch.cuda.is_available())
-    TorchTrainer(train_here, train_loop_config={"words": words}, scaling_config=scaling).fit()
+    if len(words) < 2 or not words[0].isdecimal():
+        raise ConfigError("ray_train.py: expected a number of processes, then a verb of fledge and its words")
+    verb, rest = find_verb(words[1:])
+    config, line = read_config(verb, named(verb.config), rest)
+    result = run(named(verb.run), config, int(words[0]))
+    if line.json:
+        print_json(result)
+    return EXIT_OK
 
 
 if __name__ == "__main__":
-    run(int(sys.argv[1]), sys.argv[2:])
+    sys.exit(guarded(launch, sys.argv[1:]))

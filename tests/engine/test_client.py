@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fledge.engine import pending
+from fledge.engine import line, pending
 from fledge.engine.client import EngineClient
 from fledge.engine.load import load_engine
 from fledge.engine.request import Request
@@ -266,6 +266,7 @@ def test_a_reader_too_far_behind_is_given_up(monkeypatch):
 def test_figures_larger_than_the_buffer_reach_a_reader_who_reads(monkeypatch):
     """One event may cost more than a reader may leave unread; and the choices of a frame come together."""
     monkeypatch.setattr(pending, "MAX_PENDING_BYTES", 1000)
+    monkeypatch.setattr(line, "TURN_BYTES", 1)  # as there: less than a reader may leave unread
     one = request("r", "x" * 200, prompt_logprobs=True, logprobs=5, n=3, max_tokens=40, ignore_eos=True)
 
     async def body(client: EngineClient) -> None:

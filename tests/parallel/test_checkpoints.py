@@ -156,7 +156,7 @@ def test_every_place_of_a_mesh_holds_a_box_and_together_they_are_the_whole(tmp_p
         lines = {axis: Line(tuple(range(n)), place[axis]) for axis, n in sizes.items()}
         own_length = {"rows": cuts["rows"].sizes[place["tensor"]], "columns": 3, "norm": 3}
         pieces = Pieces(
-            Mesh(rank, sizes, place, lines), {n: tuple(t.shape) for n, t in whole.items()}, cuts, own_length
+            Mesh(rank, sizes, place, lines, 60.0), {n: tuple(t.shape) for n, t in whole.items()}, cuts, own_length
         )
         held = {f"exp_avg/{name}": pieces.own(name, tensor) for name, tensor in whole.items()}
         expected = whole["rows"].split([4, 3])[place["tensor"]].chunk(2)[place["shard"]]

@@ -43,6 +43,17 @@ def where(tree: dict[str, Any]) -> str:
     return f"{tree['machine']['processor']}, {tree['machine']['cores']} cores, {versions}, {tree['date']}"
 
 
+def where_parts(tree: dict[str, Any]) -> str:
+    """As `where`, of parts that may have been measured on several machines."""
+    parts_of: dict[str, list[str]] = {}
+    for name, processor in tree["processors"].items():
+        parts_of.setdefault(processor, []).append(name)
+    if len(parts_of) == 1:
+        return where(tree)
+    by_machine = "; ".join(f"{processor}: {', '.join(names)}" for processor, names in parts_of.items())
+    return f"{by_machine}; {where(tree).split(', ', 1)[1]}"
+
+
 def decode_table(tree: dict[str, Any]) -> list[str]:
     """fledge's tokens a second, and how many times as fast it is as each peer: above 1 it is ahead."""
     lines = ["| model, weights, threads, task | fledge, tokens/s | times as fast as |", "|---|---|---|"]
@@ -126,8 +137,8 @@ def main() -> None:
         print("\n".join(decode_table(tree)), end="\n\n")
     tree = result("serve.json")
     start = tree["parts"]["startup"]
-    cores = tree["cores_used"]
-    print(f"## Serving\n\n**{where(tree)}; client, server and engine on {len(cores)} core{'s' * (len(cores) > 1)}**\n")
+    cores = f"{len(tree['cores_used'])} core{'s' * (len(tree['cores_used']) > 1)}"
+    print(f"## Serving\n\n**{where_parts(tree)}; client, server and engine on {cores}**\n")
     if tree["short"]:
         print(f"Short runs, with few requests a row: {', '.join(tree['short'])}.")
         print("A short open loop at 120 % ends before the line is full.\n" if "poisson" in tree["short"] else "")

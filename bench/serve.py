@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from harness import RESULTS, keep
+from harness import RESULTS, keep, processor
 
 from bench import scenes
 from bench.floor import floor
@@ -143,13 +143,14 @@ def main() -> None:
         raise SystemExit(f"expected --short and parts of {' '.join(PARTS)}, got {' '.join(sorted(unknown))}")
     path = RESULTS / "serve.json"
     before = json.loads(path.read_text()) if path.exists() else {"parts": {}, "short": []}
-    parts, few = before["parts"], set(before["short"])
+    parts, few, processors = before["parts"], set(before["short"]), before.get("processors", {})
     for name in asked or PARTS:
         parts[name] = PARTS[name](short)
+        processors[name] = processor()
         few = few | {name} if short else few - {name}
         print(name, json.dumps(parts[name]), flush=True)
         cores = sorted(os.sched_getaffinity(0))
-        keep("serve", {"cores_used": cores, "short": sorted(few), "parts": parts}, quiet=True)
+        keep("serve", {"cores_used": cores, "short": sorted(few), "processors": processors, "parts": parts}, quiet=True)
 
 
 if __name__ == "__main__":

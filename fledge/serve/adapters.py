@@ -79,8 +79,7 @@ class ServedAdapters:
             if served.model.name == name:
                 return served.model
         names = [self.base.name, *(served.model.name for served in self.all())]
-        shown = ", ".join(f"{one!a}" for one in names[:8]) + (", …" if len(names) > 8 else "")
-        message = f"The model {name[:80]!a} does not exist here; this server has {shown}."
+        message = f"The model {name[:80]!a} does not exist here; this server has {shown(names)}."
         raise ApiError(404, message, "model", "model_not_found")
 
     async def load(self, name: str, path: str) -> ServedModel:
@@ -108,8 +107,11 @@ class ServedAdapters:
         return model
 
     async def unload(self, name: str) -> None:
-        """Answers under way finish with it. Raises RequestError for one that is not loaded."""
+        """Answers under way finish with it. Raises ApiError 404 for one that is not loaded."""
         self.check_allowed()
+        if name not in self.engine.adapters:
+            message = f"The adapter {name[:80]!a} is not loaded; this server has {shown(list(self.engine.adapters))}."
+            raise ApiError(404, message, "lora_name", "adapter_not_found")
         await self.engine.unload_adapter(name)
         self.known.pop(name, None)
 
@@ -129,3 +131,8 @@ class ServedAdapters:
         if folder == root or not folder.is_relative_to(root) or not folder.is_dir():
             raise ApiError(400, "lora_path: expected a folder inside the server's adapters_dir.", "lora_path")
         return folder
+
+
+def shown(names: list[str]) -> str:
+    """The first eight, in words."""
+    return (", ".join(f"{one!a}" for one in names[:8]) or "none") + (", …" if len(names) > 8 else "")

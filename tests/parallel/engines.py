@@ -11,10 +11,10 @@ from torch import Tensor
 
 from fledge.engine.config import EngineConfig
 from fledge.engine.request import Completion, Request
-from fledge.errors import FledgeError
 from fledge.model import transformer
 from fledge.parallel import stages, tensor
 from fledge.parallel.config import SplitConfig
+from tests.parallel.fleet import Ended, ended
 
 Answered = tuple[list[list[Completion]], dict[str, float], int]
 BOX, LAYERS = tensor.Cut.box, stages.layers_of
@@ -43,27 +43,18 @@ FAULTS: dict[str, Callable[[], Any]] = {
 }
 
 
-def answered(folder: str, requests: list[Request], config: EngineConfig, fault: str = "") -> tuple[Any, Any]:
+def answered(folder: str, requests: list[Request], config: EngineConfig, fault: str = "") -> Ended:
     """(what rank 0's engine said to the requests, twice one after the other, its counters and blocks; the error)."""
-    import torch.distributed as dist
-
     from fledge.engine.ranks import shared_engine
 
-    try:
+    def act() -> Answered | None:
         with FAULTS[fault](), shared_engine(folder, config) as engine:
             if engine is None:
-                return None, None
+                return None
             said = [engine.complete(requests) for _ in range(2)]
-            return (said, engine.counters(), engine.runner.n_blocks), None
-    except FledgeError as error:
-        return None, (type(error).__name__, str(error), error.exit_code)
-    except Exception as error:
-        import traceback
+            return said, engine.counters(), engine.runner.n_blocks
 
-        return None, (type(error).__name__, "".join(traceback.format_exception(error))[-3000:], 1)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    return ended(act)
 
 
 def blocks_by_rank(folder: str, free: list[int]) -> int:

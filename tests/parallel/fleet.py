@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import shutil
 import socket
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,24 +129,31 @@ def named(function: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
 
 
-def pretrained(tree: dict[str, Any], sabotage: str = "") -> tuple[Any, tuple[str, str, int] | None]:
-    """The result of `fledge pretrain`, or the error that it ended with."""
+Ended = tuple[Any, tuple[str, str, int] | None]
+
+
+def ended(act: Callable[[], Any]) -> Ended:
+    """(what `act()` gives, None), or None and the error: kind, message (traceback of one that nobody foresaw), code.
+    No process group is left behind."""
     import torch.distributed as dist
 
+    try:
+        return act(), None
+    except FledgeError as error:
+        return None, (type(error).__name__, str(error), error.exit_code)
+    except Exception as error:
+        return None, (type(error).__name__, "".join(traceback.format_exception(error))[-3000:], 1)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def pretrained(tree: dict[str, Any], sabotage: str = "") -> Ended:
+    """The result of `fledge pretrain`, or the error that it ended with."""
     from fledge.config import from_dict
     from fledge.recipes.config import PretrainConfig
     from fledge.recipes.pretrain import pretrain
     from tests.parallel.sabotage import planted
 
-    try:
-        with planted(sabotage):
-            return pretrain(from_dict(PretrainConfig, tree)), None
-    except FledgeError as error:
-        return None, (type(error).__name__, str(error), error.exit_code)
-    except Exception as error:
-        import traceback
-
-        return None, (type(error).__name__, "".join(traceback.format_exception(error))[-3000:], 1)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    with planted(sabotage):
+        return ended(lambda: pretrain(from_dict(PretrainConfig, tree)))

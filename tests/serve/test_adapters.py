@@ -94,7 +94,9 @@ def test_adapters_are_replaced_and_unloaded_while_others_are_answered(place):
             assert answer == wanted(place / "shelf" / folder)[0]
         assert server.post("/v1/unload_lora_adapter", {"lora_name": "live"}).json()["status"] == "unloaded"
         assert server.complete(PROMPT, model="base:live").json()["error"]["code"] == "model_not_found"
-        assert server.post("/v1/unload_lora_adapter", {"lora_name": "live"}).status_code == 400
+        gone = server.post("/v1/unload_lora_adapter", {"lora_name": "live"})
+        assert gone.status_code == 404 and gone.json()["error"]["param"] == "lora_name"
+        assert "this server has 'first'." in gone.json()["error"]["message"]
         assert server.complete(PROMPT, model="base:first", **ASKED).status_code == 200
 
 

@@ -110,7 +110,7 @@ GRID = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [3, 8, 11])
+@pytest.mark.parametrize("seed", [3, 11, 30])  # mixes in which answers make way for others, as `same` insists
 @pytest.mark.parametrize(("name", "mesh"), GRID, ids=told)
 def test_every_mesh_says_of_every_model_what_one_process_says(name, mesh, seed, fleet: Fleet, served):
     requests = mix(name, seed)

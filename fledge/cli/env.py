@@ -20,9 +20,8 @@ PACKAGES = (
     "jinja2",
     "pyyaml",
     "tiktoken",
-    "fastapi",
+    "starlette",
     "uvicorn",
-    "pydantic",
     "prometheus-client",
     "transformers",
 )

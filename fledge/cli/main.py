@@ -31,9 +31,7 @@ REMEDIES = {
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
 EXTRAS = {
-    "fastapi": "serve",
     "uvicorn": "serve",
-    "pydantic": "serve",
     "starlette": "serve",
     "prometheus_client": "serve",
     "tiktoken": "fast-tok",

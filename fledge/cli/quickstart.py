@@ -34,7 +34,7 @@ STEPS = (
     ("report", "9-report.yaml"),
 )
 SERVE = ("serve", "10-serve.yaml")
-SERVER_PACKAGES = ("fastapi", "uvicorn", "pydantic", "prometheus_client")
+SERVER_PACKAGES = ("starlette", "uvicorn", "prometheus_client")
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,14 @@
-"""The ASGI application: FastAPI's routing around our handlers, failures as OpenAI's error object, the gate outside."""
+"""The ASGI application: Starlette routes to our handlers, failures are OpenAI's error object, the gate is outside."""
 
 from __future__ import annotations
 
-from fastapi import FastAPI, Request
+from typing import Any
+
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from fledge.errors import FledgeError
 from fledge.serve.access import AccessLog
@@ -20,25 +24,27 @@ from fledge.serve.vector_routes import VectorRoutes
 def new_app(service: Service, guard: Guard, log: AccessLog) -> Gate:
     """The whole application of one service."""
     routes = Routes(service, guard.tenant, log)
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    app.router.add_route("/v1/chat/completions", routes.chat_completions, methods=["POST"])
-    app.router.add_route("/v1/completions", routes.completions, methods=["POST"])
-    app.router.add_route("/v1/load_lora_adapter", routes.load_adapter, methods=["POST"])
-    app.router.add_route("/v1/unload_lora_adapter", routes.unload_adapter, methods=["POST"])
     vectors = VectorRoutes(routes)
-    app.router.add_route("/v1/embeddings", vectors.embeddings, methods=["POST"])
-    app.router.add_route("/classify", vectors.classify, methods=["POST"])
-    for path, answer in (
-        ("/health", routes.health),
-        ("/ready", routes.ready),
-        ("/metrics", routes.metrics),
-        ("/version", routes.version),
-        ("/v1/models", routes.models),
-        ("/v1/models/{name:path}", routes.model),
-        ("/", page),
-        ("/page/{name}", page),
-    ):
-        app.router.add_route(path, answer, methods=["GET"])
+    posts = {
+        "/v1/chat/completions": routes.chat_completions,
+        "/v1/completions": routes.completions,
+        "/v1/embeddings": vectors.embeddings,
+        "/classify": vectors.classify,
+        "/v1/load_lora_adapter": routes.load_adapter,
+        "/v1/unload_lora_adapter": routes.unload_adapter,
+    }
+    gets = {
+        "/health": routes.health,
+        "/ready": routes.ready,
+        "/metrics": routes.metrics,
+        "/version": routes.version,
+        "/v1/models": routes.models,
+        "/v1/models/{name:path}": routes.model,
+        "/": page,
+        "/page/{name}": page,
+    }
+    known = [Route(path, answer, methods=["POST"]) for path, answer in posts.items()]
+    known += [Route(path, answer, methods=["GET"]) for path, answer in gets.items()]
 
     async def on_error(request: Request, error: Exception) -> Response:
         """Our own errors as they are, anything else as a 500 that says nothing."""
@@ -48,9 +54,9 @@ def new_app(service: Service, guard: Guard, log: AccessLog) -> Gate:
             record.failure_logged = True
         return answer.response()
 
-    app.add_exception_handler(FledgeError, on_error)
-    app.add_exception_handler(HTTPException, on_http_error)
-    app.add_exception_handler(Exception, on_error)
+    handlers: Any = {FledgeError: on_error, HTTPException: on_http_error, Exception: on_error}
+    app = Starlette(routes=known, exception_handlers=handlers)
+    app.router.redirect_slashes = False
     return Gate(app, guard, service.metrics, log)
 
 

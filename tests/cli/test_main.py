@@ -88,7 +88,7 @@ def test_an_unexpected_error_is_one_line_unless_debugging(monkeypatch, capsys):
 
 def test_a_missing_extra_is_named(monkeypatch, capsys):
     def fail(config):
-        raise ModuleNotFoundError("No module named 'fastapi'", name="fastapi")
+        raise ModuleNotFoundError("No module named 'starlette'", name="starlette")
 
     code, _, err = run_with(monkeypatch, capsys, fail)
     assert code == 1 and "pip install 'fledge[serve]'" in err

@@ -50,7 +50,12 @@ def chat(config: ChatConfig, json: bool = False) -> dict[str, Any]:
             f"{config.model}: an encoder-decoder has no chat format; fledge generate answers a text that it reads"
         )
     talk = Talk(
-        engine, renderer_for(engine.tokenizer), sampling, config.system, config.max_tokens, LongInput(config.overflow)
+        engine,
+        renderer_for(engine.tokenizer),
+        sampling,
+        config.system,
+        config.max_tokens,
+        LongInput(config.overflow, sinks=config.sink_tokens),
     )
     interactive = sys.stdin.isatty()
     if interactive:
@@ -178,16 +183,20 @@ class Talk:
         if n_cut:
             say(f"the oldest turns, {n_cut} tokens, were left out")
         prompt_ids = tuple(ids)
-        if len(prompt_ids) >= context_tokens:
+        longest = self.long_input.longest(context_tokens, 0)
+        if len(prompt_ids) >= longest:
             raise RequestError(
                 f"context: with this message the conversation has {len(prompt_ids)} tokens, the model's context holds "
                 f"{context_tokens}; the message was not taken; /reset begins a new conversation",
                 code="context_length_exceeded",
             )
-        room = answer_room(len(prompt_ids), None, context_tokens)
+        room = answer_room(len(prompt_ids), self.long_input.open_tokens(context_tokens), longest)
         max_tokens = room if self.max_tokens is None else min(room, self.max_tokens)
         sampling = replace(self.sampling, max_tokens=max_tokens, stop_token_ids=tuple(self.renderer.stop_ids))
-        reply, finish_reason = self.stream(Request(f"turn-{self.n_turns}", prompt_ids, sampling))
+        request = Request(f"turn-{self.n_turns}", prompt_ids, sampling, long_input=self.long_input)
+        if n_hidden := self.engine.hidden(request):
+            say(f"{n_hidden} tokens after the first are hidden")
+        reply, finish_reason = self.stream(request)
         self.n_turns += 1
         self.history += [self.message("user", text), self.message("assistant", reply)]
         if finish_reason == "length" and max_tokens == room:

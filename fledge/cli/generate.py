@@ -74,7 +74,8 @@ def answered(
     result = report(config, prompt, request, completions, seconds, engine.tokenizer)
     if n_cut:
         result["cut_tokens"] = n_cut
-        say(f"the prompt was too long: {n_cut} of its tokens were cut off")
+        fate = "are hidden" if config.overflow == "sinks" else "were cut off"
+        say(f"the prompt was too long: {n_cut} of its tokens {fate}")
     for choice, score in zip(result["choices"], scores, strict=False):
         choice["score"] = score
     return result
@@ -85,7 +86,7 @@ def request_of(
 ) -> tuple[Request, int]:
     """What is asked of the engine, and how many tokens were cut off. Raises ConfigError, RequestError (too long)."""
     source_ids: tuple[int, ...] = ()
-    long_input = LongInput(config.overflow, config.truncation_side)
+    long_input = LongInput(config.overflow, config.truncation_side, sinks=config.sink_tokens)
     if engine.reads_source:
         if config.prompt_logprobs:
             raise ConfigError(
@@ -102,9 +103,14 @@ def request_of(
     if not engine.reads_source:
         n_given = len(prompt_ids)
         prompt_ids = long_input.cut(prompt_ids, config.max_tokens, engine.context_tokens, engine.tokenizer.bos_id)
-    sampling = config.sampling(answer_room(len(prompt_ids), config.max_tokens, engine.context_tokens), constraint)
-    request = Request(REQUEST_ID, prompt_ids, sampling, "", config.prompt_logprobs, source_ids=source_ids)
-    return request, n_given - request.prompt_tokens
+    context_tokens, n_prompt = engine.context_tokens, len(prompt_ids)
+    longest = context_tokens if searches(config) else long_input.longest(context_tokens, engine.reach_tokens)
+    max_tokens = config.max_tokens or long_input.open_tokens(context_tokens)
+    sampling = config.sampling(answer_room(n_prompt, max_tokens, longest), constraint)
+    request = Request(
+        REQUEST_ID, prompt_ids, sampling, "", config.prompt_logprobs, source_ids=source_ids, long_input=long_input
+    )
+    return request, n_given - request.prompt_tokens + engine.hidden(request)
 
 
 def search(engine: Engine, config: GenerateConfig, request: Request) -> tuple[list[Completion], list[float]]:

@@ -16,6 +16,7 @@ from fledge.text.stream import TextStream
 
 if TYPE_CHECKING:
     from fledge.engine.constrain import Automaton
+    from fledge.engine.overflow import Sliding
     from fledge.text.tokenizer import Tokenizer
 
 
@@ -25,8 +26,9 @@ class Choice:
 
     `arrival` counts requests as they came. `model_stops`: the model's own stop ids. `vocab_size` is the number of ids
     that may be chosen: a model's vocabulary may be padded beyond its tokenizer's. `automaton`: the request's constraint
-    at its beginning, this choice's own. While it runs, `source` is what its rows read besides, by name, and `n_unread`
-    how many tokens of that are to be encoded with its next row.
+    at its beginning, this choice's own. `sliding`: how its document moves when it outgrows the context: of the text,
+    prompt and answer, it then is what is not `hidden`. While it runs, `source` is what its rows read besides, by name,
+    and `n_unread` how many tokens of that are to be encoded with its next row.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Choice:
         vocab_size: int,
         arrival: int = 0,
         automaton: Automaton | None = None,
+        sliding: Sliding | None = None,
     ):
         sampling = request.sampling
         self.request = request
@@ -51,6 +54,8 @@ class Choice:
         self.n_known = 0  # full blocks whose content others can find
         self.n_dropped = 0  # blocks before every window
         self.n_cached = 0
+        self.sliding = sliding
+        self.hidden = 0 if sliding is None else sliding.hidden(len(request.prompt_ids))
         self.answer: list[int] = []
         self.draft: list[int] = []  # guesses at the next tokens, to be checked by the next row
         self.odds: list[Odds | None] = []  # what they were drawn by, where chance accepts them
@@ -62,14 +67,20 @@ class Choice:
         self.prompt_logprobs: list[TokenLogprob | None] | None = [None] if request.prompt_logprobs else None
 
     @property
-    def n_tokens(self) -> int:
+    def text_tokens(self) -> int:
         """Tokens of prompt and answer so far."""
         return len(self.request.prompt_ids) + len(self.answer)
 
     @property
+    def n_tokens(self) -> int:
+        """Tokens of its document so far: of the text, what is not hidden."""
+        return self.text_tokens - self.hidden
+
+    @property
     def most_tokens(self) -> int:
-        """Tokens of prompt and the longest answer."""
-        return len(self.request.prompt_ids) + self.request.sampling.max_tokens
+        """Tokens of its longest document."""
+        most = len(self.request.prompt_ids) + self.request.sampling.max_tokens
+        return most if self.sliding is None else min(most, self.sliding.context_tokens)
 
     @property
     def decodes(self) -> bool:
@@ -87,6 +98,14 @@ class Choice:
         return self.prompt_logprobs is not None and len(self.prompt_logprobs) < len(self.request.prompt_ids)
 
     def ids(self, start: int, end: int) -> tuple[int, ...]:
+        """Tokens start..end of its document and the draft."""
+        if self.sliding is None or not self.hidden:
+            return self.text(start, end)
+        sinks, hidden = self.sliding.sinks, self.hidden
+        first = self.text(start, min(end, sinks)) if start < sinks else ()
+        return first + self.text(max(start, sinks) + hidden, end + hidden)
+
+    def text(self, start: int, end: int) -> tuple[int, ...]:
         """Tokens start..end of prompt, answer and draft."""
         prompt, said = self.request.prompt_ids, self.answer + self.draft
         if start >= len(prompt):
@@ -141,10 +160,31 @@ class Choice:
                 break
         return events[0] if len(events) == 1 else joined(events)
 
+    @property
+    def guessable(self) -> int:
+        """How many tokens may be guessed: the next one is computed anyway, and none beyond the document."""
+        left = self.request.sampling.max_tokens - len(self.answer) - 1
+        return left if self.sliding is None else min(left, self.sliding.context_tokens - self.n_tokens)
+
+    def slide(self) -> bool:
+        """Hide what the text has outgrown; whether the document is another one now, of which nothing is in the cache
+        yet."""
+        hidden = 0 if self.sliding is None else self.sliding.hidden(self.text_tokens)
+        if hidden == self.hidden:
+            return False
+        self.hidden = hidden
+        self.contents.clear()
+        return True
+
+    def empty(self) -> None:
+        """None of its document is in the cache."""
+        self.blocks, self.draft = [], []
+        self.n_cached = self.n_known = self.n_dropped = 0
+
     def give_back(self) -> None:
-        """It holds nothing of the cache any more."""
-        self.slot, self.blocks, self.draft, self.source = None, [], [], None
-        self.n_cached = self.n_known = self.n_dropped = self.n_unread = 0
+        """It holds nothing of the engine any more."""
+        self.empty()
+        self.slot, self.source, self.n_unread = None, None, 0
 
     def advance(self, logits: np.ndarray, guess: tuple[int, Odds | None] | None = None) -> Event:
         """Choose the answer's next token from the model's raw logits [V]; the event with its text and figures. A
@@ -152,9 +192,9 @@ class Choice:
         sampling = self.request.sampling
         choosable = logits if len(logits) == self.vocab_size else logits[: self.vocab_size]
         if guess is None:
-            token = self.sampler.choose(choosable, self.n_cached)
+            token = self.sampler.choose(choosable, self.text_tokens)
         else:
-            token = self.sampler.check(choosable, self.n_cached, *guess)
+            token = self.sampler.check(choosable, self.text_tokens, *guess)
         logprobs: tuple[TokenLogprob, ...] = ()
         if sampling.logprobs is not None:
             logprobs = (token_logprob(logits, token, sampling.logprobs, self.vocab_size),)

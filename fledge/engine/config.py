@@ -42,9 +42,12 @@ class EngineConfig:
     """Tokens that are guessed for an answer; fewer where many are answered at once."""
     overflow: Policy = "refuse"
     """What is done with a prompt that, with its answer, outgrows the context, where a request doesn't say: refuse,
-    truncate (cut it), or window (only the last tokens are visible; needs reach_tokens)."""
+    truncate (cut it), window (only the last tokens are visible; needs reach_tokens), or sinks (the first sink_tokens
+    and the last tokens are; when the context is full, half of it is given up and the rest read again)."""
     truncation_side: Side = "left"
     """Where truncate cuts: left keeps the end, right the beginning. Of a chat the oldest turns are left out."""
+    sink_tokens: int = 4
+    """How many tokens at the beginning of a text sinks keeps."""
     reach_tokens: int = 0
     """Longest prompt and answer together of requests whose overflow is window; 0: there are none. Each token of every
     answer then sees its last window_tokens."""
@@ -72,6 +75,7 @@ class EngineConfig:
             ("cache_tokens", 0),
             ("prefill_chunk", 1),
             ("reach_tokens", 0),
+            ("sink_tokens", 0),
             ("window_tokens", 0),
             ("draft_tokens", 0),
             ("max_waiting", 0),
@@ -114,7 +118,7 @@ class EngineConfig:
     @property
     def long_input(self) -> LongInput:
         """What is done with long prompts."""
-        return LongInput(self.overflow, self.truncation_side)
+        return LongInput(self.overflow, self.truncation_side, sinks=self.sink_tokens)
 
 
 @dataclass(frozen=True)
@@ -185,8 +189,11 @@ class GenerateConfig:
     """Log-probabilities of the chosen token and this many alternatives, in --json."""
     prompt_logprobs: bool = False
     """Log-probabilities of the prompt's tokens, in --json."""
-    overflow: Literal["refuse", "truncate"] = "refuse"
-    """What is done with a prompt that, with its answer, outgrows the context: refuse, or truncate (cut it)."""
+    overflow: Literal["refuse", "truncate", "sinks"] = "refuse"
+    """What is done with a prompt that, with its answer, outgrows the context: refuse, truncate (cut it), or sinks (go
+    on: the first sink_tokens and the last ones are visible)."""
+    sink_tokens: int = 4
+    """How many tokens at the beginning of a text sinks keeps."""
     truncation_side: Side = "left"
     """Where truncate cuts: left keeps the end, right the beginning."""
     prefill_chunk: int = 512
@@ -310,7 +317,10 @@ class ChatConfig:
     """The seed decides the answers."""
     stop: tuple[str, ...] = ()
     """Texts that end an answer; not part of it."""
-    overflow: Literal["refuse", "truncate"] = "refuse"
-    """What is done with a message that outgrows the context: refuse it, or truncate (leave the oldest turns out)."""
+    overflow: Literal["refuse", "truncate", "sinks"] = "refuse"
+    """What is done with a message that outgrows the context: refuse it, truncate (leave the oldest turns out), or sinks
+    (go on: the first sink_tokens and the last ones of the whole conversation are visible)."""
+    sink_tokens: int = 4
+    """How many tokens at the beginning of a conversation sinks keeps."""
     threads: int = 0
     """CPU threads; 0 is one for each core."""

@@ -22,6 +22,7 @@ from fledge.engine.choice import Choice
 from fledge.engine.config import EngineConfig
 from fledge.engine.constrain import Constrainer
 from fledge.engine.length import answer_room
+from fledge.engine.overflow import LongInput
 from fledge.engine.request import Completion, Event, FinishReason, Request
 from fledge.engine.row import Row, RunnerFace, as_array
 from fledge.engine.scheduler import Scheduler
@@ -43,6 +44,11 @@ DRAFT_ROWS = 16  # rows of a step that is no slower for guesses
 
 LATE = "engine: the deadline passed before the answer was finished"
 NO_SLOT = "engine: no slot came free in the time that the request may wait; send it again later"
+NO_SINKS = "overflow: expected refuse or truncate for a source, got sinks; a source is read as one"
+UNMEASURED = (
+    "prompt: expected at most {} tokens where its log-probabilities are asked for, got {}; under sinks no token sees "
+    "all of a longer one"
+)
 REPLACED = "engine: the weights were replaced before the answer was finished; send the request again"
 
 
@@ -96,7 +102,20 @@ class Engine:
 
     def longest(self, request: Request) -> int:
         """Prompt and answer of a request have at most so many tokens together. Raises RequestError."""
-        return (request.long_input or self.config.long_input).longest(self.context_tokens, self.reach_tokens)
+        return self.policy(request).longest(self.context_tokens, self.reach_tokens)
+
+    def policy(self, request: Request) -> LongInput:
+        """What is done where the request is too long for the context."""
+        return request.long_input or self.config.long_input
+
+    def hidden(self, request: Request) -> int:
+        """How many tokens of a request's prompt the first of its answer doesn't see, though they weren't cut."""
+        return self.policy(request).hidden(len(request.prompt_ids), self.context_tokens)
+
+    def n_cut(self, request: Request) -> int:
+        """How many tokens of a request's prompt, or source, are cut or hidden."""
+        fitted = self.fitted(request)
+        return request.prompt_tokens - fitted.prompt_tokens + self.hidden(fitted)
 
     @property
     def reads_source(self) -> bool:
@@ -122,6 +141,8 @@ class Engine:
         if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= self.vocab_size:
             raise RequestError(f"prompt: expected token ids in 0..{self.vocab_size - 1}", "prompt")
         answer_room(len(request.prompt_ids), sampling.max_tokens, self.longest(request))
+        if request.prompt_logprobs and self.hidden(request):
+            raise RequestError(UNMEASURED.format(self.context_tokens, len(request.prompt_ids)), "prompt")
         scheduler = self.scheduler
         room = self.config.max_waiting + len(scheduler.free_slots) - scheduler.n_waiting
         if sampling.n > room:
@@ -131,8 +152,9 @@ class Engine:
             )
         arrival = self.totals["requests"]
         automata = self.constrainer.automata(request)
+        sliding = self.policy(request).sliding(self.context_tokens)
         choices = [
-            Choice(request, index, self.tokenizer, self.stop_ids, self.vocab_size, arrival, automaton)
+            Choice(request, index, self.tokenizer, self.stop_ids, self.vocab_size, arrival, automaton, sliding)
             for index, automaton in enumerate(automata)
         ]
         self.live[request.id] = list(choices)
@@ -147,8 +169,10 @@ class Engine:
 
     def fitted(self, request: Request) -> Request:
         """The request with its prompt, or its source, cut as its policy for long ones says. Raises RequestError."""
-        long_input = (request.long_input or self.config.long_input).validated()
+        long_input = self.policy(request).validated()
         if self.reads_source:
+            if long_input.policy == "sinks":
+                raise RequestError(NO_SINKS, "overflow", "unsupported_parameter")
             source = long_input.cut(request.source_ids, 1, self.runner.source_tokens + 1)
             return replace(request, source_ids=source)
         ids = long_input.cut(
@@ -192,7 +216,7 @@ class Engine:
             for choice, draft in zip(choices, self.drafter.guess(choices, n), strict=True):
                 if self.config.draft_accept == "rejection" and choice.request.sampling.temperature > 0:
                     choice.odds += [None] * (len(draft) - len(choice.odds))  # guessed for certain
-                choice.draft = draft[: choice.request.sampling.max_tokens - len(choice.answer) - 1]
+                choice.draft = draft[: choice.guessable]
         except Exception as error:  # they are guesses: nobody's answer needs them
             traceback.print_exception(error, file=sys.stderr)
             self.drafter = None
@@ -347,7 +371,7 @@ class Engine:
         finally:
             self.abandon(outcome)
         return [
-            gathered.completion(request.id, index, request.prompt_tokens - self.fitted(request).prompt_tokens)
+            gathered.completion(request.id, index, self.n_cut(request))
             for request in requests
             for index, gathered in enumerate(outcome[request.id])
         ]

@@ -211,6 +211,15 @@ class Scheduler:
                 self.decoding.append(choice)
                 for follower in reversed(self.followers.pop(choice.request.id, [])):
                     self.waiting.push_front(follower)
+        if choice.slide():
+            self.read_again(choice)
+
+    def read_again(self, choice: Choice) -> None:
+        """A choice whose document has become another one, with half of a context free, begins it in its slot."""
+        self.release(choice.blocks)
+        choice.empty()
+        self.decoding.remove(choice)
+        self.prefilling.append(choice)
 
     def drop_unseen(self, choice: Choice) -> None:
         """Free the blocks that lie before every layer's window."""
@@ -231,12 +240,16 @@ class Scheduler:
             return
         (self.prefilling if choice in self.prefilling else self.decoding).remove(choice)
         heapq.heappush(self.free_slots, choice.slot)
-        for block in reversed(choice.blocks):
-            if block >= 0:
-                self.pool.release(block)
+        self.release(choice.blocks)
         if choice.source is not None:
             self.readers.remove(choice.source)
         choice.give_back()
+
+    def release(self, blocks: list[int]) -> None:
+        """Give back a document's blocks, the last to be the first reused."""
+        for block in reversed(blocks):
+            if block >= 0:
+                self.pool.release(block)
 
     def forget_all(self, version: str) -> None:
         """The weights are others from now on: nothing that was computed is of use. Nobody may be running."""

@@ -67,7 +67,7 @@ class LookupDrafter:
 
     def up_to_date(self, choice: Choice) -> PromptLookup:
         lookup = self.lookups.get(choice) or self.lookups.setdefault(choice, PromptLookup(()))
-        for token in choice.ids(len(lookup.ids), choice.n_tokens):
+        for token in choice.text(len(lookup.ids), choice.text_tokens):
             lookup.add(token)
         return lookup
 
@@ -83,7 +83,8 @@ class DraftModel:
     def __init__(self, runner: RunnerFace, rejection: bool = False):
         self.runner, self.rejection = runner, rejection
         self.each = runner.n_blocks // runner.n_slots
-        self.seated: dict[int, tuple[Choice, int]] = {}  # slot -> whose tokens its blocks hold, and how many are right
+        # slot -> whose document its blocks hold, how much of its text is hidden, and how many tokens are right
+        self.seated: dict[int, tuple[Choice, int, int]] = {}
 
     def guess(self, choices: Sequence[Choice], n: int) -> list[list[int]]:
         longest = min(self.each * self.runner.block_tokens, self.runner.context_tokens) - n
@@ -93,11 +94,11 @@ class DraftModel:
         for number in range(n if rows else 0):
             for (choice, guessed), logits in zip(guesses.items(), self.runner.forward(rows), strict=True):
                 choosable = as_array(logits)[-1][: choice.vocab_size]
-                guessed.append(self.token(choice, choosable, choice.n_tokens + number))
+                guessed.append(self.token(choice, choosable, choice.text_tokens + number))
             rows = [self.row(choice, choice.n_tokens + number, guessed) for choice, guessed in guesses.items()]
         for choice in guesses:
             assert choice.slot is not None
-            self.seated[choice.slot] = choice, choice.n_tokens
+            self.seated[choice.slot] = choice, choice.hidden, choice.n_tokens
         return [guesses.get(choice, []) for choice in choices]
 
     def token(self, choice: Choice, logits: np.ndarray, position: int) -> int:
@@ -110,8 +111,8 @@ class DraftModel:
     def known(self, choice: Choice) -> int:
         """How many tokens of an answer its slot's blocks hold; the last is always computed."""
         assert choice.slot is not None
-        owner, n_known = self.seated.get(choice.slot, (None, 0))
-        return min(n_known, choice.n_tokens - 1) if owner is choice else 0
+        *owner, n_known = self.seated.get(choice.slot, (None, 0, 0))
+        return min(n_known, choice.n_tokens - 1) if owner == [choice, choice.hidden] else 0
 
     def row(self, choice: Choice, start: int, guessed: list[int]) -> Row:
         """The answer's tokens from `start` on, guesses included."""

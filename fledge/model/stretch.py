@@ -52,11 +52,11 @@ def reach(model: Transformer, window: int, longest: int) -> Transformer:
     if stack.inputs.positions:
         raise ConfigError(
             f"reach_tokens: expected positions known by distance (rotary, ALiBi), got {stack.inputs.positions} ones, "
-            f"which end at the context; use overflow=truncate"
+            f"which end at the context; use overflow=sinks or truncate"
         )
     for layer in stack.layers:
         if reason := unwindowed(layer):
-            raise ConfigError(f"reach_tokens: {reason}; use overflow=truncate")
+            raise ConfigError(f"reach_tokens: {reason}; use overflow=sinks or truncate")
     layers = tuple(replace(layer, window=min(layer.window or window, window)) for layer in stack.layers)
     return relayered(model, layers, longest)
 

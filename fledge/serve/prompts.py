@@ -13,7 +13,7 @@ from fledge.serve.wire import DEFAULT_COMPLETION_TOKENS, Call, CompletionCall
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt's ids; `n_added` of them are ours (BOS), and `n_cut` of its tokens were cut off."""
+    """A prompt's ids; `n_added` of them are ours (BOS), and `n_cut` of its tokens were cut off or are hidden."""
 
     ids: tuple[int, ...]
     n_added: int
@@ -44,13 +44,13 @@ async def read_prompt(service: Service, call: CompletionCall, prompt: str | tupl
         if not given:
             raise RequestError("prompt: expected at least one token, got an empty text", "prompt")
     context_tokens = service.context_tokens or 0
-    ids = long_input(service, call).cut(
-        given, call.max_tokens, context_tokens, tokenizer.bos_id, DEFAULT_COMPLETION_TOKENS
-    )
+    policy = long_input(service, call)
+    ids = policy.cut(given, call.max_tokens, context_tokens, tokenizer.bos_id, DEFAULT_COMPLETION_TOKENS)
     if isinstance(prompt, tuple):
         call.answer_tokens(len(ids), longest(service, call))  # its length first: it may be millions
         check_ids(service, ids)
-    return Prompt(ids, len(added) if ids[:1] == added else 0, len(given) - len(ids))
+    n_cut = len(given) - len(ids) + policy.hidden(len(ids), context_tokens)
+    return Prompt(ids, len(added) if ids[:1] == added else 0, n_cut)
 
 
 def prompt_text(service: Service, prompt: str | tuple[int, ...], read: Prompt) -> str:

@@ -82,8 +82,9 @@ class Routes:
         model = self.check(call, 1)
         await service.wait_open()
         policy = long_input(service, call)
-        room = policy.room(call.max_tokens, service.context_tokens or 0)
-        ids, n_cut = await service.render(model, call.messages, room)
+        context_tokens = service.context_tokens or 0
+        ids, n_cut = await service.render(model, call.messages, policy.room(call.max_tokens, context_tokens))
+        n_cut += policy.hidden(len(ids), context_tokens)
         head = ReplyHead.chat(model.name, model.fingerprint)
         sampling = service.ending_turns(model, self.sampling(call, len(ids), None))
         requests = [Request(head.id, tuple(ids), sampling, arrival.tenant, long_input=policy, adapter=model.adapter)]
@@ -139,8 +140,9 @@ class Routes:
         return model
 
     def sampling(self, call: Call, prompt_tokens: int, open_tokens: int | None) -> Sampling:
-        context_tokens = longest(self.service, call)
-        return call.sampling_for(prompt_tokens, context_tokens, self.service.engine.facts["vocab_size"], open_tokens)
+        service, most = self.service, longest(self.service, call)
+        open_tokens = long_input(service, call).open_tokens(service.context_tokens or 0, open_tokens)
+        return call.sampling_for(prompt_tokens, most, service.engine.facts["vocab_size"], open_tokens)
 
     async def answer(self, answer: Answer) -> Any:
         """The stream, once there is something to send, or the whole reply."""

@@ -90,12 +90,8 @@ def test_the_engines_word_holds_where_a_request_says_nothing():
 
 
 def test_what_cant_be_done_is_refused_by_name():
-    with pytest.raises(RequestError, match="overflow: sinks is not supported: keys lie in the cache turned"):
-        stub_engine().submit(asked([1], long_input=LongInput("sinks")))
     with pytest.raises(RequestError, match="overflow: window needs an engine that reaches past"):
         stub_engine().submit(asked([1], long_input=LongInput("window")))
-    with pytest.raises(ConfigError, match="sinks is not supported"):
-        EngineConfig(overflow="sinks")
     with pytest.raises(ConfigError, match="truncation_side: expected one of left, right, got 'middle'"):
         EngineConfig(truncation_side="middle")  # type: ignore[arg-type]
 

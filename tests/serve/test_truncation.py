@@ -117,7 +117,6 @@ def test_the_servers_default_holds_and_a_request_overrides_it(cutting: RunningSe
         (TEXT_PATH, {"truncation": "yes"}, "truncation"),
         (TEXT_PATH, {"truncation": True}, "truncation"),
         (TEXT_PATH, {"overflow": "shift"}, "overflow"),
-        (TEXT_PATH, {"overflow": "sinks"}, "overflow"),
         (TEXT_PATH, {"overflow": "window"}, "overflow"),
         (TEXT_PATH, {"truncation": "auto", "overflow": "refuse"}, "overflow"),
         (TEXT_PATH, {"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),

@@ -105,10 +105,14 @@ def keep(name: str, what: dict[str, Any], quiet: bool = False) -> None:
 
 
 def processor() -> str:
+    """Its name, and the vectors it computes with: one name may stand for several generations."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+        facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        known = {"AVX-512": "avx512f", "AVX2": "avx2"}
+        vectors = next((name for name, flag in known.items() if flag in facts["flags"].split()), "")
+        return f"{facts['model name']} ({vectors})" if vectors else facts["model name"]
+    except (OSError, KeyError):
         return platform.processor()
 
 

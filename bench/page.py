@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-DECODE = ("decode.json", "decode_zen4.json")
+DECODE = ("decode.json", "decode_zen4.json", "decode_zen3.json")
 PEERS = ("transformers", "ctranslate2", "llama.cpp F32", "llama.cpp Q8_0", "llama.cpp Q4_0", "llama.cpp Q4_K_M")
 
 
@@ -67,12 +67,13 @@ def decode_table(tree: dict[str, Any]) -> list[str]:
 
 def losses(tree: dict[str, Any]) -> str:
     """In how many cells fledge is ahead of all, and where it is not."""
+    cells = {name: cell for name, cell in tree["cells"].items() if set(cell["tokens_per_second"]) & set(PEERS)}
     behind = [
         name
-        for name, cell in tree["cells"].items()
+        for name, cell in cells.items()
         if any(cell["tokens_per_second"].get(peer, {}).get("ratio_to_fledge", 0) > 1 for peer in PEERS)
     ]
-    n = len(tree["cells"])
+    n = len(cells)
     return (
         f"Ahead of every peer that was there in {n - len(behind)} of {n} cells. Behind in: {', '.join(behind) or '-'}."
     )

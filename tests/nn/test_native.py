@@ -155,6 +155,37 @@ def test_what_is_no_number_is_seen_in_its_row_alone(kind, poison):
     assert not torch.isfinite(seen[1]).all()
 
 
+def test_the_largest_bytes_are_multiplied_whole():
+    """Products of AVX2 are added in pairs of sixteen bits, which two of 128 x 127 only just fit."""
+    signs = torch.randint(0, 2, (96, 256), generator=torch.Generator().manual_seed(1)) * 2 - 1
+    signs[:2] = torch.tensor([[1], [-1]])
+    weight = torch.where(signs > 0, torch.tensor(127), torch.tensor(-128)).to(torch.int8)
+    linear = int8_linear(weight, torch.ones(96), None)
+    for x in (torch.ones(7, 256), -torch.ones(7, 256), signs[3:10].float()):
+        expected = (x.double() * 127 @ weight.double().t()) * (torch.tensor(1.0) / 127).double()
+        assert torch.allclose(linear(x).double(), expected, rtol=1e-6)
+    nibbles = torch.full((96, 256), 15, dtype=torch.uint8)
+    scales = torch.ones(96, 2)
+    for x in (torch.ones(7, 256), -torch.ones(7, 256)):
+        assert torch.allclose(int4_linear(nibbles, scales, torch.zeros(96, 2), None)(x), 15 * 256 * x[:, :96])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", ["x86-64", "x86-64-v3", "native"])
+def test_other_processors_kernels_are_right_too(machine, tmp_path):
+    """What GCC makes for a processor without vectors of its own, for AVX2, and for this one."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f'#!/bin/bash\nexec g++ "${{@/-march=native/-march={machine}}}"\n')
+    compiler.chmod(0o755)
+    environment = {**os.environ, "CXX": str(compiler), "FLEDGE_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    files = ["tests/nn/test_native.py", "tests/exact/test_native_decoder.py"]
+    line = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", *files]
+    if "avx2" not in open("/proc/cpuinfo").read() and machine == "x86-64-v3":
+        line = [sys.executable, "-c", "from fledge.nn.native import library; library.build()"]  # it only compiles here
+    done = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
 def test_two_callers_and_a_forked_process_get_their_own_results():
     linear, _ = made("int8", 288, 288)
     x = torch.randn(8, 288)

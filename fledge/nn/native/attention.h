@@ -31,12 +31,10 @@ static inline int64_t place(const int32_t* table, int position) {
 }
 
 static inline Floats load_bytes(const int8_t* from, int n) {
-#if defined(__AVX512F__)
-  if (n >= LANES) return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
-#endif
-  Floats v{};
-  for (int i = 0; i < std::min(n, LANES); i++) v[i] = from[i];
-  return v;
+  if (n >= LANES) return widened(from);
+  int8_t part[LANES] = {};
+  std::memcpy(part, from, n);
+  return widened(part);
 }
 
 // Sixteen channels of the cache from element `at` on.
@@ -74,25 +72,57 @@ static inline void write_cache(const Cache& cache, const Heads& heads, int64_t a
   }
 }
 
+// How much goes together, so that all sums are in registers: keys and queries of scores, sixteens of channels of values.
+#if defined(FLEDGE_AVX2)
+constexpr int keys_together(int Q) { return Q == 1 ? 4 : 2; }
+constexpr int queries_together(int Q) { return Q < 2 ? Q : 2; }
+constexpr int parts_together(int Q) { return Q == 1 ? 4 : 3; }
+#else
+constexpr int keys_together(int Q) { return LANES / Q; }
+constexpr int queries_together(int Q) { return Q; }
+constexpr int parts_together(int) { return 4; }
+#endif
+
+// Adds the products of N queries and M keys, whose channels begin at `rows`, over all channels to dots[j · stride + k].
+template <bool BYTES, int N, int M>
+static inline __attribute__((always_inline)) void dot_block(const float* const* q, const void* keys, const int64_t* rows, int C, int stride, Floats* dots) {
+  Floats acc[N][M];
+  for (int j = 0; j < N; j++)
+    for (int k = 0; k < M; k++) acc[j][k] = all(0.0f);
+  int c = 0;
+  for (; c + LANES <= C; c += LANES)
+    for (int k = 0; k < M; k++) {
+      const Floats key = sixteen<BYTES>(keys, rows[k] * C + c);
+      for (int j = 0; j < N; j++) acc[j][k] = fma(load(q[j] + c), key, acc[j][k]);
+    }
+  if (c < C)
+    for (int k = 0; k < M; k++) {
+      const Floats key = cached<BYTES>(keys, rows[k], C, c);
+      for (int j = 0; j < N; j++) acc[j][k] = fma(load_part(q[j] + c, C - c), key, acc[j][k]);
+    }
+  for (int j = 0; j < N; j++)
+    for (int k = 0; k < M; k++) dots[j * stride + k] = acc[j][k];
+}
+
 // Scores of Q queries [C] with `n` keys from position `first` on: scores[j][i], room for 16 more. Sixteen at a time.
 template <bool BYTES, int Q>
 static void score(const float* const (&q)[Q], const Cache& cache, int64_t base, const int32_t* table, int first, int n,
                   int C, float scale, float* const (&scores)[Q]) {
   constexpr int KEYS = LANES / Q;
   for (int i = 0; i < n; i += KEYS) {
+    constexpr int N = queries_together(Q), M = std::min(keys_together(Q), KEYS);
     Floats dots[LANES] = {};
     int64_t rows[KEYS];
     for (int k = 0; k < KEYS; k++) rows[k] = base + place(table, first + std::min(i + k, n - 1));
-    int c = 0;
-    for (; c + LANES <= C; c += LANES)
-      for (int k = 0; k < KEYS; k++) {
-        const Floats key = sixteen<BYTES>(cache.keys, rows[k] * C + c);
-        for (int j = 0; j < Q; j++) dots[j * KEYS + k] = fma(load(q[j] + c), key, dots[j * KEYS + k]);
-      }
-    if (c < C)
-      for (int k = 0; k < KEYS; k++) {
-        const Floats key = cached<BYTES>(cache.keys, rows[k], C, c);
-        for (int j = 0; j < Q; j++) dots[j * KEYS + k] = fma(load_part(q[j] + c, C - c), key, dots[j * KEYS + k]);
+    for (int j = 0; j < Q; j += N)
+      for (int k = 0; k < KEYS; k += M) {
+        if (Q - j >= N && KEYS - k >= M) {
+          dot_block<BYTES, N, M>(q + j, cache.keys, rows + k, C, KEYS, dots + j * KEYS + k);
+          continue;
+        }
+        for (int one = j; one < std::min(Q, j + N); one++)  // what three queries and five keys leave
+          for (int other = k; other < std::min(KEYS, k + M); other++)
+            dot_block<BYTES, 1, 1>(q + one, cache.keys, rows + other, C, KEYS, dots + one * KEYS + other);
       }
     float dot[LANES];
     store(dot, sums(dots));
@@ -109,15 +139,19 @@ static void mix(float* const (&weights)[Q], const Cache& cache, int64_t base, co
                 int C, int c, const float (&share)[Q], float* const (&out)[Q]) {
   Floats mixed[Q][PARTS] = {};
   const bool whole = c + PARTS * LANES <= C;
-  for (int i = 0; i < n; i++) {
-    const int64_t row = base + place(table, first + i);
-    Floats value[PARTS];
-    for (int p = 0; p < PARTS - 1; p++) value[p] = sixteen<BYTES>(cache.values, row * C + c + p * LANES);
-    const int last = c + (PARTS - 1) * LANES;
-    value[PARTS - 1] = whole ? sixteen<BYTES>(cache.values, row * C + last) : cached<BYTES>(cache.values, row, C, last);
-    for (int j = 0; j < Q; j++) {
-      const Floats weight = all(BYTES ? weights[j][i] * cache.value_scales[row] : weights[j][i]);
-      for (int p = 0; p < PARTS; p++) mixed[j][p] = fma(weight, value[p], mixed[j][p]);
+  for (int i = 0; i < n;) {
+    const int64_t ahead_of_i = base + place(table, first + i) - i;
+    const int end = std::min(n, i + BLOCK - (first + i) % BLOCK);  // of these keys, which lie side by side
+    for (; i < end; i++) {
+      const int64_t row = ahead_of_i + i;
+      Floats value[PARTS];
+      for (int p = 0; p < PARTS - 1; p++) value[p] = sixteen<BYTES>(cache.values, row * C + c + p * LANES);
+      const int last = c + (PARTS - 1) * LANES;
+      value[PARTS - 1] = whole ? sixteen<BYTES>(cache.values, row * C + last) : cached<BYTES>(cache.values, row, C, last);
+      for (int j = 0; j < Q; j++) {
+        const Floats weight = all(BYTES ? weights[j][i] * cache.value_scales[row] : weights[j][i]);
+        for (int p = 0; p < PARTS; p++) mixed[j][p] = fma(weight, value[p], mixed[j][p]);
+      }
     }
   }
   for (int j = 0; j < Q; j++)
@@ -145,7 +179,11 @@ static float soften(float* scores, int n, float softcap) {
   return sum(total);
 }
 
-constexpr int QUERIES = 4;  // attended to together where they are neighbours in one sequence
+#if defined(FLEDGE_AVX2)
+constexpr int QUERIES = 2;  // attended to together where they are neighbours in one sequence
+#else
+constexpr int QUERIES = 4;
+#endif
 
 // A head of Q neighbouring tokens, the first at `position`, each against its own past: out[j] [C].
 template <bool BYTES, int Q>
@@ -166,7 +204,9 @@ static void attend(const float* const (&q)[Q], const Cache& cache, const Heads& 
     for (int i = 0; i < before; i++) scores[j][i] = 0.0f;  // keys that others of the four see
     for (int i = own; i < n - before; i++) mine[i] = 0.0f;
   }
-  for (int c = 0; c < C; c += 4 * LANES) switch (std::min(4, (C - c + LANES - 1) / LANES)) {
+  const int sixteens = round_up(C, LANES) / LANES, times = (sixteens + parts_together(Q) - 1) / parts_together(Q);
+  const int parts = (sixteens + times - 1) / times;  // as even as that many times allow
+  for (int c = 0; c < C; c += parts * LANES) switch (std::min(parts, (C - c + LANES - 1) / LANES)) {
       case 1: mix<BYTES, Q, 1>(scores, cache, base, table, first, n, C, c, share, out); break;
       case 2: mix<BYTES, Q, 2>(scores, cache, base, table, first, n, C, c, share, out); break;
       case 3: mix<BYTES, Q, 3>(scores, cache, base, table, first, n, C, c, share, out); break;

@@ -18,10 +18,22 @@
 namespace fledge {
 
 constexpr int PANEL = 32;
-#if defined(__AVX512F__)
-constexpr int ROWS = 12;  // 24 of 32 registers hold sums
+// Rows of a tile, and how many sixteens of outputs (halves of panels) R of them take at once: so that enough sums are
+// under way, and all of them in registers. In whole numbers WHOLE_ROWS of the rows go together.
+#if defined(FLEDGE_AVX2)
+constexpr int ROWS = 6, WHOLE_ROWS = 6;  // 12 of 16 registers of half the size hold sums
+constexpr int halves(int R) { return R == 1 ? 4 : R <= 3 ? 2 : 1; }
+constexpr int int8_halves(int) { return 1; }
+constexpr int int4_halves(int) { return 1; }
 #else
-constexpr int ROWS = 4;
+#if defined(__AVX512F__)
+constexpr int ROWS = 12, WHOLE_ROWS = 12;  // 24 of 32 registers
+#else
+constexpr int ROWS = 4, WHOLE_ROWS = 4;
+#endif
+constexpr int halves(int R) { return R == 1 ? 8 : R <= 3 ? 4 : 2; }
+constexpr int int8_halves(int R) { return halves(R); }
+constexpr int int4_halves(int R) { return R <= 4 ? halves(R) : 1; }
 #endif
 
 enum Kind : int32_t { NOTHING = 0, FLOAT32 = 1, INT8 = 2, INT4 = 3 };
@@ -44,6 +56,48 @@ struct Packed {
   std::vector<float> sums;      // [tile][K/group][rows]: Σ of a group's rounded inputs
 };
 
+// Σ over four products of bytes, added to each lane: dot_int8 of inputs and weights, dot_int4 of weights, 0..15, and
+// inputs. VNNI multiplies unsigned by signed bytes, so inputs of int8 weights are stored OFFSET larger there. AVX2 adds
+// pairs of such products in sixteen bits, which they must not leave: a weight's size, at most 128, times an input with
+// the weight's sign does not, and sums of int4's stay there for SHORT_STEPS steps of eight inputs.
+#if defined(FLEDGE_AVX2)
+constexpr int OFFSET = 0, SHORT_STEPS = 4;
+typedef Ints Shorts;
+static inline __m256i pairs(__m256i v) { return _mm256_madd_epi16(v, _mm256_set1_epi16(1)); }
+static inline __m256i dot_int8(__m256i sum, __m256i inputs, __m256i weights, __m256i sizes) {
+  return _mm256_add_epi32(sum, pairs(_mm256_maddubs_epi16(sizes, _mm256_sign_epi8(inputs, weights))));
+}
+static inline Shorts dot_int4(Shorts sum, Ints weights, Ints inputs) {
+  return {_mm256_add_epi16(sum.a, _mm256_maddubs_epi16(weights.a, inputs.a)),
+          _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(weights.b, inputs.b))};
+}
+static inline Shorts begun(Ints) { return all(0); }
+static inline Ints ended(Ints sum, Shorts shorts) { return sum + Ints{pairs(shorts.a), pairs(shorts.b)}; }
+#else
+constexpr int SHORT_STEPS = 1 << 20;
+typedef Ints Shorts;
+#if defined(__AVX512VNNI__)
+constexpr int OFFSET = 128;
+static inline Ints dot_int8(Ints sum, Ints inputs, Ints weights) {
+  return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)inputs, (__m512i)weights);
+}
+static inline Shorts dot_int4(Shorts sum, Ints weights, Ints inputs) { return dot_int8(sum, weights, inputs); }
+#else
+constexpr int OFFSET = 0;
+static inline Ints dot_int8(Ints sum, Ints inputs, Ints weights) {
+  int8_t a[64], b[64];
+  std::memcpy(a, &inputs, 64);
+  std::memcpy(b, &weights, 64);
+  for (int i = 0; i < LANES; i++)
+    for (int j = 0; j < 4; j++) sum[i] += a[4 * i + j] * b[4 * i + j];
+  return sum;
+}
+static inline Shorts dot_int4(Shorts sum, Ints weights, Ints inputs) { return dot_int8(sum, inputs, weights); }
+#endif
+static inline Shorts begun(Ints sum) { return sum; }
+static inline Ints ended(Ints, Shorts sum) { return sum; }
+#endif
+
 static void pack_row_int(const float* x, const Matrix& w, int n_rows, uint32_t* words, float* scale, float* sums) {
   const int K = w.n_inputs;
   Floats most{}, broken{};  // what is no finite number makes the whole row none
@@ -55,7 +109,7 @@ static void pack_row_int(const float* x, const Matrix& w, int n_rows, uint32_t* 
   const float size = largest(most);
   *scale = size / 127.0f + sum(broken);
   alignas(64) int8_t rounded[LANES];
-  const int offset = w.kind == INT8 ? 128 : 0;
+  const int offset = w.kind == INT8 ? OFFSET : 0;
   const int group = w.kind == INT4 ? w.group : round_up(K, 4);
   int total = 0;
   for (int begin = 0; begin < K; begin += LANES) {
@@ -66,8 +120,10 @@ static void pack_row_int(const float* x, const Matrix& w, int n_rows, uint32_t* 
     q = (q + all(12582912.0f)) - all(12582912.0f);
     q = max(min(q, all(127.0f)), all(-127.0f));
     const Ints whole_numbers = to_ints(q);
-    for (int i = 0; i < LANES; i++) rounded[i] = (int8_t)(whole_numbers[i] + offset);
-    for (int i = 0; i < n; i++) total += whole_numbers[i];
+    int32_t each[LANES];
+    store_ints(each, whole_numbers);
+    for (int i = 0; i < LANES; i++) rounded[i] = (int8_t)(each[i] + offset);
+    for (int i = 0; i < n; i++) total += each[i];
     for (int i = 0; i < n; i += 4) {
       uint32_t word;
       std::memcpy(&word, rounded + i, 4);
@@ -124,106 +180,109 @@ constexpr int AHEAD = 1024;
 
 static inline void ahead(const void* at) { __builtin_prefetch((const char*)at + AHEAD); }
 
-// Adds `n` inputs' products to the sums of R rows and P panels.
-template <int R, int P>
-static void float_tile(const float* x, const float* w, int64_t panel_stride, int n, Floats (&sums)[R][2 * P]) {
-  Floats acc[R][2 * P];  // in registers: the caller's would be written after every input
+// Adds `n` inputs' products to the sums of R rows and H halves of panels, the first at `w`.
+template <int R, int H>
+static void float_tile(const float* x, const float* w, int64_t panel_stride, int n, Floats (&sums)[R][H]) {
+  Floats acc[R][H];  // in registers: the caller's would be written after every input
   std::memcpy(acc, sums, sizeof acc);
   for (int k = 0; k < n; k++) {
-    Floats weight[2 * P];
-    for (int p = 0; p < P; p++) {
-      const float* at = w + p * panel_stride + (int64_t)k * PANEL;
-      ahead(at), ahead(at + LANES);
-      weight[2 * p] = load(at);
-      weight[2 * p + 1] = load(at + LANES);
+    Floats weight[H];
+    for (int h = 0; h < H; h++) {
+      const float* at = w + (h / 2) * panel_stride + (int64_t)k * PANEL + h % 2 * LANES;
+      ahead(at);
+      weight[h] = load(at);
     }
     for (int r = 0; r < R; r++) {
       const Floats value = all(x[(int64_t)k * R + r]);
-      for (int p = 0; p < 2 * P; p++) acc[r][p] = fma(value, weight[p], acc[r][p]);
+      for (int h = 0; h < H; h++) acc[r][h] = fma(value, weight[h], acc[r][h]);
     }
   }
   std::memcpy(sums, acc, sizeof acc);
 }
 
-// Σ over four products of bytes, added to each lane: unsigned by signed.
-static inline Ints dot4(Ints sum, Ints unsigned4, Ints signed4) {
-#if defined(__AVX512VNNI__)
-  return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)unsigned4, (__m512i)signed4);
-#else
-  uint8_t a[64];
-  int8_t b[64];
-  std::memcpy(a, &unsigned4, 64);
-  std::memcpy(b, &signed4, 64);
-  for (int i = 0; i < LANES; i++)
-    for (int j = 0; j < 4; j++) sum[i] += a[4 * i + j] * b[4 * i + j];
-  return sum;
-#endif
-}
-
-static inline Ints load_ints(const void* from) {
-  Ints v;
-  std::memcpy(&v, from, sizeof v);
-  return v;
-}
-
-template <int R, int P>
-static void int8_tile(const uint32_t* x, const int8_t* w, int64_t panel_stride, int K4, Ints (&sums)[R][2 * P]) {
-  Ints acc[R][2 * P];
+// Sums of R of a tile's `rows` rows of int8 and H halves of panels over all inputs.
+#if defined(FLEDGE_AVX2)
+// Eight outputs after eight: sixteen for several rows would leave no register for a weight and its size.
+template <int R, int H>
+static void int8_tile(const uint32_t* x, int rows, const int8_t* w, int64_t panel_stride, int K4, Ints (&sums)[R][H]) {
+  __m256i acc[R][2 * H];
   for (int r = 0; r < R; r++)
-    for (int p = 0; p < 2 * P; p++) acc[r][p] = Ints{};
+    for (int e = 0; e < 2 * H; e++) acc[r][e] = _mm256_setzero_si256();
+#pragma GCC unroll 2
+  for (int k = 0; k < K4; k++)
+    for (int e = 0; e < 2 * H; e++) {
+      const int8_t* at = w + (e / 4) * panel_stride + ((int64_t)k * PANEL + e % 4 * 8) * 4;
+      if (e % 2 == 0) ahead(at);
+      const __m256i weight = _mm256_loadu_si256((const __m256i*)at), size = _mm256_abs_epi8(weight);
+      for (int r = 0; r < R; r++)
+        acc[r][e] = dot_int8(acc[r][e], _mm256_set1_epi32((int32_t)x[(int64_t)k * rows + r]), weight, size);
+    }
+  std::memcpy(sums, acc, sizeof acc);
+}
+#else
+template <int R, int H>
+static void int8_tile(const uint32_t* x, int rows, const int8_t* w, int64_t panel_stride, int K4, Ints (&sums)[R][H]) {
+  Ints acc[R][H];
+  for (int r = 0; r < R; r++)
+    for (int h = 0; h < H; h++) acc[r][h] = all(0);
   for (int k = 0; k < K4; k++) {
-    Ints weight[2 * P];
-    for (int p = 0; p < P; p++) {
-      const int8_t* at = w + p * panel_stride + (int64_t)k * PANEL * 4;
-      ahead(at), ahead(at + 64);
-      weight[2 * p] = load_ints(at);
-      weight[2 * p + 1] = load_ints(at + 64);
+    Ints weight[H];
+    for (int h = 0; h < H; h++) {
+      const int8_t* at = w + (h / 2) * panel_stride + ((int64_t)k * PANEL + h % 2 * LANES) * 4;
+      ahead(at);
+      weight[h] = load_ints(at);
     }
     for (int r = 0; r < R; r++) {
-      const Ints value = all((int32_t)x[(int64_t)k * R + r]);
-      for (int p = 0; p < 2 * P; p++) acc[r][p] = dot4(acc[r][p], value, weight[p]);
+      const Ints value = all((int32_t)x[(int64_t)k * rows + r]);
+      for (int h = 0; h < H; h++) acc[r][h] = dot_int8(acc[r][h], value, weight[h]);
     }
   }
   std::memcpy(sums, acc, sizeof acc);
 }
+#endif
 
-// Half a panel (16 outputs) of int4 weights, P of them at once.
-template <int R, int P>
-static void int4_tile(const uint32_t* x, const float* x_sums, const uint8_t* w, int64_t stride, const float* scales,
-                      const float* zeros, int64_t scale_stride, int groups, int group, Floats (&sums)[R][P]) {
-  Floats acc[R][P];
+// The same of int4, whose halves lie `stride` apart, in float32.
+template <int R, int H>
+static void int4_tile(const uint32_t* x, const float* x_sums, int rows, const uint8_t* w, int64_t stride,
+                      const float* scales, const float* zeros, int64_t scale_stride, int groups, int group,
+                      Floats (&sums)[R][H]) {
+  Floats acc[R][H];
   for (int r = 0; r < R; r++)
-    for (int p = 0; p < P; p++) acc[r][p] = Floats{};
+    for (int h = 0; h < H; h++) acc[r][h] = all(0.0f);
   const Ints low = all(0x0f0f0f0f);
   for (int g = 0; g < groups; g++) {
-    Ints whole[R][P];
+    Ints whole[R][H];
     for (int r = 0; r < R; r++)
-      for (int p = 0; p < P; p++) whole[r][p] = Ints{};
-    const int first = g * group / 8, last = (g + 1) * group / 8;
-    for (int k = first; k < last; k++) {
-      Ints near[P], far[P];
-      for (int p = 0; p < P; p++) {
-        const uint8_t* bytes = w + p * stride + (int64_t)k * 64;
-        ahead(bytes);
-        const Ints both = load_ints(bytes);
-        near[p] = both & low;
-        far[p] = (both >> 4) & low;
-      }
-      const uint32_t* at = x + (int64_t)2 * k * R;
-      for (int r = 0; r < R; r++) {
-        const Ints first4 = all((int32_t)at[r]), second4 = all((int32_t)at[R + r]);
-        for (int p = 0; p < P; p++) {
-          whole[r][p] = dot4(whole[r][p], near[p], first4);
-          whole[r][p] = dot4(whole[r][p], far[p], second4);
+      for (int h = 0; h < H; h++) whole[r][h] = all(0);
+    const int end = (g + 1) * group / 8;
+    for (int first = g * group / 8; first < end; first += SHORT_STEPS) {
+      Shorts part[R][H];
+      for (int r = 0; r < R; r++)
+        for (int h = 0; h < H; h++) part[r][h] = begun(whole[r][h]);
+      for (int k = first; k < std::min(end, first + SHORT_STEPS); k++) {
+        Ints near[H], far[H];
+        for (int h = 0; h < H; h++) {
+          const uint8_t* bytes = w + h * stride + (int64_t)k * 64;
+          ahead(bytes);
+          const Ints both = load_ints(bytes);
+          near[h] = both & low;
+          far[h] = (both >> 4) & low;
+        }
+        const uint32_t* at = x + (int64_t)2 * k * rows;
+        for (int r = 0; r < R; r++) {
+          const Ints first4 = all((int32_t)at[r]), second4 = all((int32_t)at[rows + r]);
+          for (int h = 0; h < H; h++) part[r][h] = dot_int4(dot_int4(part[r][h], near[h], first4), far[h], second4);
         }
       }
+      for (int r = 0; r < R; r++)
+        for (int h = 0; h < H; h++) whole[r][h] = ended(whole[r][h], part[r][h]);
     }
-    for (int p = 0; p < P; p++) {
-      const Floats scale = load(scales + p * scale_stride + (int64_t)g * LANES);
-      const Floats zero = load(zeros + p * scale_stride + (int64_t)g * LANES);
+    for (int h = 0; h < H; h++) {
+      const Floats scale = load(scales + h * scale_stride + (int64_t)g * LANES);
+      const Floats zero = load(zeros + h * scale_stride + (int64_t)g * LANES);
       for (int r = 0; r < R; r++) {
-        acc[r][p] = fma(scale, to_floats(whole[r][p]), acc[r][p]);
-        acc[r][p] = fma(-zero, all(x_sums[(int64_t)g * R + r]), acc[r][p]);
+        acc[r][h] = fma(scale, to_floats(whole[r][h]), acc[r][h]);
+        acc[r][h] = fma(-zero, all(x_sums[(int64_t)g * rows + r]), acc[r][h]);
       }
     }
   }
@@ -239,60 +298,78 @@ static inline void write(float* y, Floats v, const Matrix& w, int n) {
     store_part(y + n, w.bias ? v + load_part(w.bias + n, left) : v, left);
 }
 
-// P panels from `panel` on for the R rows of a tile.
-template <int R, int P>
-static void tile_product(const Matrix& w, const Packed& x, int row, int panel, float* y, int64_t stride) {
+// In whole numbers: R rows from `from` on of a tile of `rows`, H halves of panels from `half` on.
+template <int R, int H>
+static void int8_product(const Matrix& w, const Packed& x, int row, int from, int rows, int half, float* y,
+                         int64_t stride) {
+  const int K4 = round_up(w.n_inputs, 4) / 4;
+  const int64_t size = (int64_t)K4 * 4 * PANEL;
+  Ints acc[R][H];
+  int8_tile<R, H>(x.words.data() + (int64_t)row * K4 + from, rows,
+                  (const int8_t*)w.weights + half / 2 * size + half % 2 * LANES * 4, size, K4, acc);
+  for (int h = 0; h < H; h++) {
+    const int n = (half + h) * LANES;
+    const Floats scale = load(w.scales + n);
+    const Ints beside = OFFSET ? load_ints(w.sums + n) << 7 : all(0);  // all inputs were OFFSET larger
+    for (int r = from; r < from + R; r++)
+      write(y + (row + r) * stride, to_floats(acc[r - from][h] - beside) * (all(x.scales[row + r]) * scale), w, n);
+  }
+}
+
+template <int R, int H>
+static void int4_product(const Matrix& w, const Packed& x, int row, int from, int rows, int half, float* y,
+                         int64_t stride) {
+  const int K = w.n_inputs, groups = K / w.group;
+  const int64_t size = (int64_t)K / 8 * 64, scales = (int64_t)groups * LANES;
+  Floats acc[R][H];
+  int4_tile<R, H>(x.words.data() + (int64_t)row * (K / 4) + from, x.sums.data() + (int64_t)row * groups + from, rows,
+                  (const uint8_t*)w.weights + half * size, size, w.scales + half * scales, w.zeros + half * scales,
+                  scales, groups, w.group, acc);
+  for (int r = from; r < from + R; r++)
+    for (int h = 0; h < H; h++)
+      write(y + (row + r) * stride, acc[r - from][h] * all(x.scales[row + r]), w, (half + h) * LANES);
+}
+
+template <int R, int H>
+static void float_product(const Matrix& w, const Packed& x, int row, int half, float* y, int64_t stride) {
   const int K = w.n_inputs;
-  if (w.kind == FLOAT32) {
-    Floats acc[R][2 * P] = {};
-    const int64_t size = (int64_t)K * PANEL;
-    float_tile<R, P>(x.floats.data() + (int64_t)row * K, (const float*)w.weights + panel * size, size, K, acc);
-    for (int r = 0; r < R; r++)
-      for (int p = 0; p < 2 * P; p++) write(y + (row + r) * stride, acc[r][p], w, panel * PANEL + p * LANES);
-  } else if (w.kind == INT8) {
-    Ints acc[R][2 * P];
-    const int K4 = round_up(K, 4) / 4;
-    const int64_t size = (int64_t)K4 * 4 * PANEL;
-    int8_tile<R, P>(x.words.data() + (int64_t)row * K4, (const int8_t*)w.weights + panel * size, size, K4, acc);
-    for (int p = 0; p < 2 * P; p++) {
-      const int n = panel * PANEL + p * LANES;
-      const Floats scale = load(w.scales + n);
-      const Ints offset = load_ints(w.sums + n) * 128;
-      for (int r = 0; r < R; r++)
-        write(y + (row + r) * stride, to_floats(acc[r][p] - offset) * (all(x.scales[row + r]) * scale), w, n);
+  const int64_t size = (int64_t)K * PANEL;
+  Floats acc[R][H];
+  for (int r = 0; r < R; r++)
+    for (int h = 0; h < H; h++) acc[r][h] = all(0.0f);
+  float_tile<R, H>(x.floats.data() + (int64_t)row * K, (const float*)w.weights + half / 2 * size + half % 2 * LANES,
+                   size, K, acc);
+  for (int r = 0; r < R; r++)
+    for (int h = 0; h < H; h++) write(y + (row + r) * stride, acc[r][h], w, (half + h) * LANES);
+}
+
+// H halves of panels from `half` on for the R rows of a tile.
+template <int R, int H>
+static void tile_product(const Matrix& w, const Packed& x, int row, int half, float* y, int64_t stride) {
+  constexpr int FIRST = R <= WHOLE_ROWS ? R : (R + 1) / 2, REST = R - FIRST;
+  if (w.kind == FLOAT32) return float_product<R, H>(w, x, row, half, y, stride);
+  if (w.kind == INT8) {
+    constexpr int EACH = std::min(H, int8_halves(R));
+    for (int h = half; h < half + H; h += EACH) {
+      int8_product<FIRST, EACH>(w, x, row, 0, R, h, y, stride);
+      if constexpr (REST > 0) int8_product<REST, EACH>(w, x, row, FIRST, R, h, y, stride);
     }
   } else {
-    Floats acc[R][2 * P];
-    const int K4 = K / 4, groups = K / w.group;
-    const int64_t size = (int64_t)K / 8 * 64, scales = (int64_t)groups * LANES;
-    const uint32_t* words = x.words.data() + (int64_t)row * K4;
-    const float* sums = x.sums.data() + (int64_t)row * groups;
-    const uint8_t* weights = (const uint8_t*)w.weights + 2 * panel * size;
-    if (R <= 4) {
-      int4_tile<R, 2 * P>(words, sums, weights, size, w.scales + 2 * panel * scales, w.zeros + 2 * panel * scales,
-                          scales, groups, w.group, acc);
-    } else {
-      for (int p = 0; p < 2 * P; p++) {
-        Floats half[R][1];
-        const int64_t at = 2 * panel + p;
-        int4_tile<R, 1>(words, sums, weights + p * size, size, w.scales + at * scales, w.zeros + at * scales, scales,
-                        groups, w.group, half);
-        for (int r = 0; r < R; r++) acc[r][p] = half[r][0];
-      }
+    constexpr int EACH = std::min(H, int4_halves(R));
+    for (int h = half; h < half + H; h += EACH) {
+      int4_product<FIRST, EACH>(w, x, row, 0, R, h, y, stride);
+      if constexpr (REST > 0) int4_product<REST, EACH>(w, x, row, FIRST, R, h, y, stride);
     }
-    for (int r = 0; r < R; r++)
-      for (int p = 0; p < 2 * P; p++)
-        write(y + (row + r) * stride, acc[r][p] * all(x.scales[row + r]), w, panel * PANEL + p * LANES);
   }
 }
 
 template <int R>
 static void row_tile(const Matrix& w, const Packed& x, int row, Share panels, float* y, int64_t stride) {
-  // few rows: several panels at a time, so that enough sums are under way
-  constexpr int P = R == 1 ? 4 : R <= 3 ? 2 : 1;
-  int panel = panels.first;
-  for (; panel + P <= panels.last; panel += P) tile_product<R, P>(w, x, row, panel, y, stride);
-  for (; panel < panels.last; panel++) tile_product<R, 1>(w, x, row, panel, y, stride);
+  constexpr int H = halves(R), LEAST = std::min(H, 2);
+  const int last = 2 * panels.last;
+  int half = 2 * panels.first;
+  for (; half + H <= last; half += H) tile_product<R, H>(w, x, row, half, y, stride);
+  for (; half < last; half += LEAST) tile_product<R, LEAST>(w, x, row, half, y, stride);
 }
 
 template <int R>
@@ -307,20 +384,22 @@ constexpr int BLOCK_INPUTS = 512, BLOCK_TILES = 16;
 
 template <int R>
 static void float_block(const Matrix& w, const Packed& x, int row, int panel, int from, int n, float* y, int64_t stride) {
-  const int K = w.n_inputs, left = w.n_outputs - panel * PANEL;
-  Floats acc[R][2] = {};
-  for (int r = 0; from && r < R; r++)
-    for (int p = 0; p < 2; p++) {
-      const float* at = y + (row + r) * stride + panel * PANEL + p * LANES;
-      const int there = left - p * LANES;
-      acc[r][p] = there >= LANES ? load(at) : there > 0 ? load_part(at, there) : Floats{};
-    }
-  float_tile<R, 1>(x.floats.data() + (int64_t)row * K + (int64_t)from * R,
-                   (const float*)w.weights + ((int64_t)panel * K + from) * PANEL, 0, n, acc);
+  constexpr int H = std::min(2, halves(R));
+  const int K = w.n_inputs;
   Matrix without_bias = w;
   if (from + n < K) without_bias.bias = nullptr;
-  for (int r = 0; r < R; r++)
-    for (int p = 0; p < 2; p++) write(y + (row + r) * stride, acc[r][p], without_bias, panel * PANEL + p * LANES);
+  for (int half = 2 * panel; half < 2 * panel + 2; half += H) {
+    Floats acc[R][H];
+    for (int r = 0; r < R; r++)
+      for (int h = 0; h < H; h++) {
+        const int at = (half + h) * LANES;
+        acc[r][h] = from && at < w.n_outputs ? load_part(y + (row + r) * stride + at, w.n_outputs - at) : all(0.0f);
+      }
+    float_tile<R, H>(x.floats.data() + (int64_t)row * K + (int64_t)from * R,
+                     (const float*)w.weights + ((int64_t)panel * K + from) * PANEL + half % 2 * LANES, 0, n, acc);
+    for (int r = 0; r < R; r++)
+      for (int h = 0; h < H; h++) write(y + (row + r) * stride, acc[r][h], without_bias, (half + h) * LANES);
+  }
 }
 
 template <int R>

@@ -117,8 +117,8 @@ static inline Floats activate(Floats x, int kind) {
       const Floats inner = all(0.7978845608028654f) * fma(x * x * x, all(0.044715f), x);
       return x * all(0.5f) * (all(1.0f) + tanh(inner));
     }
-    case RELU: return x < 0.0f ? all(0.0f) : x;
-    case RELU2: return x < 0.0f ? all(0.0f) : x * x;
+    case RELU: return if_less(x, all(0.0f), all(0.0f), x);
+    case RELU2: return if_less(x, all(0.0f), all(0.0f), x * x);
     case QUICK_GELU: return x * sigmoid(x * all(1.702f));
     default: return tanh(x);
   }

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -180,7 +181,7 @@ def test_other_processors_kernels_are_right_too(machine, tmp_path):
     environment = {**os.environ, "CXX": str(compiler), "FLEDGE_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
     files = ["tests/nn/test_native.py", "tests/exact/test_native_decoder.py"]
     line = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", *files]
-    if "avx2" not in open("/proc/cpuinfo").read() and machine == "x86-64-v3":
+    if "avx2" not in Path("/proc/cpuinfo").read_text() and machine == "x86-64-v3":
         line = [sys.executable, "-c", "from fledge.nn.native import library; library.build()"]  # it only compiles here
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fledge.lineage import artefact_digest, sha256_json
 from fledge.log import RunLog, say
 from fledge.model.folder import load_model
 from fledge.model.transformer import Transformer
+from fledge.parallel.group import Group
 from fledge.recipes.dropout import with_dropout
 from fledge.recipes.language import row_tokens_of
 from fledge.recipes.preference_config import AlignConfig
@@ -25,7 +27,7 @@ from fledge.recipes.preference_data import Items, judged, pairs
 from fledge.recipes.preference_recipe import JudgedRecipe, PreferenceRecipe
 from fledge.recipes.reference import reference_table
 from fledge.recipes.sample import sample_hook
-from fledge.recipes.session import in_run_folder, run_recipe
+from fledge.recipes.session import check_whole_rows, in_run_folder, run_recipe
 from fledge.recipes.sft import Tuned, data_digest, opened_base, prompt_ids, tuned_by
 from fledge.text.chat import renderer_for, with_format
 from fledge.text.tokenizer import Tokenizer
@@ -55,24 +57,29 @@ def align_dpo(config: AlignConfig) -> dict[str, Any]:
     read = reader_of(config)
     items = read(config.data, renderer, row_tokens + 1)
 
-    def make_recipe(load: Callable[[], Transformer] | None) -> PreferenceRecipe:
+    def make_recipe(group: Group, load: Callable[[], Transformer] | None) -> PreferenceRecipe:
         fresh = load_model if adapter is None else adapter.begin
         model = load() if load else fresh(base)
-        device = devices.pick(config.train.device, "float32", config.train.threads).device
+        device = devices.pick(config.train.device, "float32", config.train.threads, group.place).device
         table = None
         if config.preference.has_reference:
             known = sha256_json([digest, row_tokens, config.data.too_long, config.data.val_fraction,
                                  read.__name__, config.train.precision])  # fmt: skip
             begun = load is not None and not config.train.allow_changes
             reference = as_base(model, base, whole=load is not None and adapter is None, device=device)
-            table = reference_table(Path(config.run.dir), known, items.found, reference, config.train.precision, begun)
+            table = reference_table(
+                Path(config.run.dir), known, items.found, reference, config.train.precision, begun, group
+            )
         model = with_dropout(model, 0.0, config.train.dropout)
         if config.tune.freeze:
             freeze_parts(model, config.tune.freeze)
         if not config.tune.trains_all:
             all_of_them = sum(parameter.numel() for parameter in model.parameters())
             say(f"{config.tune.method}: {trained_parameters(model):,} of {all_of_them:,} parameters are trained")
-        return recipe_of(config, model, tokenizer, items, digest, base, table, adapter)
+        recipe = recipe_of(config, model, tokenizer, items, digest, base, table, adapter)
+        if isinstance(recipe, JudgedRecipe):
+            recipe.readers = config.train.parallel.readers(group.world_size)
+        return recipe
 
     def make_hooks(recipe: Recipe, log: RunLog) -> Sequence[Hook]:
         if not config.train.sample_every_steps:
@@ -81,11 +88,9 @@ def align_dpo(config: AlignConfig) -> dict[str, Any]:
         return [sample_hook(recipe, tokenizer, ids, config.sample, log, config.train.sample_every_steps)]
 
     with in_run_folder(config) as group:
-        if not group.alone:
-            raise ConfigError("align: expected one process, got several, which preferences are not shared among yet")
-        return run_recipe(
-            config, base_config, make_recipe, make_hooks, digest, group, None if adapter is None else adapter.go_on
-        )
+        check_whole_rows(config.train)
+        read_adapter = None if adapter is None else adapter.go_on
+        return run_recipe(config, base_config, partial(make_recipe, group), make_hooks, digest, group, read_adapter)
 
 
 def reader_of(config: AlignConfig) -> Callable[..., Items]:

@@ -75,8 +75,6 @@ def run_tuned(
         return recipe if adapter is None else replace(recipe, writes=adapter.write, kind="adapter")
 
     with in_run_folder(config) as group:
-        if not (config.tune.trains_all or group.alone):
-            raise ConfigError("tune: expected to train every weight on several processes, got a part; use one process")
         read = None if adapter is None else adapter.go_on
         result = run_recipe(config, model_config, make_recipe, lambda recipe, log: (), digest, group, read)
         return result | scored() if group.rank == 0 else result

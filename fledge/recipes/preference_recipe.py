@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fledge.align import losses_preference as losses
 from fledge.align.answers import answer_log_probabilities, answer_tokens
-from fledge.batch import Batch, Loss, Term
+from fledge.batch import Batch, Loss, Term, slice_rows
 from fledge.data.preference_batches import PreferenceBatches
 from fledge.recipes.language import LanguageRecipe, spaced
 from fledge.recipes.preference_config import PreferenceConfig
@@ -123,26 +123,41 @@ class JudgedRecipe(PreferenceRecipe):
     """KTO's z of the batch that is trained on."""
     checks: PreferenceBatches | None = None
     """Where held-out rows come from."""
+    readers: int = 1
+    """Processes that read rows of their own: each takes a part of a batch's divergence."""
 
     names = ("reward_good", "reward_bad", "reward_accuracy", "divergence", "log_p_good", "log_p_bad")
     counted = "val_answers"
 
     def weights(self, batch: Batch) -> dict[str, float]:
-        """The number of answers. The divergence is taken here too: of the whole batch, which its micro-batches then
-        share, so that they add up to what the batch gives at once."""
+        """The number of answers. The divergence is taken here too: of the whole batch, which its micro-batches and the
+        processes that read it then share, so that they add up to what the batch gives at once."""
         device = self.model.embedding.weight.device
         was_training = self.model.training
         self.model.eval()
+        n_rows = len(batch.targets)
+        each = -(-n_rows // self.readers)
+        parts = [slice_rows(batch, at, min(at + each, n_rows)) for at in range(0, n_rows, each)]
         with torch.no_grad(), computing(self.precision, device):
-            self.divergence = self.divergence_of(batch.to(device), self.source)
+            total, n = self.totals(parts, list(range(len(parts))), self.moved)
         self.model.train(was_training)
-        return {"preference": float(len(batch.targets))}
+        self.divergence = losses.kto_divergence(torch.tensor([total / n], device=device))
+        return {"preference": float(n_rows)}
+
+    def moved(self, batch: Batch) -> list[float]:
+        """Of a part of a batch: the sum of what answers to other prompts score, and their number."""
+        found = self.mismatched(batch.to(self.model.embedding.weight.device), self.source)
+        return [float(found.double().sum()), float(len(found))]
 
     def divergence_of(self, batch: Batch, source: object) -> Tensor:
+        return losses.kto_divergence(self.mismatched(batch, source))
+
+    def mismatched(self, batch: Batch, source: object) -> Tensor:
+        """Scores [B] of the answers to other prompts."""
         assert batch.items is not None and isinstance(source, PreferenceBatches)
         other = source.of((batch.items - source.first).tolist(), slice(1, 2)).to(batch.targets.device)
         log_p_B1 = answer_log_probabilities(self.model, other, 1)
-        return losses.kto_divergence(self.scores(log_p_B1, other, first=1)[:, 0])
+        return self.scores(log_p_B1, other, first=1)[:, 0]
 
     def judged(self, batch: Batch) -> tuple[Tensor, float, Tensor, dict[str, tuple[float, float]]]:
         c, n = self.settings, float(len(batch.targets))

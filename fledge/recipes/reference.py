@@ -21,6 +21,8 @@ from fledge.errors import CheckpointError
 from fledge.log import Progress
 from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
 from fledge.model.transformer import Transformer
+from fledge.parallel.group import ALONE, Group
+from fledge.train.ranks import ranks_of
 
 FILE = "reference.safetensors"
 NAME = "log_probabilities"
@@ -39,21 +41,30 @@ def reference_table(
     base: Callable[[], AbstractContextManager[Transformer]],
     precision: str,
     going_on: bool,
+    group: Group = ALONE,
 ) -> Tensor:
-    """float32 [N, S]: that of `folder` where it is whole and of this `digest`; else computed by `base` and written.
+    """float32 [N, S]: that of `folder` where it is whole and of this `digest`; else computed by `base`, by each process
+    of `group` a share, and written by the first.
 
     Raises CheckpointError where a run that goes on has one that is damaged or of other data, model or settings."""
     path = folder / FILE
     shape = (len(items), len(items[0].answers))
+    known = None
     if path.is_file():
         try:
-            return read_table(path, digest, shape)
+            known = read_table(path, digest, shape)
         except CheckpointError:
             if going_on:
                 raise
-    table = computed(items, base, precision)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(path, {NAME: table}, {"digest": digest, "content": content_digest(table)})
+    if group.least(known is not None) and known is not None:
+        return known
+    table = computed(items, base, precision, group)
+
+    def write() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_safetensors(path, {NAME: table}, {"digest": digest, "content": content_digest(table)})
+
+    group.once(write)
     return table
 
 
@@ -75,17 +86,22 @@ def content_digest(table: Tensor) -> str:
     return hashlib.sha256(table.contiguous().numpy().astype("<f4").tobytes()).hexdigest()
 
 
-def computed(items: list[Item], base: Callable[[], AbstractContextManager[Transformer]], precision: str) -> Tensor:
+def computed(
+    items: list[Item], base: Callable[[], AbstractContextManager[Transformer]], precision: str, group: Group = ALONE
+) -> Tensor:
+    """The table, of which every process computes some batches and has all: float32 values are told to the bit."""
     batches = EveryRow(PreferenceBatches(items, ROWS, seed=0))
     progress = Progress("reference, batch", len(batches), every_seconds=5.0)
-    parts = []
+    parts: dict[int, list[list[float]]] = {}
     with base() as model, torch.no_grad():
         device, was_training = model.embedding.weight.device, model.training
         model.eval()
         with computing(precision, device):
-            for number, batch in enumerate(batches, 1):
-                parts.append(answer_log_probabilities(model, batch.to(device), len(items[0].answers)).cpu())
-                progress.update(number)
+            for number in range(group.rank, len(batches), group.world_size):
+                found = answer_log_probabilities(model, batches[number].to(device), len(items[0].answers))
+                parts[number] = found.tolist()
+                progress.update(number + 1)
         model.train(was_training)
     progress.close()
-    return torch.cat(parts)
+    told = {number: rows for one in ranks_of(group).exchange(list(parts.items())) for number, rows in one}
+    return torch.tensor([row for number in sorted(told) for row in told[number]], dtype=torch.float32)

@@ -18,6 +18,7 @@ from fledge.align.answers import HEAD, answer_rewards
 from fledge.batch import Batch, Loss, Term
 from fledge.data.keyed_batches import EveryRow
 from fledge.data.preference_batches import PreferenceBatches
+from fledge.device import Place
 from fledge.errors import ConfigError
 from fledge.lineage import artefact_digest, read_card, write_text_durably
 from fledge.log import say
@@ -30,7 +31,7 @@ from fledge.recipes.language import LanguageRecipe, row_tokens_of, spaced
 from fledge.recipes.preference_config import AlignRewardConfig, RewardConfig
 from fledge.recipes.preference_data import Items, pairs
 from fledge.recipes.reward_report import FILE, report, told, write_page
-from fledge.recipes.session import in_run_folder, run_recipe
+from fledge.recipes.session import check_whole_rows, in_run_folder, run_recipe
 from fledge.recipes.sft import data_digest, opened_base
 from fledge.text.chat import renderer_for, with_format
 from fledge.text.tokenizer import Tokenizer
@@ -114,10 +115,11 @@ def align_reward(config: AlignRewardConfig, json: bool = False) -> dict[str, Any
         )  # fmt: skip
 
     with in_run_folder(config) as group:
-        if not group.alone:
-            raise ConfigError("align: expected one process, got several, which preferences are not shared among yet")
+        check_whole_rows(config.train)
         result = run_recipe(config, wanted, make_recipe, lambda recipe, log: (), digest, group)
-        found = held_out_figures(config, items, tokenizer.pad_id or 0)
+        if group.rank:
+            return result
+        found = held_out_figures(config, items, tokenizer.pad_id or 0, group.place)
     if not json:
         print(told(found))
     return result | {"held_out": found}
@@ -162,7 +164,7 @@ def refuse_padding_at_the_end(items: Items, config: ModelConfig) -> None:
         )
 
 
-def held_out_figures(config: AlignRewardConfig, items: Items, pad_id: int) -> dict[str, Any]:
+def held_out_figures(config: AlignRewardConfig, items: Items, pad_id: int, place: Place) -> dict[str, Any]:
     """The report of the published model, from its file where that is of this model."""
     folder = Path(config.run.dir)
     digest = read_card(folder / "model")["digest"]
@@ -174,7 +176,7 @@ def held_out_figures(config: AlignRewardConfig, items: Items, pad_id: int) -> di
                 return found
         except (ValueError, KeyError, TypeError):
             say(f"{path}: not what was written; measured again")
-    device = devices.pick(config.train.device, "float32", config.train.threads).device
+    device = devices.pick(config.train.device, "float32", config.train.threads, place).device
     model = load_model(folder / "model", device)
     batches = EveryRow(PreferenceBatches(items.held_out, config.train.rows, 0, pad_id, scored=True))
     with torch.inference_mode():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,18 @@ from fledge.model.folder import (
 )
 from fledge.model.quantization import read_quantization
 from fledge.model.transformer import Transformer
+from fledge.parallel.group import Group
 from fledge.recipes.dropout import with_dropout
 from fledge.recipes.language import whole_folder
 from fledge.recipes.prompts import Prompt, read_prompts
 from fledge.recipes.rl_config import GrpoRunConfig, PpoRunConfig, RlConfig
 from fledge.recipes.rl_methods import Grpo, Learned, Method, Ppo
 from fledge.recipes.rollouts import Rollouts
-from fledge.recipes.sampler import Policy, answer_logits, weights_digest
+from fledge.recipes.sampler import Policy, Sampled, answer_logits, weights_digest
 from fledge.recipes.scoring import Scorer
-from fledge.recipes.session import in_run_folder, run_recipe, same_model
+from fledge.recipes.session import check_whole_rows, in_run_folder, run_recipe, same_model
 from fledge.recipes.sft import Tuned, data_digest, tuned_by
+from fledge.recipes.together import share, told
 from fledge.recipes.value_head import read_value_head, with_value_head, write_value_head
 from fledge.text.chat import with_format
 from fledge.text.tokenizer import Tokenizer
@@ -99,14 +102,24 @@ class RlRecipe:
         how, policy = self.rollouts.config.rollout, self.rollouts.policy
         policy.refresh(weights_digest(self.model))
         sampling = Sampling(max_tokens=how.max_tokens, temperature=0.0, stop=how.stop)
-        answers = policy.answers(chosen, 1, sampling, ("validation",))
-        told = [self.rollouts.scorer.reward(one.prompt, one.ids, one.completion.text) for one in answers]
-        judged = [self.rollouts.scorer.judged(one.prompt, one.ids, one.completion.text) for one in answers]
-        n, reward = len(answers), sum(reward for _, reward in told) / len(answers)
-        figures = {"val_loss": -reward, "val_reward": reward, "val_tokens": sum(len(a.ids) for a in answers) / n}
-        figures |= {f"val_{name}": sum(parts[name] for parts, _ in told) / n for name in told[0][0]}
-        known = [value for value in judged if value is not None]
-        return figures | ({"val_judge": sum(known) / n} if known else {}) | {"val_prompts": n}
+        scorer, own = self.rollouts.scorer, share(len(chosen), self.rollouts.group)
+
+        def work() -> list[list[float]]:
+            answers = policy.answers(chosen[own.start : own.stop], 1, sampling, ("validation",), own.start)
+            return [self.scored(one) for one in answers]
+
+        scores = [row for part in told(self.rollouts.group, work) for row in part]
+        n = len(scores)
+        reward, tokens, judged, *parts = (sum(column) / n for column in zip(*scores, strict=True))
+        figures = {"val_loss": -reward, "val_reward": reward, "val_tokens": tokens}
+        figures |= {f"val_{name}": part for name, part in zip(scorer.rewards, parts, strict=True)}
+        return figures | ({"val_judge": judged} if scorer.judge else {}) | {"val_prompts": n}
+
+    def scored(self, one: Sampled) -> list[float]:
+        """Of an answer its reward, its tokens, what the judge says (0 without one), and each part of the reward."""
+        parts, reward = self.rollouts.scorer.reward(one.prompt, one.ids, one.completion.text)
+        judged = self.rollouts.scorer.judged(one.prompt, one.ids, one.completion.text)
+        return [reward, len(one.ids), judged or 0.0, *parts.values()]
 
     def save(self, folder: Path) -> None:
         self.writes(self.model, folder, self.tokenizer)
@@ -161,7 +174,7 @@ def learn(config: RlConfig, method: Method, valued: bool) -> dict[str, Any]:
     start = Start(base, config, tuned, valued)
     longest = max(len(prompt.ids) for prompt in (*training, *held_out)) + config.rollout.max_tokens
 
-    def make_recipe(load: Callable[[], Transformer] | None) -> RlRecipe:
+    def make_recipe(group: Group, load: Callable[[], Transformer] | None) -> RlRecipe:
         model = load() if load else start.begin()
         reference = load_model(find_model(config.reference) if config.reference else base).requires_grad_(False)
         how = config.rollout
@@ -171,7 +184,7 @@ def learn(config: RlConfig, method: Method, valued: bool) -> dict[str, Any]:
 
         rollouts = Rollouts(
             model, reference, policy, training, config, key_of(config, method, digest), scorer, method.columns,
-            method.token_weights, method.next_kl,
+            method.token_weights, method.next_kl, group=group,
         )  # fmt: skip
         trained = trained_parameters(model)
         say(
@@ -186,21 +199,30 @@ def learn(config: RlConfig, method: Method, valued: bool) -> dict[str, Any]:
         return [clip_hook(recipe, log, config.train)]
 
     with in_run_folder(config) as group:
-        if not group.alone:
-            raise ConfigError("align: expected one process, got several; start it without a launcher")
-        return run_recipe(config, base_config, make_recipe, make_hooks, digest, group, start.go_on)
+        check_whole_model(config.train)
+        return run_recipe(config, base_config, partial(make_recipe, group), make_hooks, digest, group, start.go_on)
 
 
 def clip_hook(recipe: RlRecipe, log: RunLog, train: TrainConfig) -> Hook:
-    """Logs the share of tokens that were clipped since the line before."""
+    """Logs the share of tokens that were clipped since the line before, of all processes."""
 
     def act(step: int) -> None:
-        clipped, whole = recipe.clipped
+        clipped, whole = recipe.rollouts.group.summed(recipe.clipped)
         recipe.clipped[:] = [0.0, 0.0]
         if whole:
             log.write("policy", step=step, clip_share=clipped / whole)
 
-    return Hook(train.log_every_steps, act)
+    return Hook(train.log_every_steps, act, everywhere=True)
+
+
+def check_whole_model(train: TrainConfig) -> None:
+    """Raises ConfigError for processes that share a model's weights: each answers prompts with all of them."""
+    check_whole_rows(train)
+    if train.parallel.shard > 1 and train.parallel.shard_stage > 1:
+        raise ConfigError(
+            "train.parallel.shard_stage: expected 1 to learn from rollouts, which every process answers with the whole "
+            f"model, got {train.parallel.shard_stage}; use it, or data"
+        )
 
 
 def checked_base(config: RlConfig) -> Path:

@@ -101,12 +101,18 @@ def read_rollout(folder: Path, number: int) -> Rollout | None:
 def begun(folder: Path, number: int, key: str, weights: str, make: Callable[[], Rollout]) -> Rollout:
     """Rollout `number` of weights of the digest `weights`: the one on the disk if it is theirs, else a new one, which
     is there before anybody learns of it."""
-    known = read_rollout(folder, number)
-    if known is not None and (known.key, known.weights) == (key, weights):
+    known = known_of(folder, number, key, weights)
+    if known is not None:
         return known
     rollout = make()
     write_rollout(folder, rollout)
     return rollout
+
+
+def known_of(folder: Path, number: int, key: str, weights: str) -> Rollout | None:
+    """Rollout `number` on the disk, if it is of these settings and weights."""
+    known = read_rollout(folder, number)
+    return known if known is not None and (known.key, known.weights) == (key, weights) else None
 
 
 def gone_on_with(folder: Path, number: int, key: str) -> Rollout:

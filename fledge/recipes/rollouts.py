@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +22,22 @@ from fledge.data.keyed import shuffled
 from fledge.engine.request import Sampling
 from fledge.log import RunLog, say, warn
 from fledge.model.transformer import Transformer
+from fledge.parallel.group import ALONE, Group
 from fledge.recipes.prompts import Prompt, of_rollout
 from fledge.recipes.rl_config import RlConfig
-from fledge.recipes.rollout_file import Answer, Rollout, begun, gone_on_with, read_figures, read_rollout
+from fledge.recipes.rollout_file import (
+    Answer,
+    Rollout,
+    gone_on_with,
+    known_of,
+    read_figures,
+    read_rollout,
+    write_rollout,
+)
 from fledge.recipes.rollout_watch import alarms, figures_of
 from fledge.recipes.sampler import Measured, Policy, Sampled, check_agreement, measured, rows_of, weights_digest
 from fledge.recipes.scoring import Scorer
+from fledge.recipes.together import share, told
 
 Columns = Callable[[Rollout, int], dict[str, Tensor]]
 """From a rollout and its samples a prompt: what a loss reads, by name, [N, L]; L tokens of the longest answer."""
@@ -52,6 +63,8 @@ class Rollouts:
     token_weights: Callable[[list[int]], list[float]]
     next_kl: Callable[[Rollout | None], float]
     log: RunLog | None = None
+    group: Group = ALONE
+    """Processes that hold the same weights: each answers a share of a rollout's prompts, whole groups of them."""
     held: tuple[Rollout, Batch] | None = None
 
     @cached_property
@@ -78,7 +91,12 @@ class Rollouts:
 
     def begun(self, number: int) -> Rollout:
         weights = weights_digest(self.model)
-        return begun(self.folder, number, self.key, weights, lambda: self.made(number, weights))
+        known = known_of(self.folder, number, self.key, weights)
+        if self.group.least(known is not None) and known is not None:
+            return known
+        rollout = self.made(number, weights)
+        self.group.once(lambda: write_rollout(self.folder, rollout))
+        return rollout
 
     def made(self, number: int, weights: str) -> Rollout:
         config, how = self.config, self.config.rollout
@@ -87,13 +105,25 @@ class Rollouts:
         self.policy.refresh(weights)
         prompts = of_rollout(self.prompts, how.prompts, config.train.seed, number)
         sampling = Sampling(max_tokens=how.max_tokens, temperature=how.temperature, stop=how.stop)
-        sampled = self.policy.answers(prompts, how.samples, sampling, (config.train.seed, "rollout", number))
-        answers, agreement = self.measured_answers(sampled)
+        own = share(len(prompts), self.group)
+
+        def work() -> tuple[list[dict[str, Any]], dict[str, float]]:
+            chosen, seed = prompts[own.start : own.stop], (config.train.seed, "rollout", number)
+            answers, agreement = self.measured_answers(
+                self.policy.answers(chosen, how.samples, sampling, seed, own.start)
+            )
+            return [vars(answer) for answer in answers], agreement
+
+        found = told(self.group, work)
+        answers = [Answer(**answer) for part, _ in found for answer in part]
+        agreement = agreement_of([(sum(len(a["token_ids"]) for a in part), one) for part, one in found])
         return Rollout(number, self.key, weights, kl, answers, figures_of(answers, how.samples) | agreement)
 
     def measured_answers(self, sampled: Sequence[Sampled]) -> tuple[list[Answer], dict[str, float]]:
         """The answers with all that is known of them, and how well engine and training agree on them."""
         how, rows = self.config.rollout, int(self.config.train.micro_rows) or self.config.train.rows
+        if not sampled:  # fewer prompts than processes
+            return [], {}
         ours, theirs, agreement = compared(self.model, self.reference, sampled, how.temperature, rows)
         if how.deterministic:
             self.policy.check_bits(sampled)
@@ -139,6 +169,15 @@ class Rollouts:
         for text in alarms([*history, figures], self.config.alarm):
             self.log.write("alarm", batch=index, rollout=rollout.number, text=text)
             warn(f"rollout {rollout.number}: {text}")
+
+
+def agreement_of(parts: Sequence[tuple[int, dict[str, float]]]) -> dict[str, float]:
+    """How well engine and training agree on all answers, from each process's number of tokens and what it found."""
+    parts = [(n, found) for n, found in parts if n]
+    if len(parts) == 1:
+        return parts[0][1]
+    k3 = sum(n * found["agreement_k3"] for n, found in parts) / sum(n for n, _ in parts)
+    return {"agreement_k3": k3, "agreement_largest": max(found["agreement_largest"] for _, found in parts)}
 
 
 def compared(

@@ -73,9 +73,11 @@ class Policy:
         state = {name: tensor for name, tensor in whole.state_dict().items() if not name.startswith("heads.")}
         self.engine.load_weights(state, version)
 
-    def answers(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: tuple[object, ...]) -> list[Sampled]:
+    def answers(
+        self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: tuple[object, ...], first: int = 0
+    ) -> list[Sampled]:
         """`answers_of` its engine."""
-        return answers_of(self.engine, prompts, n, sampling, seed)
+        return answers_of(self.engine, prompts, n, sampling, seed, first)
 
     def check_bits(self, answers: Sequence[Sampled]) -> None:
         """One pass over each answer must give what was told while it was made, to the bit. Raises AgreementError."""
@@ -113,16 +115,17 @@ class Sampled:
 
 
 def answers_of(
-    engine: Engine, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: tuple[object, ...]
+    engine: Engine, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: tuple[object, ...], first: int = 0
 ) -> list[Sampled]:
-    """`n` answers to each prompt, those to one side by side; `seed` and the prompt's place decide them."""
+    """`n` answers to each prompt, those to one side by side; `seed` and the prompt's place, counted from `first` on,
+    decide them."""
     requests = []
-    for place, prompt in enumerate(prompts):
-        for part, first in enumerate(range(0, n, MAX_CHOICES)):
+    for place, prompt in enumerate(prompts, first):
+        for part, choice in enumerate(range(0, n, MAX_CHOICES)):
             number = int(keyed_numbers(*seed, "answers", place, part)[0] >> np.uint64(1))
             how = Sampling(
                 max_tokens=sampling.max_tokens, temperature=sampling.temperature, stop=sampling.stop, seed=number,
-                n=min(MAX_CHOICES, n - first), logprobs=0,
+                n=min(MAX_CHOICES, n - choice), logprobs=0,
             )  # fmt: skip
             requests.append((prompt, Request(f"{place}/{part}", prompt.ids, how)))
     prompt_of = {request.id: prompt for prompt, request in requests}

@@ -14,7 +14,7 @@ import torch
 from fledge import device as devices
 from fledge import lineage
 from fledge.config import to_dict
-from fledge.errors import CheckpointError
+from fledge.errors import CheckpointError, ConfigError
 from fledge.log import RunLog, json_safe, say
 from fledge.model.config import InitConfig, ModelConfig
 from fledge.model.folder import load_model, read_config
@@ -99,6 +99,16 @@ def in_run_folder(config: Any) -> Iterator[Group]:
     ):
         group.wait()
         yield group
+
+
+def check_whole_rows(train: TrainConfig) -> None:
+    """Raises ConfigError for processes that share a row: losses of whole answers need all of its numbers in one."""
+    for axis in ("tensor", "pipe"):
+        if getattr(train.parallel, axis) > 1:
+            raise ConfigError(
+                f"train.parallel.{axis}: expected 1 to learn from answers, whose log-probabilities and rewards are "
+                f"taken in one process, got {getattr(train.parallel, axis)}; use data or shard"
+            )
 
 
 def rows_that_fit(recipe: Recipe, settings: TrainConfig, device: devices.Device) -> int:

@@ -87,8 +87,6 @@ def sft(config: SftConfig) -> dict[str, Any]:
         return [sample_hook(recipe, tokenizer, ids, config.sample, log, config.train.sample_every_steps)]
 
     with in_run_folder(config) as group:
-        if not (config.tune.trains_all or group.alone):
-            raise ConfigError("tune: expected to train every weight on several processes, got a part; use one process")
         read = None if adapter is None else adapter.go_on
         return run_recipe(config, base_config, make_recipe, make_hooks, digest, group, read)
 

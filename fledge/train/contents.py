@@ -74,3 +74,30 @@ class Share:
 
     def write(self, root: Path, state: State, ranks: Ranks, meddle: Callable[[], None]) -> None:
         save_sharded(root, state, self.config, self.weights, self.moments, self.describe, ranks, meddle)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """As Share, of what is no model folder alone (an adapter's, or one with a value head): rank 0 writes it by
+    `recipe`, which the others have none of; of the optimizer's state each writes its slices. `gathered`: the recipe's
+    model is a copy already."""
+
+    recipe: Recipe | None
+    moments: Sequence[Slice]
+    gathered: bool = False
+
+    @property
+    def n_bytes(self) -> int:
+        whole = 0 if self.recipe is None else snapshot_bytes(self.recipe.model, {})
+        return whole + n_bytes_of(self.moments)
+
+    def frozen(self) -> Beside:
+        recipe = self.recipe if self.recipe is None or self.gathered else frozen_recipe(self.recipe)
+        return Beside(recipe, [replace(one, tensor=copied(one.tensor)) for one in self.moments], True)
+
+    def write(self, root: Path, state: State, ranks: Ranks, meddle: Callable[[], None]) -> None:
+        save_sharded(root, state, None, (), self.moments, self.save, ranks, meddle)
+
+    def save(self, folder: Path) -> None:
+        assert self.recipe is not None, "rank 0 alone writes"
+        self.recipe.save(folder)

@@ -190,7 +190,7 @@ class Loop:
         with clock("data"):
             batch = self.next_batch()
         self.watch.begin(state.step + 1)
-        terms = self.accumulate(batch, recipe.weights(batch))
+        terms = self.accumulate(batch, self.parallel.weights(recipe, batch))
         loss_value = sum(terms.values())
         if self.faults.due("nan_loss", state.drawn):
             loss_value = math.nan
@@ -395,7 +395,7 @@ class Loop:
                 self.model.eval()
                 try:
                     with self.parallel.whole_model(self.run.recipe) as here:
-                        if here:
+                        if here or hook.everywhere:
                             hook.act(self.state.step)
                 finally:
                     self.model.train()

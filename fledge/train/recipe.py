@@ -54,7 +54,9 @@ class Recipe(Protocol):
 
 @dataclass(frozen=True)
 class Hook:
-    """Call `act(step)` after every `every_steps` updates, and once before the first."""
+    """Call `act(step)` after every `every_steps` updates, and once before the first: on rank 0, beside the whole model,
+    or `everywhere`."""
 
     every_steps: int
     act: Callable[[int], None]
+    everywhere: bool = False

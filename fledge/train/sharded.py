@@ -28,6 +28,7 @@ from fledge.model.weight_files import INDEX
 from fledge.train.checkpointing import (
     SPARE_BYTES,
     State,
+    check_finite,
     check_space,
     clear_scratch,
     folder_name,
@@ -46,7 +47,7 @@ OPTIMIZER, MODEL, WEIGHTS = "optimizer", "model", "weights"
 def save_sharded(
     root: Path,
     state: State,
-    config: ModelConfig,
+    config: ModelConfig | None,
     weights: Sequence[Slice],
     moments: Sequence[Slice],
     describe: Callable[[Path], None],
@@ -55,7 +56,8 @@ def save_sharded(
 ) -> Path:
     """Write the checkpoint of `state.step` under `root` with all `ranks` and give its folder. Every rank calls it, with
     its own slices of the parameters (by our names) and of the optimizer's state; `describe` writes the rest of a model
-    folder (`save_description`) and is called on rank 0 alone. `meddle`: a fault of a test, before this rank's files.
+    folder (`save_description`) and is called on rank 0 alone; without a `config` it writes the weights too. `meddle`: a
+    fault of a test, before this rank's files.
 
     Raises CheckpointError on every rank, naming the one that failed, and NonFiniteError; no folder that looks valid is
     left then, and earlier ones are untouched.
@@ -102,11 +104,11 @@ def write_own(
     return {**told, "digests": {name: lineage.sha256_file(folder / name)}}
 
 
-def assemble(folder: Path, config: ModelConfig, index: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+def assemble(folder: Path, config: ModelConfig | None, index: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """Write this rank's share of whole tensors in Hugging Face's names and layout; gives names, bytes and digests."""
-    rows = weights_in_files(unpadded(config, {})[0])
+    rows = {} if config is None else weights_in_files(unpadded(config, {})[0])
     shares = share_out(rows, index, ranks.size)
-    if ranks.rank >= len(shares):
+    if config is None or ranks.rank >= len(shares):
         return {"names": [], "bytes": 0, "digests": {}}
     with SlicedTensors(folder, WEIGHTS) as sliced:
         tensors = {name: their_tensor(config, rows[name], sliced) for name in shares[ranks.rank]}
@@ -153,9 +155,11 @@ def seal(
     (scratch / index_name(WEIGHTS)).unlink()
     describe(scratch)
     weight_map = {name: file for one in written for file in one["digests"] for name in one["names"]}
-    write_json(
-        scratch / INDEX, {"metadata": {"total_size": sum(one["bytes"] for one in written)}, "weight_map": weight_map}
-    )
+    if weight_map:
+        n_bytes = sum(one["bytes"] for one in written)
+        write_json(scratch / INDEX, {"metadata": {"total_size": n_bytes}, "weight_map": weight_map})
+    else:
+        check_finite(scratch)  # what `describe` wrote
     write_json(scratch / index_name(OPTIMIZER), optimizer_index)
     write_state(scratch, state)
     fsync_tree(scratch)

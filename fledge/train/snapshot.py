@@ -52,7 +52,7 @@ def copied(tensor: Tensor) -> Tensor:
 def snapshot_bytes(model: nn.Module, moments: dict[str, Tensor]) -> int:
     """Bytes of host memory that a snapshot takes."""
     tensors = [*model.parameters(), *model.buffers(), *moments.values()]
-    return sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors)
+    return sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors if not tensor.is_meta)
 
 
 def fits(n_bytes: int) -> bool:

@@ -23,8 +23,8 @@ from fledge.log import read_log
 
 SERVER = multiprocessing.get_context("forkserver")
 PRELOADED = [
-    "fledge.recipes.pretrain", "torch.distributed.fsdp", "torch.distributed.device_mesh", "torch._dynamo",
-    "tests.parallel.fleet", "tests.parallel.sabotage",
+    "fledge.recipes.pretrain", "fledge.recipes.finetune", "fledge.recipes.align", "torch.distributed.fsdp",
+    "torch.distributed.device_mesh", "torch._dynamo", "tests.parallel.fleet", "tests.parallel.sabotage",
 ]  # fmt: skip
 SERVER.set_forkserver_preload(PRELOADED)
 Values = dict[str, float]
@@ -84,10 +84,16 @@ class Fleet:
     def train(self, config: Any, n_processes: int = 1, go_on: bool = False, sabotage: str = "", **more: Any) -> Trained:
         """`fledge pretrain` of a config (groups of plain values) in its own folder, or (`go_on`) in the last one's.
         `more`: further keys of train. `sabotage`: a fault of `tests.parallel.sabotage`."""
+        return self.run("pretrain", config, n_processes, go_on, sabotage, **more)
+
+    def run(
+        self, verb: str, config: Any, n_processes: int = 1, go_on: bool = False, sabotage: str = "", **more: Any
+    ) -> Trained:
+        """As `train`, of any verb of VERBS."""
         self.runs += not go_on
         folder = self.folder / f"run-{self.runs}"
         tree = {**config, "train": {**config.get("train", {}), **more}, "run": {"dir": str(folder)}}
-        answers = self.call(n_processes, "tests.parallel.fleet:pretrained", tree, sabotage)
+        answers = self.call(n_processes, "tests.parallel.fleet:trained", verb, tree, sabotage)
         log = read_log(folder / "log.jsonl") if (folder / "log.jsonl").exists() else []
         steps = {event["step"]: event for event in log if event["kind"] == "step"}
         return Trained(folder, steps, answers[0][0], [error for _, error in answers])
@@ -148,12 +154,22 @@ def ended(act: Callable[[], Any]) -> Ended:
             dist.destroy_process_group()
 
 
-def pretrained(tree: dict[str, Any], sabotage: str = "") -> Ended:
-    """The result of `fledge pretrain`, or the error that it ended with."""
+VERBS = {
+    "pretrain": ("fledge.recipes.config:PretrainConfig", "fledge.recipes.pretrain:pretrain"),
+    "sft": ("fledge.recipes.config:SftConfig", "fledge.recipes.sft:sft"),
+    "finetune": ("fledge.recipes.finetune_config:FinetuneConfig", "fledge.recipes.finetune:finetune"),
+    "align": ("fledge.recipes.preference_config:AlignConfig", "fledge.recipes.align:align_dpo"),
+    "reward": ("fledge.recipes.preference_config:AlignRewardConfig", "fledge.recipes.reward:align_reward"),
+    "grpo": ("fledge.recipes.rl_config:GrpoRunConfig", "fledge.recipes.rl:grpo"),
+    "ppo": ("fledge.recipes.rl_config:PpoRunConfig", "fledge.recipes.rl:ppo"),
+}
+
+
+def trained(verb: str, tree: dict[str, Any], sabotage: str = "") -> Ended:
+    """The result of a verb that trains, or the error that it ended with."""
     from fledge.config import from_dict
-    from fledge.recipes.config import PretrainConfig
-    from fledge.recipes.pretrain import pretrain
     from tests.parallel.sabotage import planted
 
+    config, act = map(named, VERBS[verb])
     with planted(sabotage):
-        return ended(lambda: pretrain(from_dict(PretrainConfig, tree)))
+        return ended(lambda: act(from_dict(config, tree)))  # type: ignore[arg-type]

@@ -65,7 +65,7 @@ def test_what_stages_and_tensor_processes_hold_adds_up_to_the_model():
 
 
 def test_sharding_divides_what_its_stage_says():
-    held = Held(own=1000, largest_block=200, outside=400)
+    held = Held(own=1000, largest_block=200, outside=400, trained=1000)
     alone = memory(held, 1, 3)
     assert alone == {"weights": 4000, "gradients": 4000, "optimizer": 8000}
     assert memory(held, 4, 1) == {**alone, "optimizer": 2000}
@@ -74,7 +74,7 @@ def test_sharding_divides_what_its_stage_says():
 
 
 def test_traffic_is_that_of_rings():
-    config, held = family("llama").new_config(SHAPE), Held(1000, 200, 400)
+    config, held = family("llama").new_config(SHAPE), Held(1000, 200, 400, 1000)
     sent = traffic(config, ParallelConfig(), ParallelConfig().sizes(4), held, 64, 2)
     assert sent == {"gradients summed": round(2 * 4000 * 3 / 4)}
     mesh = ParallelConfig(shard=4)

@@ -269,7 +269,8 @@ def test_settings_that_mean_nothing_are_refused(settings, message):
         PreferenceConfig(**settings)
 
 
-def test_several_processes_are_refused(place, tmp_path, monkeypatch):
+@pytest.mark.parametrize("axis", ["tensor", "pipe"])
+def test_processes_that_share_rows_are_refused(axis, place, tmp_path, monkeypatch):
     from contextlib import contextmanager
     from types import SimpleNamespace
 
@@ -278,5 +279,5 @@ def test_several_processes_are_refused(place, tmp_path, monkeypatch):
         yield SimpleNamespace(alone=False)
 
     monkeypatch.setattr(align_module, "in_run_folder", two)
-    with pytest.raises(ConfigError, match="align: expected one process"):
-        align_dpo(config_for(place, tmp_path / "run"))
+    with pytest.raises(ConfigError, match=f"train.parallel.{axis}: expected 1 to learn from answers"):
+        align_dpo(config_for(place, tmp_path / "run", parallel={axis: 2}))

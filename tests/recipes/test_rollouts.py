@@ -295,14 +295,15 @@ def test_an_alarm_stands_in_the_log_once_with_its_rollout(tmp_path, capsys):
     assert "beyond 1e-09" in told[0]["text"] and "warning: rollout 1: the policy is" in capsys.readouterr().err
 
 
-def test_several_processes_are_refused(tmp_path, monkeypatch):
+def test_processes_that_share_weights_are_refused(tmp_path, monkeypatch):
     @contextmanager
     def of_two(config: Any) -> Iterator[Any]:
         yield SimpleNamespace(alone=False)
 
     monkeypatch.setattr(rl, "in_run_folder", of_two)
-    with pytest.raises(ConfigError, match="align: expected one process, got several"):
-        rl.grpo(config_of(config_file(tmp_path)))
+    for parallel, said in (({"shard": 2}, "shard_stage: expected 1 to learn from rollouts"), ({"pipe": 2}, "pipe")):
+        with pytest.raises(ConfigError, match=f"train.parallel.{said}"):
+            rl.grpo(config_of(config_file(tmp_path, train={"parallel": parallel})))
 
 
 def test_a_reward_that_is_no_number_is_named(tmp_path, monkeypatch):

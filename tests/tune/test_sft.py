@@ -21,7 +21,6 @@ from fledge.evals.config import EvaluateConfig
 from fledge.evals.run import evaluate
 from fledge.model.folder import load_model
 from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
-from fledge.recipes import sft as sft_module
 from fledge.recipes.sft import sft
 from fledge.text.tokenizer import byte_level
 from fledge.train.checkpointing import check_finite
@@ -155,16 +154,3 @@ def test_an_adapter_is_evaluated_as_its_merged_model_is(place, trained, tmp_path
     bits = {n: evaluate(EvaluateConfig(folder, text), json=True)["bits_per_byte"] for n, folder in folders.items()}
     assert bits["adapter"] == pytest.approx(bits["merged"], rel=1e-5)
     assert bits["adapter"] != pytest.approx(bits["base"], rel=1e-3)  # the control
-
-
-def test_several_processes_are_refused(place, tmp_path, monkeypatch):
-    from contextlib import contextmanager
-    from types import SimpleNamespace
-
-    @contextmanager
-    def two(_):
-        yield SimpleNamespace(alone=False)
-
-    monkeypatch.setattr(sft_module, "in_run_folder", two)
-    with pytest.raises(ConfigError, match="tune: expected to train every weight on several processes"):
-        sft(config_for(place, tmp_path / "run"))

@@ -23,12 +23,13 @@ FLOAT, MOMENTS = 4, 2
 
 @dataclass(frozen=True)
 class Held:
-    """Numbers of a process: its own parameters after tensor and pipe, the largest block among them, and what lies
-    outside of blocks."""
+    """Numbers of a process: its own parameters after tensor and pipe, the largest block among them, what lies outside
+    of blocks, and how many of its own are trained."""
 
     own: int
     largest_block: int
     outside: int
+    trained: int
 
 
 def held_by(config: ModelConfig, sizes: dict[str, int], rank: int, sequence: bool = False) -> Held:
@@ -47,17 +48,18 @@ def held_by(config: ModelConfig, sizes: dict[str, int], rank: int, sequence: boo
 def counted(model: Transformer) -> Held:
     own = sum(p.numel() for p in model.parameters())
     blocks = [sum(p.numel() for p in block.parameters()) for block in own_blocks(model)]
-    return Held(own, max(blocks, default=0), own - sum(blocks))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Held(own, max(blocks, default=0), own - sum(blocks), trained)
 
 
 def memory(held: Held, shard: int, stage: int) -> dict[str, int]:
     """Bytes of weights, gradients and AdamW's moments at once, by what the shard axis shares out."""
-    numbers = {"weights": held.own, "gradients": held.own, "optimizer": MOMENTS * held.own}
+    numbers = {"weights": held.own, "gradients": held.trained, "optimizer": MOMENTS * held.trained}
     if shard > 1:
-        part = -(-held.own // shard)
-        numbers["optimizer"] = MOMENTS * part
+        part, trained = -(-held.own // shard), -(-held.trained // shard)
+        numbers["optimizer"] = MOMENTS * trained
         if stage > 1:
-            numbers["gradients"] = part + max(held.largest_block, held.outside)
+            numbers["gradients"] = trained + min(held.trained, max(held.largest_block, held.outside))
             numbers["weights"] = part + (held.own if stage == 2 else held.outside + held.largest_block)
     return {name: FLOAT * n for name, n in numbers.items()}
 
@@ -68,15 +70,15 @@ def traffic(
     """Bytes that a process sends in a step, by what for."""
     data, shard, tensor, pipe = (sizes[axis] for axis in ("data", "shard", "tensor", "pipe"))
     found: dict[str, float] = {}
-    whole, stage = FLOAT * held.own, mesh.shard_stage
+    whole, trained, stage = FLOAT * held.own, FLOAT * held.trained, mesh.shard_stage
     if shard > 1 and stage > 1:
         gathers = 2 if stage == 3 else 1  # the forward pass, and again the backward one
         found["weights gathered"] = n_micro * gathers * ring(whole, shard)
-        found["gradients scattered"] = n_micro * ring(whole, shard)
-        found["gradients summed"] = n_micro * 2 * ring(whole / shard, data)
+        found["gradients scattered"] = n_micro * ring(trained, shard)
+        found["gradients summed"] = n_micro * 2 * ring(trained / shard, data)
     else:
-        found["gradients summed"] = 2 * ring(whole, data * shard)
-        found["weights handed out"] = ring(whole, shard)
+        found["gradients summed"] = 2 * ring(trained, data * shard)
+        found["weights handed out"] = ring(trained, shard)
     residual = FLOAT * micro_tokens * config.stack.width
     n_layers = sum(len(stack.layers) for stack in config.stacks.values()) / pipe
     n_sums = 2 * n_layers + sum(len(s.layers) for s in config.stacks.values() if s.cross is not None)

@@ -17,6 +17,21 @@ def check_model(config: ModelConfig, train: TrainConfig, sizes: dict[str, int]) 
         raise ConfigError(f"train.parallel.{reason}")
 
 
+def check_tuned(beside: bool, whole: bool, sizes: dict[str, int]) -> None:
+    """Raises ConfigError for a mesh that can't train what stands `beside` a base's weights, or a part of them (not
+    `whole`)."""
+    if beside and sizes["tensor"] > 1:
+        raise ConfigError(
+            "train.parallel.tensor: expected 1 for adapters and value heads, whose matrices are not cut yet; use data "
+            "or shard"
+        )
+    if (beside or not whole) and sizes["pipe"] > 1:
+        raise ConfigError(
+            "train.parallel.pipe: expected 1 where a part is trained, as a stage may have nothing to train and hand no "
+            "gradient on; use data or shard"
+        )
+
+
 def reasons(config: ModelConfig, train: TrainConfig, sizes: dict[str, int]) -> Iterator[str]:
     readers = sizes["data"] * sizes["shard"]
     yield from of_steps(train, sizes)

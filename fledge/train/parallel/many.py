@@ -6,20 +6,23 @@ compiled, then sharded.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fledge.batch import Batch
 from fledge.errors import CheckpointError
 from fledge.log import say
 from fledge.model.folder import put_parameter
 from fledge.model.transformer import Transformer, build
+from fledge.nn.adapter import LowRank
 from fledge.optim.config import GroupConfig
 from fledge.optim.groups import members
 from fledge.optim.optimizer import gradients
@@ -30,10 +33,10 @@ from fledge.parallel.parts import weight_parts
 from fledge.parallel.tensor import split_tensor
 from fledge.train.clock import Clock
 from fledge.train.config import TrainConfig
-from fledge.train.contents import Share
+from fledge.train.contents import Beside, Contents, Share
 from fledge.train.parallel.data import check_rows, own_rows, sum_over
 from fledge.train.parallel.estimate import counted, memory, traffic
-from fledge.train.parallel.fit import check_model
+from fledge.train.parallel.fit import check_model, check_tuned
 from fledge.train.parallel.pieces import EVERYWHERE, Pieces, split_key, whole_parameters
 from fledge.train.parallel.pipe import Pipe, split_pipe
 from fledge.train.parallel.shard import hand_out, reshard, shard_fully, share_out
@@ -63,6 +66,9 @@ class Many(Single):
         self.ranks, self.device = ranks_of(group), device
         members(self.model, train.optimizer, train.weight_decay, train.groups)  # a wrong group is told of the whole
         self.trained = {name: p.requires_grad for name, p in self.model.named_parameters()}
+        self.restored = not self.model.embedding.weight.is_meta  # what is no model folder was read whole
+        self.beside = not self.trained.keys() <= dict(build(self.model.config).named_parameters()).keys()
+        check_tuned(self.beside, all(self.trained.values()), mesh.sizes)
         self.part: Pieces = Pieces(mesh, {name: tuple(p.shape) for name, p in self.model.named_parameters()})
         self.partial: set[str] = set()
         self.pipe: Pipe | None = None
@@ -72,6 +78,7 @@ class Many(Single):
             self.pipe = split_pipe(self.model, mesh, self.config.schedule)
         self.stage = mesh.place["pipe"]
         self.fully = mesh["shard"].size > 1 and self.config.shard_stage > 1
+        self.sketch = emptied(self.model) if self.fully and self.beside and group.rank == 0 else None
         self.named = self.names()
         self.introduce(train)
 
@@ -103,13 +110,20 @@ class Many(Single):
     @torch.no_grad()
     def restore(self, folder: Path) -> None:
         """Raises CheckpointError for a folder that lacks a weight."""
+        if self.restored:
+            return
         self.model.to_empty(device=self.device)
         self.named = self.names()
         self.fill(folder)
 
     @torch.no_grad()
     def go_back(self, folder: Path, load_at: Callable[[Path], Transformer]) -> None:
-        self.fill(folder)
+        if not self.beside:
+            self.fill(folder)
+            return
+        found = dict(load_at(folder).named_parameters())
+        for name, parameter in self.model.named_parameters():
+            local(parameter).copy_(self.part.own(name, found[name]))
 
     def fill(self, folder: Path) -> None:
         """This process's part of the weights in a folder, into its own. Raises CheckpointError."""
@@ -127,6 +141,10 @@ class Many(Single):
         first = (next((g for g in groups if fnmatchcase(name, g.pattern)), None) for name in self.named)
         asked = {id(group) for group in first if group is not None}
         return [group for group in groups if id(group) in asked]
+
+    def weights(self, recipe: Recipe, batch: Batch) -> dict[str, float]:
+        with self.adding_up(recipe):
+            return recipe.weights(batch)
 
     def passes(
         self,
@@ -190,13 +208,21 @@ class Many(Single):
 
     @torch.no_grad()
     def validated(self, recipe: Recipe, rows: int) -> dict[str, float]:
-        kept, recipe.totals = recipe.totals, self.totals
         try:
-            return recipe.validate(rows)
+            with self.adding_up(recipe):
+                return recipe.validate(rows)
         finally:
-            recipe.totals = kept
             if self.fully:
                 reshard(self.model)
+
+    @contextmanager
+    def adding_up(self, recipe: Recipe) -> Iterator[None]:
+        """While in it, `recipe.totals` are those of all processes."""
+        kept, recipe.totals = recipe.totals, self.totals
+        try:
+            yield
+        finally:
+            recipe.totals = kept
 
     def totals(self, batches: Sequence[Batch], chosen: list[int], sums: Callable[[Batch], list[float]]) -> list[float]:
         """A validation's sums over all processes, each of which takes batches of its own. All readers go through as
@@ -212,7 +238,7 @@ class Many(Single):
         n_sums = self.group.most(len(found))
         return self.group.summed(found or [0.0] * n_sums)
 
-    def contents(self, recipe: Recipe, moments: dict[str, Tensor]) -> Share:
+    def contents(self, recipe: Recipe, moments: dict[str, Tensor]) -> Contents:
         """Of what several hold alike each tensor is written by one, those of the data axis in turn."""
         weights = {name: local(p) for name, p in self.model.named_parameters()}
         writers = share_out(weights, self.mesh["data"].size)
@@ -228,7 +254,22 @@ class Many(Single):
         def own(tensors: dict[str, Tensor]) -> list[Slice]:
             return self.part.slices({key: tensor for key, tensor in tensors.items() if writes(key, tensor)})
 
+        if self.beside:
+            return Beside(self.writer(recipe), own(moments), self.fully)
         return Share(self.model.config, own(weights), own(moments), recipe.describe)
+
+    def writer(self, recipe: Recipe) -> Recipe | None:
+        """On rank 0 the recipe that writes what is trained beside a base, whose own weights aren't gathered for it but
+        where lengths of theirs are written too (DoRA)."""
+        if not self.fully:
+            return recipe if self.group.rank == 0 else None
+        of_base = any(isinstance(part, LowRank) and part.magnitude is not None for part in self.model.modules())
+        whole = self.gathered({name for name, trained in self.trained.items() if trained or of_base})
+        if whole is None:
+            return None
+        twin = copy.copy(recipe)
+        twin.model = whole
+        return twin
 
     @contextmanager
     def whole_model(self, recipe: Recipe) -> Iterator[bool]:
@@ -241,18 +282,27 @@ class Many(Single):
 
     def leave_whole(self, recipe: Recipe) -> None:
         if self.part.cuts or self.part.lengths or self.pipe is not None:
-            self.turns += 1
-            parameters = {name: local(p) for name, p in self.model.named_parameters()}
-            found = whole_parameters(parameters, self.part, self.group, f"model/{self.turns}")
-            if self.group.rank == 0:
-                recipe.model = assembled(self.model, found, self.trained)
+            recipe.model = self.gathered(self.trained) or recipe.model
+
+    def gathered(self, names: Collection[str]) -> Transformer | None:
+        """On rank 0 the model on the CPU, of whose parameters those of `names` have values; elsewhere None."""
+        self.turns += 1
+        parameters = {name: local(p) for name, p in self.model.named_parameters() if name in names}
+        found = whole_parameters(parameters, self.part, self.group, f"model/{self.turns}")
+        if self.group.rank:
+            return None
+        whole = build(self.model.config) if self.sketch is None else emptied(self.sketch)
+        for name, parameter in whole.named_parameters():
+            parameter.requires_grad_(self.trained[name])
+        for name, tensor in found.items():
+            put_parameter(whole, name, tensor)
+        return whole.train(self.model.training)
 
 
-def assembled(model: Transformer, found: Mapping[str, Tensor], trained: Mapping[str, bool]) -> Transformer:
-    """The whole model, on the CPU, from all of its parameters."""
-    whole = build(model.config)
-    for name, parameter in whole.named_parameters():
-        parameter.requires_grad_(trained[name])
-    for name, tensor in found.items():
-        put_parameter(whole, name, tensor)
-    return whole.train(model.training)
+def emptied(model: Transformer) -> Transformer:
+    """A model of the same parts, adapters too, whose parameters have no values; buffers, which nobody moves, are the
+    model's own."""
+    twins: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
+    for parameter in model.parameters():
+        twins[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+    return copy.deepcopy(model, twins)

@@ -23,8 +23,10 @@ class Apart(Joined):
     def may_part(self, x: Tensor) -> bool:
         return False
 
-    def forward(self, x: Tensor, apart: bool = False) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         maps = self.maps()
+        if len(maps) == 1 or not self.is_plain():
+            return super().product(x)
         return F.linear(x, torch.cat([one.weight for one in maps]), joined_bias(maps))
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]  # torch's: what .to() does

@@ -55,6 +55,10 @@ class Single:
         """Those groups that have a parameter here."""
         return groups
 
+    def weights(self, recipe: Recipe, batch: Batch) -> dict[str, float]:
+        """The global weight of each loss term, for which a recipe may ask the model."""
+        return recipe.weights(batch)
+
     def passes(
         self,
         starts: Sequence[int],

@@ -154,6 +154,89 @@ def ctranslate2_generate(shape: str, precision: str, task: str, threads: int) ->
     return generate
 
 
+def write_gguf(shape: str, path: Path) -> None:
+    """The model as llama.cpp reads it, without a vocabulary: it is asked by ids alone."""
+    import gguf
+
+    theirs = transformers_model(shape)
+    width, hidden, layers, heads, vocabulary = SHAPES[shape]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_vocab_size(vocabulary)
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(width)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(hidden)
+    writer.add_head_count(heads)
+    writer.add_rope_dimension_count(width // heads)
+    writer.add_layer_norm_rms_eps(theirs.config.rms_norm_eps)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_tokenizer_model("none")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
+    for name, weight in theirs.state_dict().items():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):  # the channels that rotate together lie side by side
+            weight = weight.view(heads, 2, -1, width).transpose(1, 2).reshape(width, width)
+        tied = shape == "15m" and name == "lm_head.weight"
+        if not tied:
+            writer.add_tensor(names.get_name(name, (".weight",)), weight.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def llama_cpp_generate(shape: str, kind: str, task: str, threads: int) -> Callable[[], None]:
+    import ctypes
+
+    import llama_cpp as lc
+    import numpy as np
+
+    lc.llama_log_set(QUIET := lc.llama_log_callback(lambda *_: None), ctypes.c_void_p(0))
+    path = Path(tempfile.mkdtemp()) / "model.gguf"
+    write_gguf(shape, path)
+    if kind != "F32":
+        how = lc.llama_model_quantize_default_params()
+        how.ftype = {"Q8_0": lc.LLAMA_FTYPE_MOSTLY_Q8_0, "Q4_0": lc.LLAMA_FTYPE_MOSTLY_Q4_0}.get(
+            kind, lc.LLAMA_FTYPE_MOSTLY_Q4_K_M
+        )
+        target = path.with_name("quantized.gguf")
+        assert lc.llama_model_quantize(str(path).encode(), str(target).encode(), ctypes.byref(how)) == 0
+        path = target
+    model = lc.llama_model_load_from_file(str(path).encode(), lc.llama_model_default_params())
+    rows, prompt_tokens, new = TASKS[task]
+    settings = lc.llama_context_default_params()
+    settings.n_ctx, settings.n_batch, settings.n_ubatch, settings.n_seq_max = rows * CONTEXT, 2048, 512, rows
+    settings.n_threads = settings.n_threads_batch = threads
+    context = lc.llama_init_from_model(model, settings)
+    batch, vocabulary = lc.llama_batch_init(2048, 0, 1), SHAPES[shape][4]
+    asked = prompts(task)
+
+    def decode(tokens: list[tuple[int, int, int, bool]]) -> None:
+        """(id, position, sequence, whether its logits are wanted) of each token."""
+        batch.n_tokens = len(tokens)
+        for i, (token, position, sequence, wanted) in enumerate(tokens):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, position, 1, wanted
+            batch.seq_id[i][0] = sequence
+        assert lc.llama_decode(context, batch) == 0
+
+    def best(i: int) -> int:
+        logits = lc.llama_get_logits_ith(context, i)
+        return int(np.ctypeslib.as_array(logits, (vocabulary,)).argmax())
+
+    def generate() -> None:
+        assert QUIET is not None
+        lc.llama_memory_clear(lc.llama_get_memory(context), True)
+        said = []
+        for row, prompt in enumerate(asked):
+            decode([(token, at, row, at == prompt_tokens - 1) for at, token in enumerate(prompt)])
+            said.append([best(prompt_tokens - 1)])
+        for step in range(new - 1):
+            decode([(answer[-1], prompt_tokens + step, row, True) for row, answer in enumerate(said)])
+            for row, answer in enumerate(said):
+                answer.append(best(row))
+
+    return generate
+
+
 def measure(peer: str, shape: str, precision: str, task: str) -> Callable[[int], Iterator[float]]:
     """A peer of the harness: tokens a second."""
 
@@ -165,7 +248,7 @@ def measure(peer: str, shape: str, precision: str, task: str) -> Callable[[int],
         elif peer == "ctranslate2":
             generate = ctranslate2_generate(shape, precision, task, threads)
         else:
-            raise SystemExit(f"{peer}: not written yet")
+            generate = llama_cpp_generate(shape, peer.split()[1], task, threads)
         rows, prompt, new = TASKS[task]
         tokens = prompt if new == 1 else rows * new
         generate()

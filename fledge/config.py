@@ -164,7 +164,7 @@ def convert(hint: Any, value: Any, at: str) -> Any:
     if origin is typing.Literal:
         if any(value == choice and type(value) is type(choice) for choice in arguments):
             return value
-        quotes = in_quotes(value) if any(isinstance(choice, str) for choice in arguments) else ""
+        quotes = in_quotes(value) if all(isinstance(choice, str) for choice in arguments) else ""
         raise ConfigError(f"{at}: expected one of {', '.join(map(repr, arguments))}, got {shorten(value)}{quotes}")
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, at)  # type: ignore[arg-type]

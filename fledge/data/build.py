@@ -26,6 +26,7 @@ from fledge.data.corpus import CORPUS, DOCUMENTS, Record, read_corpus, read_reco
 from fledge.data.data_card import DATA_CARD, write_data_card
 from fledge.data.in_threads import threads_to_use
 from fledge.data.shards import KIND, SPLITS, TOKENIZER, Dataset, open_shards, token_type, write_shard
+from fledge.data.sources import checked
 from fledge.errors import CheckpointError, ConfigError, DataError, TokenizerError
 from fledge.lineage import (
     CARD,
@@ -59,6 +60,7 @@ def build(config: BuildConfig, json: bool = False) -> dict[str, Any]:
     refuse_own_output(config)
     refuse_other_artefact(config.out, "corpus", KIND)
     check_tokenizer(config.tokenizer)
+    checked(config.source)
     make_folder(config.out)
     clean(config.out, (*OWN, TOKENIZER, CARD, CLEANED, QUARANTINE, DATA_CARD))
     card, reused = build_corpus(config)

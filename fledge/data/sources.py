@@ -23,10 +23,15 @@ def gather(
 ) -> Iterator[Document]:
     """Every document of a source, or of several one after the other, each under a path of its own. Raises DataError if
     one is missing or is a corpus already, and where too much of one is bad (`read_source`)."""
+    return numbered(several(checked(sources), tally if tally is not None else Tally(), reading))
+
+
+def checked(sources: str | Sequence[str]) -> tuple[str, ...]:
+    """The sources, one or several. Raises DataError for one that is missing or is a corpus already."""
     named = (sources,) if isinstance(sources, str) else tuple(sources)
     for source in named:
         check_source(source)
-    return numbered(several(named, tally if tally is not None else Tally(), reading))
+    return named
 
 
 def check_source(source: str) -> None:

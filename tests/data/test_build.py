@@ -335,3 +335,9 @@ def test_the_summary_names_what_is_held_out(tmp_path, source, capsys):
     assert all(name in printed for name in held_out_names(True, 2))
     assert "12 documents" in printed
     assert build_module.shown(["a"] * 50).endswith("and 10 more")
+
+
+def test_a_source_that_is_missing_leaves_no_folder(tmp_path):
+    with pytest.raises(DataError, match="found none; check the path"):
+        build(BuildConfig(tmp_path / "out", source=str(tmp_path / "nowhere")))
+    assert not (tmp_path / "out").exists()

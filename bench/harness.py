@@ -81,10 +81,11 @@ def summary(figures: dict[str, list[float]], base: str) -> dict[str, dict[str, f
     return rows
 
 
-def ratio(figures: dict[str, list[float]], ours: str, theirs: str) -> dict[str, float]:
-    """Median and range of the rounds' ratios of two peers."""
+def ratio(figures: dict[str, list[float]], ours: str, theirs: str) -> dict[str, Any]:
+    """Median and range of the rounds' ratios of two peers, and the processor: a table may grow on several machines."""
     ratios = [a / b for a, b in zip(figures[ours], figures[theirs], strict=True)]
-    return {"ratio": statistics.median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios)}
+    spread = {"ratio_low": min(ratios), "ratio_high": max(ratios)}
+    return {"ratio": statistics.median(ratios), **spread, "processor": processor()}
 
 
 def keep(name: str, what: dict[str, Any], quiet: bool = False) -> None:

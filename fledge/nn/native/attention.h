@@ -111,7 +111,7 @@ static void score(const float* const (&q)[Q], const Cache& cache, int64_t base, 
   constexpr int KEYS = LANES / Q;
   for (int i = 0; i < n; i += KEYS) {
     constexpr int N = queries_together(Q), M = std::min(keys_together(Q), KEYS);
-    Floats dots[LANES] = {};
+    Floats dots[LANES];
     int64_t rows[KEYS];
     for (int k = 0; k < KEYS; k++) rows[k] = base + place(table, first + std::min(i + k, n - 1));
     for (int j = 0; j < Q; j += N)

@@ -16,7 +16,7 @@ from fledge.batch import OneDocument, one_document
 from fledge.cli.main import main
 from fledge.engine.load import load_engine
 from fledge.engine.loaded import load
-from fledge.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
+from fledge.errors import CheckpointError, Interrupted, NonFiniteError
 from fledge.evals.config import EvaluateConfig
 from fledge.evals.run import evaluate
 from fledge.model.folder import load_model

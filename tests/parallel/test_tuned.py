@@ -23,11 +23,14 @@ from fledge.lineage import read_card
 from fledge.log import read_log
 from fledge.model.folder import load_model, save_model
 from fledge.recipes.quantize import quantize_model
+from fledge.text.tokenizer import Tokenizer
 from fledge.tune.folder import load_adapter
 from tests.compress.tiny import tiny
 from tests.data.corrupted import wordpiece
 from tests.parallel.fleet import Fleet, Trained
 from tests.parallel.test_equal import LARGEST, MEAN, WEIGHTS, ZERO1, ZERO2, ZERO3, Mesh, told
+from tests.parity.reference import randomised
+from tests.recipes import test_text2text as text2text
 from tests.recipes.test_finetune import rows as labelled_rows
 from tests.tune.running import config_for, made_place
 
@@ -259,6 +262,23 @@ def test_a_task_head_is_tuned_beside_an_adapter_by_two_as_by_one(task, tune, mes
     one, two = pair.run("finetune", asked), pair.run("finetune", asked, 2, parallel=mesh)
     same(one, two)
     assert one.result is not None and two.result is not None and one.result["scores"] == two.result["scores"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [{}, ZERO3], ids=told)
+def test_an_encoder_decoder_learns_pairs_beside_an_adapter_by_two_as_by_one(mesh, pair: Fleet, tmp_path):
+    model = text2text.CLASSES["t5"](text2text.their_config("t5"))
+    randomised(model, 0.2).save_pretrained(tmp_path / "theirs")
+    text2text.tokenizer_folder(tmp_path / "theirs", "t5")
+    save_model(load_model(tmp_path / "theirs"), tmp_path / "base", Tokenizer.load(tmp_path / "theirs"))
+    rows = "".join(json.dumps(text2text.pair(n)) + "\n" for n in range(24))
+    (tmp_path / "pairs.jsonl").write_text(rows)
+    asked = to_dict(text2text.config_of(tmp_path, tmp_path / "run"))
+    asked |= {"tune": LORA, "train": {**TRAIN, "device": "cpu", "threads": 1}}
+    one, two = pair.run("finetune", asked), pair.run("finetune", asked, 2, parallel=mesh)
+    same(one, two)
+    texts = [(run.folder / "predictions.jsonl").read_text() for run in (one, two)]
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize(

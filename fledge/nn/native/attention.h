@@ -45,6 +45,22 @@ static inline Floats sixteen(const void* from, int64_t at) {
   return BYTES ? load_bytes((const int8_t*)from + at, LANES) : load((const float*)from + at);
 }
 
+// As much of the cache from element `at` on as a register holds.
+template <bool BYTES>
+static inline Wide wide_cached(const void* from, int64_t at) {
+  if (!BYTES) return load_wide((const float*)from + at);
+  if (WIDE == LANES) {
+    const Floats all_lanes = sixteen<BYTES>(from, at);
+    Wide v;
+    std::memcpy(&v, &all_lanes, sizeof v);
+    return v;
+  }
+  typedef int8_t WideBytes __attribute__((vector_size(WIDE)));
+  WideBytes bytes;
+  std::memcpy(&bytes, (const int8_t*)from + at, sizeof bytes);
+  return __builtin_convertvector(bytes, Wide);
+}
+
 // Channels `c`.. of row `row` of the cache, `n` of them at most.
 template <bool BYTES>
 static inline Floats cached(const void* from, int64_t row, int C, int c) {
@@ -74,6 +90,8 @@ static inline void write_cache(const Cache& cache, const Heads& heads, int64_t a
   }
 }
 
+constexpr int HALVES = LANES / WIDE;  // registers of sixteen floats
+
 // Scores of Q queries [C] with `n` keys from position `first` on: scores[j][i], room for 16 more. Sixteen at a time.
 template <bool BYTES, int Q>
 static void score(const float* const (&q)[Q], const Cache& cache, int64_t base, const int32_t* table, int first, int n,
@@ -83,12 +101,19 @@ static void score(const float* const (&q)[Q], const Cache& cache, int64_t base, 
     Floats dots[LANES] = {};
     int64_t rows[KEYS];
     for (int k = 0; k < KEYS; k++) rows[k] = base + place(table, first + std::min(i + k, n - 1));
-    int c = 0;
-    for (; c + LANES <= C; c += LANES)
-      for (int k = 0; k < KEYS; k++) {
-        const Floats key = sixteen<BYTES>(cache.keys, rows[k] * C + c);
-        for (int j = 0; j < Q; j++) dots[j * KEYS + k] = fma(load(q[j] + c), key, dots[j * KEYS + k]);
-      }
+    const int c = C / LANES * LANES;
+    constexpr int TOGETHER = WIDE == LANES ? KEYS : std::max(1, 4 / Q);  // keys in registers at once
+    for (int begin = 0; begin < KEYS; begin += TOGETHER) {
+      Wide part[Q][TOGETHER][HALVES] = {};
+      for (int at = 0; at < c; at += WIDE * HALVES)
+        for (int k = 0; k < TOGETHER; k++)
+          for (int p = 0; p < HALVES; p++) {
+            const Wide key = wide_cached<BYTES>(cache.keys, rows[begin + k] * C + at + p * WIDE);
+            for (int j = 0; j < Q; j++)
+              part[j][k][p] = fma(load_wide(q[j] + at + p * WIDE), key, part[j][k][p]);
+          }
+      for (int j = 0; j < Q; j++) std::memcpy(&dots[j * KEYS + begin], part[j], sizeof part[j]);
+    }
     if (c < C)
       for (int k = 0; k < KEYS; k++) {
         const Floats key = cached<BYTES>(cache.keys, rows[k], C, c);
@@ -107,22 +132,30 @@ static void score(const float* const (&q)[Q], const Cache& cache, int64_t base, 
 template <bool BYTES, int Q, int PARTS>
 static void mix(float* const (&weights)[Q], const Cache& cache, int64_t base, const int32_t* table, int first, int n,
                 int C, int c, const float (&share)[Q], float* const (&out)[Q]) {
-  Floats mixed[Q][PARTS] = {};
+  Wide mixed[Q][PARTS][HALVES] = {};
   const bool whole = c + PARTS * LANES <= C;
   for (int i = 0; i < n; i++) {
     const int64_t row = base + place(table, first + i);
-    Floats value[PARTS];
-    for (int p = 0; p < PARTS - 1; p++) value[p] = sixteen<BYTES>(cache.values, row * C + c + p * LANES);
-    const int last = c + (PARTS - 1) * LANES;
-    value[PARTS - 1] = whole ? sixteen<BYTES>(cache.values, row * C + last) : cached<BYTES>(cache.values, row, C, last);
+    Wide value[PARTS][HALVES];
+    for (int p = 0; p < PARTS - 1 + whole; p++)
+      for (int h = 0; h < HALVES; h++)
+        value[p][h] = wide_cached<BYTES>(cache.values, row * C + c + p * LANES + h * WIDE);
+    if (!whole) {
+      const Floats last = cached<BYTES>(cache.values, row, C, c + (PARTS - 1) * LANES);
+      std::memcpy(value[PARTS - 1], &last, sizeof last);
+    }
     for (int j = 0; j < Q; j++) {
-      const Floats weight = all(BYTES ? weights[j][i] * cache.value_scales[row] : weights[j][i]);
-      for (int p = 0; p < PARTS; p++) mixed[j][p] = fma(weight, value[p], mixed[j][p]);
+      const Wide weight = wide(BYTES ? weights[j][i] * cache.value_scales[row] : weights[j][i]);
+      for (int p = 0; p < PARTS; p++)
+        for (int h = 0; h < HALVES; h++) mixed[j][p][h] = fma(weight, value[p][h], mixed[j][p][h]);
     }
   }
   for (int j = 0; j < Q; j++)
-    for (int p = 0; p < PARTS; p++)
-      store_part(out[j] + c + p * LANES, mixed[j][p] * all(share[j]), C - c - p * LANES);
+    for (int p = 0; p < PARTS; p++) {
+      Floats sum;
+      std::memcpy(&sum, mixed[j][p], sizeof sum);
+      store_part(out[j] + c + p * LANES, sum * all(share[j]), C - c - p * LANES);
+    }
 }
 
 // Weights before they are divided by their sum, in place of scores [n, room for 16 more]; gives that sum.
@@ -166,7 +199,8 @@ static void attend(const float* const (&q)[Q], const Cache& cache, const Heads& 
     for (int i = 0; i < before; i++) scores[j][i] = 0.0f;  // keys that others of the four see
     for (int i = own; i < n - before; i++) mine[i] = 0.0f;
   }
-  for (int c = 0; c < C; c += 4 * LANES) switch (std::min(4, (C - c + LANES - 1) / LANES)) {
+  constexpr int MOST = WIDE == LANES ? 4 : Q >= 3 ? 1 : 4 / Q;  // sixteens of channels whose sums registers hold
+  for (int c = 0; c < C; c += MOST * LANES) switch (std::min(MOST, (C - c + LANES - 1) / LANES)) {
       case 1: mix<BYTES, Q, 1>(scores, cache, base, table, first, n, C, c, share, out); break;
       case 2: mix<BYTES, Q, 2>(scores, cache, base, table, first, n, C, c, share, out); break;
       case 3: mix<BYTES, Q, 3>(scores, cache, base, table, first, n, C, c, share, out); break;

@@ -18,10 +18,11 @@
 namespace fledge {
 
 constexpr int PANEL = 32;
+constexpr int LEAST_GROUP = 32;  // inputs that share an int4 scale: at least so many
 #if defined(__AVX512F__)
-constexpr int ROWS = 12;  // 24 of 32 registers hold sums
+constexpr int ROWS = 12, FEW = 4;  // 24 of 32 registers hold sums; rows that may have two int4 halves at once
 #else
-constexpr int ROWS = 4;
+constexpr int ROWS = 3, FEW = 1;  // 12 of 16
 #endif
 
 enum Kind : int32_t { NOTHING = 0, FLOAT32 = 1, INT8 = 2, INT4 = 3 };
@@ -41,7 +42,7 @@ struct Packed {
   std::vector<float> floats;    // [tile][K][rows]
   std::vector<uint32_t> words;  // [tile][K/4][rows], four int8 each
   std::vector<float> scales;    // [M]
-  std::vector<float> sums;      // [tile][K/group][rows]: Σ of a group's rounded inputs
+  std::vector<float> sums;      // [tile][K/group][rows]: Σ of a group's rounded inputs; tiles K/32 · rows apart
 };
 
 static void pack_row_int(const float* x, const Matrix& w, int n_rows, uint32_t* words, float* scale, float* sums) {
@@ -80,13 +81,15 @@ static void pack_row_int(const float* x, const Matrix& w, int n_rows, uint32_t* 
   }
 }
 
-// Where a tile of rows begins, and how many it has: as even as whole tiles allow.
+// Rows begin … end of a product in tiles: where one begins, and how many rows it has.
 struct Tiles {
-  int M, count;
-  explicit Tiles(int M) : M(M), count((M + ROWS - 1) / ROWS) {}
-  int first(int tile) const { return std::min(M, tile * ROWS); }
-  int rows(int tile) const { return std::min(M, (tile + 1) * ROWS) - first(tile); }
+  int begin, end, count;
+  Tiles(int begin, int end) : begin(begin), end(end), count((end - begin + ROWS - 1) / ROWS) {}
+  int first(int tile) const { return std::min(end, begin + tile * ROWS); }
+  int rows(int tile) const { return first(tile + 1) - first(tile); }
 };
+
+static inline int panels_of(const Matrix& w) { return (w.n_outputs + PANEL - 1) / PANEL; }
 
 static void reserve(const Matrix& w, int M, Packed& to) {
   const size_t K4 = round_up(w.n_inputs, 4) / 4;
@@ -97,25 +100,21 @@ static void reserve(const Matrix& w, int M, Packed& to) {
   if (to.words.size() < M * K4) to.words.resize(M * K4);
   if (to.scales.size() < (size_t)M) to.scales.resize(M);
   if (w.kind == INT4) {
-    const size_t need = (size_t)M * (w.n_inputs / w.group);
+    const size_t need = (size_t)M * (w.n_inputs / LEAST_GROUP);
     if (to.sums.size() < need) to.sums.resize(need);
   }
 }
 
-static void pack_rows(const float* x, int stride, const Matrix& w, int M, Packed& to, Share rows) {
+// Row `m` of a product, one of `tiles`: x [K].
+static void pack_row(const float* x, int m, const Matrix& w, const Tiles& tiles, Packed& to) {
   const int K = w.n_inputs, K4 = round_up(K, 4) / 4;
-  const Tiles tiles(M);
-  for (int m = rows.first; m < rows.last; m++) {
-    const int tile = m / ROWS, first = tiles.first(tile), n = tiles.rows(tile), at = m - first;
-    const float* row = x + (int64_t)m * stride;
-    if (w.kind == FLOAT32) {
-      float* out = to.floats.data() + (int64_t)first * K + at;
-      for (int k = 0; k < K; k++) out[(int64_t)k * n] = row[k];
-    } else {
-      const int groups = w.kind == INT4 ? K / w.group : 0;
-      pack_row_int(row, w, n, to.words.data() + (int64_t)first * K4 + at, &to.scales[m],
-                   groups ? to.sums.data() + (int64_t)first * groups + at : nullptr);
-    }
+  const int tile = (m - tiles.begin) / ROWS, first = tiles.first(tile), n = tiles.rows(tile), at = m - first;
+  if (w.kind == FLOAT32) {
+    float* out = to.floats.data() + (int64_t)first * K + at;
+    for (int k = 0; k < K; k++) out[(int64_t)k * n] = x[k];
+  } else {
+    pack_row_int(x, w, n, to.words.data() + (int64_t)first * K4 + at, &to.scales[m],
+                 w.kind == INT4 ? to.sums.data() + (int64_t)first * (K / LEAST_GROUP) + at : nullptr);
   }
 }
 
@@ -124,40 +123,40 @@ constexpr int AHEAD = 1024;
 
 static inline void ahead(const void* at) { __builtin_prefetch((const char*)at + AHEAD); }
 
+constexpr int PARTS = PANEL / WIDE;  // registers of a panel's outputs
+
 // Adds `n` inputs' products to the sums of R rows and P panels.
 template <int R, int P>
 static void float_tile(const float* x, const float* w, int64_t panel_stride, int n, Floats (&sums)[R][2 * P]) {
-  Floats acc[R][2 * P];  // in registers: the caller's would be written after every input
+  constexpr int N = P * PARTS;
+  Wide acc[R][N];  // in registers: the caller's would be written after every input
   std::memcpy(acc, sums, sizeof acc);
   for (int k = 0; k < n; k++) {
-    Floats weight[2 * P];
     for (int p = 0; p < P; p++) {
       const float* at = w + p * panel_stride + (int64_t)k * PANEL;
       ahead(at), ahead(at + LANES);
-      weight[2 * p] = load(at);
-      weight[2 * p + 1] = load(at + LANES);
     }
-    for (int r = 0; r < R; r++) {
-      const Floats value = all(x[(int64_t)k * R + r]);
-      for (int p = 0; p < 2 * P; p++) acc[r][p] = fma(value, weight[p], acc[r][p]);
+    const auto weight = [&](int p) {
+      return load_wide(w + p / PARTS * panel_stride + (int64_t)k * PANEL + p % PARTS * WIDE);
+    };
+    const auto value = [&](int r) { return wide(x[(int64_t)k * R + r]); };
+    if constexpr (WIDE == LANES) {  // registers for the panel's weights, or for the rows' inputs
+      Wide weights[N];
+      for (int p = 0; p < N; p++) weights[p] = weight(p);
+      for (int r = 0; r < R; r++) {
+        const Wide one = value(r);
+        for (int p = 0; p < N; p++) acc[r][p] = fma(one, weights[p], acc[r][p]);
+      }
+    } else {
+      Wide values[R];
+      for (int r = 0; r < R; r++) values[r] = value(r);
+      for (int p = 0; p < N; p++) {
+        const Wide one = weight(p);
+        for (int r = 0; r < R; r++) acc[r][p] = fma(values[r], one, acc[r][p]);
+      }
     }
   }
   std::memcpy(sums, acc, sizeof acc);
-}
-
-// Σ over four products of bytes, added to each lane: unsigned by signed.
-static inline Ints dot4(Ints sum, Ints unsigned4, Ints signed4) {
-#if defined(__AVX512VNNI__)
-  return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)unsigned4, (__m512i)signed4);
-#else
-  uint8_t a[64];
-  int8_t b[64];
-  std::memcpy(a, &unsigned4, 64);
-  std::memcpy(b, &signed4, 64);
-  for (int i = 0; i < LANES; i++)
-    for (int j = 0; j < 4; j++) sum[i] += a[4 * i + j] * b[4 * i + j];
-  return sum;
-#endif
 }
 
 static inline Ints load_ints(const void* from) {
@@ -168,62 +167,89 @@ static inline Ints load_ints(const void* from) {
 
 template <int R, int P>
 static void int8_tile(const uint32_t* x, const int8_t* w, int64_t panel_stride, int K4, Ints (&sums)[R][2 * P]) {
-  Ints acc[R][2 * P];
+  constexpr int N = P * PARTS;
+  WideInts acc[R][N];
   for (int r = 0; r < R; r++)
-    for (int p = 0; p < 2 * P; p++) acc[r][p] = Ints{};
+    for (int p = 0; p < N; p++) acc[r][p] = WideInts{};
   for (int k = 0; k < K4; k++) {
-    Ints weight[2 * P];
+    WideInts weight[N];
     for (int p = 0; p < P; p++) {
       const int8_t* at = w + p * panel_stride + (int64_t)k * PANEL * 4;
       ahead(at), ahead(at + 64);
-      weight[2 * p] = load_ints(at);
-      weight[2 * p + 1] = load_ints(at + 64);
+      for (int part = 0; part < PARTS; part++) weight[p * PARTS + part] = load_wide_ints(at + part * WIDE * 4);
     }
     for (int r = 0; r < R; r++) {
-      const Ints value = all((int32_t)x[(int64_t)k * R + r]);
-      for (int p = 0; p < 2 * P; p++) acc[r][p] = dot4(acc[r][p], value, weight[p]);
+      const WideInts value = wide((int32_t)x[(int64_t)k * R + r]);
+      for (int p = 0; p < N; p++) acc[r][p] = dot4(acc[r][p], value, weight[p]);
     }
   }
   std::memcpy(sums, acc, sizeof acc);
+}
+
+// Σ over inputs 8 · first … 8 · last of int4 weights by rounded inputs, for R rows and N registers of outputs.
+template <int R, int N>
+static inline void int4_sums(const uint32_t* x, const uint8_t* const (&w)[N], int first, int last,
+                             WideInts (&sums)[R][N]) {
+  const WideInts low = wide(0x0f0f0f0f);
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  const auto pairs = [](WideInts a, WideInts b) { return _mm256_maddubs_epi16((__m256i)a, (__m256i)b); };
+  for (int begin = first; begin < last; begin += 4) {
+    __m256i near_sums[R][N] = {};  // of 16 numbers of at most 15 · 127: 16 bits hold them
+    for (int k = begin; k < begin + 4; k++)
+      for (int p = 0; p < N; p++) {
+        const WideInts both = load_wide_ints(w[p] + (int64_t)k * 64), near = both & low, far = (both >> 4) & low;
+        for (int r = 0; r < R; r++) {
+          const uint32_t* at = x + (int64_t)2 * k * R + r;
+          const __m256i sum = _mm256_add_epi16(pairs(near, wide((int32_t)at[0])), pairs(far, wide((int32_t)at[R])));
+          near_sums[r][p] = _mm256_add_epi16(near_sums[r][p], sum);
+        }
+      }
+    for (int r = 0; r < R; r++)
+      for (int p = 0; p < N; p++) sums[r][p] += (WideInts)_mm256_madd_epi16(near_sums[r][p], _mm256_set1_epi16(1));
+  }
+#else
+  for (int k = first; k < last; k++) {
+    WideInts near[N], far[N];
+    for (int p = 0; p < N; p++) {
+      const uint8_t* bytes = w[p] + (int64_t)k * 64;
+      ahead(bytes);
+      const WideInts both = load_wide_ints(bytes);
+      near[p] = both & low;
+      far[p] = (both >> 4) & low;
+    }
+    const uint32_t* at = x + (int64_t)2 * k * R;
+    for (int r = 0; r < R; r++) {
+      const WideInts first4 = wide((int32_t)at[r]), second4 = wide((int32_t)at[R + r]);
+      for (int p = 0; p < N; p++) {
+        sums[r][p] = dot4(sums[r][p], near[p], first4);
+        sums[r][p] = dot4(sums[r][p], far[p], second4);
+      }
+    }
+  }
+#endif
 }
 
 // Half a panel (16 outputs) of int4 weights, P of them at once.
 template <int R, int P>
 static void int4_tile(const uint32_t* x, const float* x_sums, const uint8_t* w, int64_t stride, const float* scales,
                       const float* zeros, int64_t scale_stride, int groups, int group, Floats (&sums)[R][P]) {
-  Floats acc[R][P];
+  constexpr int HALF = LANES / WIDE, N = P * HALF;
+  Wide acc[R][N];
   for (int r = 0; r < R; r++)
-    for (int p = 0; p < P; p++) acc[r][p] = Floats{};
-  const Ints low = all(0x0f0f0f0f);
+    for (int p = 0; p < N; p++) acc[r][p] = Wide{};
+  const uint8_t* weights[N];
+  for (int p = 0; p < N; p++) weights[p] = w + p / HALF * stride + p % HALF * WIDE * 4;
   for (int g = 0; g < groups; g++) {
-    Ints whole[R][P];
+    WideInts whole[R][N];
     for (int r = 0; r < R; r++)
-      for (int p = 0; p < P; p++) whole[r][p] = Ints{};
-    const int first = g * group / 8, last = (g + 1) * group / 8;
-    for (int k = first; k < last; k++) {
-      Ints near[P], far[P];
-      for (int p = 0; p < P; p++) {
-        const uint8_t* bytes = w + p * stride + (int64_t)k * 64;
-        ahead(bytes);
-        const Ints both = load_ints(bytes);
-        near[p] = both & low;
-        far[p] = (both >> 4) & low;
-      }
-      const uint32_t* at = x + (int64_t)2 * k * R;
+      for (int p = 0; p < N; p++) whole[r][p] = WideInts{};
+    int4_sums<R, N>(x, weights, g * group / 8, (g + 1) * group / 8, whole);
+    for (int p = 0; p < N; p++) {
+      const int64_t at = p / HALF * scale_stride + (int64_t)g * LANES + p % HALF * WIDE;
+      const Wide scale = load_wide(scales + at), zero = load_wide(zeros + at);
       for (int r = 0; r < R; r++) {
-        const Ints first4 = all((int32_t)at[r]), second4 = all((int32_t)at[R + r]);
-        for (int p = 0; p < P; p++) {
-          whole[r][p] = dot4(whole[r][p], near[p], first4);
-          whole[r][p] = dot4(whole[r][p], far[p], second4);
-        }
-      }
-    }
-    for (int p = 0; p < P; p++) {
-      const Floats scale = load(scales + p * scale_stride + (int64_t)g * LANES);
-      const Floats zero = load(zeros + p * scale_stride + (int64_t)g * LANES);
-      for (int r = 0; r < R; r++) {
-        acc[r][p] = fma(scale, to_floats(whole[r][p]), acc[r][p]);
-        acc[r][p] = fma(-zero, all(x_sums[(int64_t)g * R + r]), acc[r][p]);
+        acc[r][p] = fma(scale, __builtin_convertvector(whole[r][p], Wide), acc[r][p]);
+        acc[r][p] = fma(-zero, wide(x_sums[(int64_t)g * R + r]), acc[r][p]);
       }
     }
   }
@@ -266,9 +292,9 @@ static void tile_product(const Matrix& w, const Packed& x, int row, int panel, f
     const int K4 = K / 4, groups = K / w.group;
     const int64_t size = (int64_t)K / 8 * 64, scales = (int64_t)groups * LANES;
     const uint32_t* words = x.words.data() + (int64_t)row * K4;
-    const float* sums = x.sums.data() + (int64_t)row * groups;
+    const float* sums = x.sums.data() + (int64_t)row * (K / LEAST_GROUP);
     const uint8_t* weights = (const uint8_t*)w.weights + 2 * panel * size;
-    if (R <= 4) {
+    if (R <= FEW) {
       int4_tile<R, 2 * P>(words, sums, weights, size, w.scales + 2 * panel * scales, w.zeros + 2 * panel * scales,
                           scales, groups, w.group, acc);
     } else {
@@ -289,7 +315,7 @@ static void tile_product(const Matrix& w, const Packed& x, int row, int panel, f
 template <int R>
 static void row_tile(const Matrix& w, const Packed& x, int row, Share panels, float* y, int64_t stride) {
   // few rows: several panels at a time, so that enough sums are under way
-  constexpr int P = R == 1 ? 4 : R <= 3 ? 2 : 1;
+  constexpr int P = WIDE < LANES ? (R == 1 ? 2 : 1) : R == 1 ? 4 : R <= 3 ? 2 : 1;
   int panel = panels.first;
   for (; panel + P <= panels.last; panel += P) tile_product<R, P>(w, x, row, panel, y, stride);
   for (; panel < panels.last; panel++) tile_product<R, 1>(w, x, row, panel, y, stride);
@@ -303,7 +329,7 @@ static void any_tile(int n, const Matrix& w, const Packed& x, int row, Share pan
 
 // float32 and many rows: blocks of rows and of inputs that stay in the cache; sums wait in `y` between blocks of inputs,
 // which leaves their bits alone.
-constexpr int BLOCK_INPUTS = 512, BLOCK_TILES = 16;
+constexpr int BLOCK_INPUTS = WIDE < LANES ? 256 : 512, BLOCK_TILES = 192 / ROWS;
 
 template <int R>
 static void float_block(const Matrix& w, const Packed& x, int row, int panel, int from, int n, float* y, int64_t stride) {
@@ -340,9 +366,8 @@ static void float_blocks(const Matrix& w, const Packed& x, const Tiles& tiles, f
 }
 
 // One thread's share of the product: all rows of some panels.
-static void product(const Matrix& w, const Packed& x, int M, float* y, int64_t stride, Share panels) {
-  const Tiles tiles(M);
-  if (tiles.count == 1) return any_tile<ROWS>(M, w, x, 0, panels, y, stride);
+static void product(const Matrix& w, const Packed& x, const Tiles& tiles, float* y, int64_t stride, Share panels) {
+  if (tiles.count == 1) return any_tile<ROWS>(tiles.rows(0), w, x, tiles.begin, panels, y, stride);
   if (w.kind == FLOAT32) return float_blocks(w, x, tiles, y, stride, panels);
   for (int begin = 0; begin < tiles.count; begin += BLOCK_TILES)
     for (int panel = panels.first; panel < panels.last; panel++) {
@@ -358,9 +383,11 @@ static void product(const Matrix& w, const Packed& x, int M, float* y, int64_t s
 static void matmul(Pool& pool, int rank, const float* x, int64_t x_stride, const Matrix& w, int M, float* y,
                    int64_t y_stride, Packed& packed) {
   pool.barrier();
-  pack_rows(x, x_stride, w, M, packed, Share(M, rank, pool.n_threads));
+  const Tiles tiles(0, M);
+  const Share rows(M, rank, pool.n_threads);
+  for (int m = rows.first; m < rows.last; m++) pack_row(x + m * x_stride, m, w, tiles, packed);
   pool.barrier();
-  product(w, packed, M, y, y_stride, Share((w.n_outputs + PANEL - 1) / PANEL, rank, pool.n_threads));
+  product(w, packed, tiles, y, y_stride, Share(panels_of(w), rank, pool.n_threads));
   pool.barrier();
 }
 

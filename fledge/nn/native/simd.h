@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__) || defined(__AVX2__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -54,11 +54,69 @@ static inline Floats min(Floats a, Floats b) { return a < b ? a : b; }
 static inline Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
 static inline Ints to_ints(Floats v) { return __builtin_convertvector(v, Ints); }
 
+// What one register holds, for loops that must not leave the registers: the compiler keeps wider vectors in memory.
+#if defined(__AVX512F__)
+constexpr int WIDE = 16;
+#else
+constexpr int WIDE = 8;
+#endif
+typedef float Wide __attribute__((vector_size(4 * WIDE)));
+typedef int32_t WideInts __attribute__((vector_size(4 * WIDE)));
+
+static inline Wide wide(float x) { return x - Wide{}; }
+static inline WideInts wide(int32_t x) { return x - WideInts{}; }
+static inline Wide load_wide(const float* from) {
+  Wide v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+static inline WideInts load_wide_ints(const void* from) {
+  WideInts v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+#if !defined(__AVX512F__)
+static inline Wide fma(Wide a, Wide b, Wide c) {
+#if defined(__FMA__)
+  return (Wide)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+#endif
+
+// Σ over four products of bytes, added to each lane: unsigned by signed.
+static inline WideInts dot4(WideInts sum, WideInts unsigned4, WideInts signed4) {
+#if defined(__AVX512VNNI__)
+  return (WideInts)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)unsigned4, (__m512i)signed4);
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+  const __m256i u = (__m256i)unsigned4, s = (__m256i)signed4;  // even and odd ones as 16 bits, whose sums are exact
+  const __m256i even = _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(255)),
+                                         _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
+  const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
+  return sum + (WideInts)even + (WideInts)odd;
+#else
+  uint8_t a[4 * WIDE];
+  int8_t b[4 * WIDE];
+  std::memcpy(a, &unsigned4, sizeof a);
+  std::memcpy(b, &signed4, sizeof b);
+  for (int i = 0; i < WIDE; i++)
+    for (int j = 0; j < 4; j++) sum[i] += a[4 * i + j] * b[4 * i + j];
+  return sum;
+#endif
+}
+
 // Σ of the lanes as a tree: 8 + 8, 4 + 4, ...
 static inline float sum(Floats v) {
+#if defined(__AVX__)
 #if defined(__AVX512F__)
   const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256((__m512)v),
                                      _mm256_castpd_ps(_mm512_extractf64x4_pd((__m512d)v, 1)));
+#else
+  __m256 halves[2];
+  std::memcpy(halves, &v, sizeof halves);
+  const __m256 eight = _mm256_add_ps(halves[0], halves[1]);
+#endif
   __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   four = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(four, _mm_shuffle_ps(four, four, 1)));

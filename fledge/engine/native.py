@@ -1,6 +1,6 @@
 """A decoder on the compiled kernels: its layers as the structs that fledge/nn/native/step.h reads, one call a step.
 
-What the kernels don't know (encoders, experts, patterns, linear attention, …) has no native form: `why_not`
+What the kernels don't know (encoders, patterns, linear attention, …) has no native form: `why_not`
 says so, and torch computes it.
 """
 
@@ -21,8 +21,8 @@ from fledge.nn.adapter import Adapter
 from fledge.nn.attention import Attention
 from fledge.nn.bias import AlibiBias
 from fledge.nn.block import Block, Stack
-from fledge.nn.config import Alibi, Dense, Heads, LayerConfig, Rope
-from fledge.nn.feedforward import FeedForward
+from fledge.nn.config import Alibi, Heads, LayerConfig, Moe, Rope
+from fledge.nn.feedforward import Experts, FeedForward
 from fledge.nn.native import library as native
 from fledge.nn.native.linear import NativeLinear, PanelEmbedding, threads
 from fledge.nn.norm import LayerNorm, RMSNorm, scale_of
@@ -32,6 +32,7 @@ from fledge.tune.changes import Change
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu", "tanh")
 PARALLEL = ("", "one_norm", "two_norms")
+ROUTER = "ffn.router"
 
 
 def why_not(model: Transformer) -> str:
@@ -58,8 +59,6 @@ def why_not(model: Transformer) -> str:
 def layer_reason(layer: LayerConfig) -> str:
     if type(layer.mixer) is not Heads or layer.mixer.global_maps or layer.pattern is not None:
         return "the kernels know plain heads alone"
-    if not isinstance(layer.ffn, Dense):
-        return "the kernels know no mixture of experts"
     position = layer.position
     if position is None or isinstance(position, Rope) or (isinstance(position, Alibi) and not position.coarse):
         return ""
@@ -111,7 +110,7 @@ class NativeDecoder:
         self, out: native.Layer, stack: Stack, block: Block, layer: LayerConfig, cache: tuple[Tensor, ...]
     ) -> None:
         attention, ffn, heads = block.attention, block.ffn, layer.mixer
-        assert isinstance(attention, Attention) and isinstance(ffn, FeedForward)
+        assert isinstance(attention, Attention) and isinstance(ffn, FeedForward | Experts)
         for part, norms in (("attention", block.attention_norms), ("ffn", block.ffn_norms)):
             for slot, norm in norms.items():
                 setattr(out, f"{part}_{slot}", self.norm(norm))
@@ -128,9 +127,20 @@ class NativeDecoder:
         addresses = [t.data_ptr() for t in cache] + [None] * (4 - len(cache))
         out.cache = native.Cache(*addresses, cache[0].shape[1])
         out.qkv, out.out = self.matrix(attention.qkv), self.matrix(attention.out)
-        out.up, out.down = self.matrix(ffn.inward), self.matrix(ffn.down)
-        out.activation, out.gated = ACTIVATIONS.index(ffn.activation), ffn.gated
+        if isinstance(ffn, Experts):
+            out.up, out.mixture = self.matrix(ffn.router), self.mixture(ffn)
+        else:
+            out.up, out.down = self.matrix(ffn.inward), self.matrix(ffn.down)
+        out.activation, out.gated = ACTIVATIONS.index(layer.dense.activation), layer.dense.gated
         out.parallel = PARALLEL.index(block.parallel)
+
+    def mixture(self, ffn: Experts) -> native.Mixture:
+        experts = (native.Expert * ffn.config.n_experts)()
+        for out, expert in zip(experts, ffn.experts, strict=True):
+            assert isinstance(expert, FeedForward)
+            out.up, out.down = self.matrix(expert.inward), self.matrix(expert.down)
+        self.kept.append(experts)
+        return native.Mixture(experts, ffn.config.n_experts, ffn.config.top_k, ffn.config.renormalise)
 
     def whole(self, stack: Stack, layers: c.Array[native.Layer], context_tokens: int) -> native.Decoder:
         model, inputs = self.model, stack.config.inputs
@@ -157,19 +167,26 @@ class NativeDecoder:
         self, key: str, changes: Mapping[str, Sequence[Change]], embedding: tuple[Tensor, Tensor] | None
     ) -> None:
         """Rows that name `key` go through these changes, by the paths of the packed maps, from now on. Raises
-        ConfigError for those of a map that the kernels have none of."""
-        stack = self.model.decoder
-        assert isinstance(stack, Stack)
-        paths = [
-            f"decoder.layers.{block}.{name}"
-            for block in stack.config.block_of_layer
-            for name in ("attention.qkv", "attention.out", "ffn.inward", "ffn.down")
-        ]
-        paths.append("output")
+        ConfigError for those of a map that the kernels have none of, and for what a router reads."""
+        paths = self.map_paths()
         unknown = next((path for path in changes if path not in paths), None)
         if unknown is not None:
             raise ConfigError(f"adapter: expected maps that the kernels know, got a change of {unknown}")
+        for path, here in changes.items():
+            if path.endswith(ROUTER) and any(change.before is not None for change in here):
+                raise ConfigError(f"adapter: expected a change of what {path} gives, got one of what it reads")
         self.adapters[key] = NativeAdapter([changes.get(path, ()) for path in paths], embedding)
+
+    def map_paths(self) -> list[str]:
+        """The packed maps in the order of an adapter's structs: four a layer, then the output."""
+        stack = self.model.decoder
+        assert isinstance(stack, Stack)
+        paths = []
+        for n, block in enumerate(stack.config.block_of_layer):
+            inward = ROUTER if isinstance(stack.config.layers[n].ffn, Moe) else "ffn.inward"
+            for name in ("attention.qkv", "attention.out", inward, "ffn.down"):
+                paths.append(f"decoder.layers.{block}.{name}")
+        return [*paths, "output"]
 
     def forward(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """Logits [k, V] of each row: of its last token, or with `all_logits` of every token."""

@@ -7,16 +7,31 @@ import random
 import pytest
 import torch
 
+from fledge.compress.quantize import quantize, uniform
 from fledge.engine.config import EngineConfig
 from fledge.engine.load import load_engine
 from fledge.engine.request import Request, Sampling
 from fledge.errors import ConfigError
-from tests.evals.tiny import save_tiny
+from fledge.model.folder import save_model
+from fledge.model.quantization import INT8, int4
+from fledge.text.tokenizer import byte_level
+from tests.compress.tiny import tiny
+from tests.evals.tiny import CONTEXT, save_tiny
+
+MIXTURES = {"mixture": None, "mixture in int8": INT8, "mixture in int4": int4(32)}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+def save_mixture(folder, scheme):
+    model = tiny("mixtral", kv_heads=2, experts=5, experts_per_token=2, context_tokens=CONTEXT)
+    if scheme is not None:
+        quantize(model, uniform(model, scheme))
+    save_model(model, folder, byte_level())
+    return folder
 
 
 def requests(engine):
@@ -39,8 +54,10 @@ def said(folder, **settings):
     return done
 
 
-def test_tokens_and_log_probabilities_have_the_same_bits(folder):
+@pytest.mark.parametrize("name", ["llama", *MIXTURES])
+def test_tokens_and_log_probabilities_have_the_same_bits(name, folder, tmp_path):
     """Completions hold every log-probability as a float: == is equality of bits."""
+    folder = save_mixture(tmp_path, MIXTURES[name]) if name in MIXTURES else folder
     alone = said(folder, n_slots=1, prefix_cache=False)
     assert said(folder, n_slots=10) == alone
     assert said(folder, n_slots=3, prefill_chunk=7) == alone

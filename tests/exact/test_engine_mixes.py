@@ -45,6 +45,7 @@ FAMILIES = {
     "hybrid": {},  # LLaMA with linear attention in its second layer
     "t5": {},
     "bart": {},
+    "mixtral": {"experts": 4, "experts_per_token": 2},
 }
 BOTH = ("t5", "bart")
 MODELS: dict[str, Transformer] = {}

@@ -17,7 +17,7 @@ from fledge.nn.native import library
 from tests.parity.decoder_cases import ALWAYS, CASES, sampled
 from tests.parity.reference import limit, some_ids
 
-KNOWN = (*ALWAYS, "gpt2", "opt", "olmo2", "qwen3", "cohere", "stablelm-parallel")
+KNOWN = (*ALWAYS, "gpt2", "opt", "olmo2", "qwen3", "cohere", "stablelm-parallel", "qwen3-moe")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -73,7 +73,7 @@ def test_its_logits_are_the_transformers(name, tmp_path):
     model, ids = loaded(name, tmp_path), some_ids()
     reason = why_not(model)
     if reason:
-        assert name.startswith(("mixtral", "falcon-alibi", "qwen3-moe", "olmoe")), reason
+        assert name == "falcon-alibi", reason
         return
     whole = model(one_document(ids), OneDocument())
     pack_in_place(model)

@@ -108,6 +108,19 @@ def test_a_row_of_zeros_gives_the_bias_and_a_loud_row_leaves_its_neighbours_alon
     assert not torch.equal(linear(x)[2], quiet[2])
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_whole_numbers_are_summed_exactly(sign):
+    """Sums of pairs of bytes in 16 bits would be cut off here."""
+    ones, x = torch.ones(64), torch.full((5, 1024), float(sign))
+    whole = torch.full((64, 1024), -128, dtype=torch.int8)
+    whole[1::2] = 127
+    expected = sign * 127 * whole.double().sum(1) * float(torch.tensor(1.0) / 127)
+    assert torch.allclose(int8_linear(whole, ones, None)(x).double(), expected.expand(5, 64), rtol=1e-6)
+    fifteens, scale = torch.full((64, 1024), 15, dtype=torch.uint8), torch.ones(64, 8)
+    got = int4_linear(fifteens, scale, torch.zeros(64, 8), None)(x)
+    assert torch.allclose(got.double(), torch.full((5, 64), sign * 15.0 * 1024, dtype=torch.float64), rtol=1e-6)
+
+
 def test_without_a_bias_nothing_is_added():
     linear, expected = made("float32", 48, 32, bias=False)
     x = torch.randn(2, 32)

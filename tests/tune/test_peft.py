@@ -33,6 +33,7 @@ THEIRS = {
     "gptj": peft.LoraConfig(**LORA, target_modules=r".*\.(q_proj|k_proj|fc_in)"),
     "phi3": peft.LoraConfig(**LORA, target_modules="all-linear"),
     "falcon": peft.LoraConfig(**LORA, target_modules=["query_key_value"]),
+    "mixtral": peft.LoraConfig(**LORA, target_modules=["q_proj", "o_proj"]),
     "deberta": peft.LoraConfig(**LORA, target_modules=["in_proj"]),
     "deberta-v3": peft.LoraConfig(**LORA, target_modules=["query_proj", "key_proj"]),
     "deberta-c2p": peft.LoraConfig(**LORA, target_modules=["lm_head.dense", "in_proj"]),

@@ -52,8 +52,8 @@ int64_t fledge_contenders(const float* scores, int64_t n, int64_t best_id, doubl
 
 // Bytes of each struct, for the Python side to compare with its own.
 void fledge_sizes(int32_t* sizes) {
-  const int32_t all[] = {sizeof(Matrix), sizeof(Norm), sizeof(Heads), sizeof(Cache), sizeof(Layer), sizeof(Change),
-                         sizeof(Changes), sizeof(Adapter), sizeof(Decoder), sizeof(Step)};
+  const int32_t all[] = {sizeof(Matrix), sizeof(Norm), sizeof(Heads), sizeof(Cache), sizeof(Expert), sizeof(Mixture),
+                         sizeof(Layer), sizeof(Change), sizeof(Changes), sizeof(Adapter), sizeof(Decoder), sizeof(Step)};
   std::memcpy(sizes, all, sizeof all);
 }
 }

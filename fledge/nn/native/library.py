@@ -55,6 +55,19 @@ class Cache(c.Structure):
     ]
 
 
+class Expert(c.Structure):
+    _fields_ = [("up", Matrix), ("down", Matrix)]
+
+
+class Mixture(c.Structure):
+    """A mixture of experts; see experts.h."""
+
+    _fields_ = [
+        ("experts", c.POINTER(Expert)),
+        *((name, c.c_int32) for name in ("n_experts", "top_k", "renormalise", "padding")),
+    ]
+
+
 class Layer(c.Structure):
     _fields_ = [
         *(
@@ -68,6 +81,7 @@ class Layer(c.Structure):
         ("heads", Heads),
         ("cache", Cache),
         *((name, Matrix) for name in ("qkv", "out", "up", "down")),
+        ("mixture", Mixture),
         *((name, c.c_int32) for name in ("activation", "gated", "parallel", "padding")),
     ]  # fmt: skip
 
@@ -108,7 +122,7 @@ class Step(c.Structure):
     ]
 
 
-STRUCTS = (Matrix, Norm, Heads, Cache, Layer, Change, Changes, Adapter, Decoder, Step)
+STRUCTS = (Matrix, Norm, Heads, Cache, Expert, Mixture, Layer, Change, Changes, Adapter, Decoder, Step)
 
 
 def library() -> c.CDLL | None:

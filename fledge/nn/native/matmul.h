@@ -18,12 +18,13 @@
 namespace fledge {
 
 constexpr int PANEL = 32;
+constexpr int LEAST_GROUP = 32;  // inputs that share an int4 scale: at least so many
 // Rows of a tile, and how many sixteens of outputs (halves of panels) R of them take at once: so that enough sums are
 // under way, and all of them in registers. In whole numbers WHOLE_ROWS of the rows go together.
 #if defined(FLEDGE_AVX2)
 constexpr int ROWS = 6, WHOLE_ROWS = 6;  // 12 of 16 registers of half the size hold sums
 constexpr int halves(int R) { return R == 1 ? 4 : R <= 3 ? 2 : 1; }
-constexpr int int8_halves(int) { return 1; }
+constexpr int int8_halves(int R) { return R == 1 ? 4 : R == 2 ? 2 : 1; }  // of few rows memory sets the pace
 constexpr int int4_halves(int) { return 1; }
 #else
 #if defined(__AVX512F__)
@@ -53,7 +54,7 @@ struct Packed {
   std::vector<float> floats;    // [tile][K][rows]
   std::vector<uint32_t> words;  // [tile][K/4][rows], four int8 each
   std::vector<float> scales;    // [M]
-  std::vector<float> sums;      // [tile][K/group][rows]: Σ of a group's rounded inputs
+  std::vector<float> sums;      // [tile][K/group][rows]: Σ of a group's rounded inputs; tiles K/32 · rows apart
 };
 
 // Σ over four products of bytes, added to each lane: dot_int8 of inputs and weights, dot_int4 of weights, 0..15, and
@@ -136,13 +137,15 @@ static void pack_row_int(const float* x, const Matrix& w, int n_rows, uint32_t* 
   }
 }
 
-// Where a tile of rows begins, and how many it has: as even as whole tiles allow.
+// Rows begin … end of a product in tiles: where one begins, and how many rows it has.
 struct Tiles {
-  int M, count;
-  explicit Tiles(int M) : M(M), count((M + ROWS - 1) / ROWS) {}
-  int first(int tile) const { return std::min(M, tile * ROWS); }
-  int rows(int tile) const { return std::min(M, (tile + 1) * ROWS) - first(tile); }
+  int begin, end, count;
+  Tiles(int begin, int end) : begin(begin), end(end), count((end - begin + ROWS - 1) / ROWS) {}
+  int first(int tile) const { return std::min(end, begin + tile * ROWS); }
+  int rows(int tile) const { return first(tile + 1) - first(tile); }
 };
+
+static inline int panels_of(const Matrix& w) { return (w.n_outputs + PANEL - 1) / PANEL; }
 
 static void reserve(const Matrix& w, int M, Packed& to) {
   const size_t K4 = round_up(w.n_inputs, 4) / 4;
@@ -153,25 +156,21 @@ static void reserve(const Matrix& w, int M, Packed& to) {
   if (to.words.size() < M * K4) to.words.resize(M * K4);
   if (to.scales.size() < (size_t)M) to.scales.resize(M);
   if (w.kind == INT4) {
-    const size_t need = (size_t)M * (w.n_inputs / w.group);
+    const size_t need = (size_t)M * (w.n_inputs / LEAST_GROUP);
     if (to.sums.size() < need) to.sums.resize(need);
   }
 }
 
-static void pack_rows(const float* x, int stride, const Matrix& w, int M, Packed& to, Share rows) {
+// Row `m` of a product, one of `tiles`: x [K].
+static void pack_row(const float* x, int m, const Matrix& w, const Tiles& tiles, Packed& to) {
   const int K = w.n_inputs, K4 = round_up(K, 4) / 4;
-  const Tiles tiles(M);
-  for (int m = rows.first; m < rows.last; m++) {
-    const int tile = m / ROWS, first = tiles.first(tile), n = tiles.rows(tile), at = m - first;
-    const float* row = x + (int64_t)m * stride;
-    if (w.kind == FLOAT32) {
-      float* out = to.floats.data() + (int64_t)first * K + at;
-      for (int k = 0; k < K; k++) out[(int64_t)k * n] = row[k];
-    } else {
-      const int groups = w.kind == INT4 ? K / w.group : 0;
-      pack_row_int(row, w, n, to.words.data() + (int64_t)first * K4 + at, &to.scales[m],
-                   groups ? to.sums.data() + (int64_t)first * groups + at : nullptr);
-    }
+  const int tile = (m - tiles.begin) / ROWS, first = tiles.first(tile), n = tiles.rows(tile), at = m - first;
+  if (w.kind == FLOAT32) {
+    float* out = to.floats.data() + (int64_t)first * K + at;
+    for (int k = 0; k < K; k++) out[(int64_t)k * n] = x[k];
+  } else {
+    pack_row_int(x, w, n, to.words.data() + (int64_t)first * K4 + at, &to.scales[m],
+                 w.kind == INT4 ? to.sums.data() + (int64_t)first * (K / LEAST_GROUP) + at : nullptr);
   }
 }
 
@@ -322,7 +321,7 @@ static void int4_product(const Matrix& w, const Packed& x, int row, int from, in
   const int K = w.n_inputs, groups = K / w.group;
   const int64_t size = (int64_t)K / 8 * 64, scales = (int64_t)groups * LANES;
   Floats acc[R][H];
-  int4_tile<R, H>(x.words.data() + (int64_t)row * (K / 4) + from, x.sums.data() + (int64_t)row * groups + from, rows,
+  int4_tile<R, H>(x.words.data() + (int64_t)row * (K / 4) + from, x.sums.data() + (int64_t)row * (K / LEAST_GROUP) + from, rows,
                   (const uint8_t*)w.weights + half * size, size, w.scales + half * scales, w.zeros + half * scales,
                   scales, groups, w.group, acc);
   for (int r = from; r < from + R; r++)
@@ -419,9 +418,8 @@ static void float_blocks(const Matrix& w, const Packed& x, const Tiles& tiles, f
 }
 
 // One thread's share of the product: all rows of some panels.
-static void product(const Matrix& w, const Packed& x, int M, float* y, int64_t stride, Share panels) {
-  const Tiles tiles(M);
-  if (tiles.count == 1) return any_tile<ROWS>(M, w, x, 0, panels, y, stride);
+static void product(const Matrix& w, const Packed& x, const Tiles& tiles, float* y, int64_t stride, Share panels) {
+  if (tiles.count == 1) return any_tile<ROWS>(tiles.rows(0), w, x, tiles.begin, panels, y, stride);
   if (w.kind == FLOAT32) return float_blocks(w, x, tiles, y, stride, panels);
   for (int begin = 0; begin < tiles.count; begin += BLOCK_TILES)
     for (int panel = panels.first; panel < panels.last; panel++) {
@@ -437,9 +435,11 @@ static void product(const Matrix& w, const Packed& x, int M, float* y, int64_t s
 static void matmul(Pool& pool, int rank, const float* x, int64_t x_stride, const Matrix& w, int M, float* y,
                    int64_t y_stride, Packed& packed) {
   pool.barrier();
-  pack_rows(x, x_stride, w, M, packed, Share(M, rank, pool.n_threads));
+  const Tiles tiles(0, M);
+  const Share rows(M, rank, pool.n_threads);
+  for (int m = rows.first; m < rows.last; m++) pack_row(x + m * x_stride, m, w, tiles, packed);
   pool.barrier();
-  product(w, packed, M, y, y_stride, Share((w.n_outputs + PANEL - 1) / PANEL, rank, pool.n_threads));
+  product(w, packed, tiles, y, y_stride, Share(panels_of(w), rank, pool.n_threads));
   pool.barrier();
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "attention.h"
+#include "experts.h"
 #include "matmul.h"
 
 namespace fledge {
@@ -26,7 +27,8 @@ struct Layer {
   const float *cos, *sin;  // [positions, turned / 2]
   Heads heads;
   Cache cache;
-  Matrix qkv, out, up, down;  // up: gate and up side by side if `gated`
+  Matrix qkv, out, up, down;  // up: gate and up side by side if `gated`; of a mixture the router, and no down
+  Mixture mixture;
   int32_t activation, gated, parallel, padding;
 };
 
@@ -46,7 +48,7 @@ struct Changes {
 };
 
 // The maps of a layer, in the order in which an adapter has changes for them.
-enum Map : int32_t { QKV = 0, OUT = 1, UP = 2, DOWN = 3, MAPS = 4 };
+enum Map : int32_t { QKV = 0, OUT = 1, UP = 2, DOWN = 3, MAPS = 4 };  // UP of a mixture: its router
 
 struct Adapter {
   const Changes* maps;     // [MAPS · layers + 1], the output's last
@@ -79,6 +81,8 @@ struct Step {
 struct Room {
   std::vector<float> x, inward, heads, mixed, hidden, out, last;
   Packed packed;
+  Routed routed;
+  std::vector<float> pairs;
   std::vector<std::vector<float>> scores;  // a thread's own
   std::vector<std::pair<int, int>> neighbours;  // first token and number of tokens that follow each other in a sequence
 };
@@ -235,18 +239,20 @@ static void grow(std::vector<float>& room, int64_t n) {
 
 static void prepare(const Decoder& model, const Step& step, Room& room, int n_threads) {
   const int64_t M = step.n_tokens, D = model.width;
-  int64_t heads = 0, mixed = 0, hidden = 0;
   for (int l = 0; l < model.n_layers; l++) {
     const Layer& layer = model.layers[l];
-    heads = std::max<int64_t>(heads, layer.qkv.n_outputs);
-    mixed = std::max<int64_t>(mixed, layer.out.n_inputs);
-    hidden = std::max<int64_t>(hidden, layer.up.n_outputs);
+    const Mixture& mixture = layer.mixture;
+    grow(room.heads, M * layer.qkv.n_outputs), grow(room.mixed, M * layer.out.n_inputs);
+    for (const Matrix* w : {&layer.qkv, &layer.out, &layer.up}) reserve(*w, M, room.packed);
+    if (mixture.experts) {
+      reserve(mixture, M, room.routed, room.packed, n_threads);
+      grow(room.hidden, M * mixture.top_k * mixture.experts[0].up.n_outputs), grow(room.pairs, M * mixture.top_k * D);
+    } else {
+      reserve(layer.down, M, room.packed);
+      grow(room.hidden, M * layer.up.n_outputs);
+    }
   }
   grow(room.x, M * D), grow(room.inward, M * D), grow(room.out, M * D), grow(room.last, M * D);
-  grow(room.heads, M * heads), grow(room.mixed, M * mixed), grow(room.hidden, M * hidden);
-  for (int l = 0; l < model.n_layers; l++)
-    for (const Matrix* w : {&model.layers[l].qkv, &model.layers[l].out, &model.layers[l].up, &model.layers[l].down})
-      reserve(*w, M, room.packed);
   reserve(model.output, step.n_logits, room.packed);
   int longest = 0;
   for (int m = 0; m < M; m++) longest = std::max(longest, step.positions[m] + 1);
@@ -262,12 +268,11 @@ static void prepare(const Decoder& model, const Step& step, Room& room, int n_th
   }
 }
 
-static void run_layer(Pool& pool, int rank, const Decoder& model, const Layer& layer, const Step& step, Room& room) {
-  const int M = step.n_tokens, D = model.width, F = layer.down.n_inputs, wide = layer.qkv.n_outputs;
-  const int C = layer.heads.channels, H = layer.heads.n_heads, maps = MAPS * (int)(&layer - model.layers);
+// What attention gives of the normalised tokens `inward`: out [M, D].
+static void run_attention(Pool& pool, int rank, const Layer& layer, const Step& step, int maps, int D, Room& room) {
+  const int M = step.n_tokens, wide = layer.qkv.n_outputs, C = layer.heads.channels, H = layer.heads.n_heads;
   const Share rows(M, rank, pool.n_threads);
-  float *x = room.x.data(), *inward = room.inward.data(), *out = room.out.data(), *hidden = room.hidden.data();
-  for (int m = rows.first; m < rows.last; m++) normalise(layer.attention_before, x + m * D, inward + m * D, D);
+  float *inward = room.inward.data(), *out = room.out.data(), *mixed = room.mixed.data();
   matmul(pool, rank, inward, D, layer.qkv, M, room.heads.data(), wide, room.packed);
   for (int m = rows.first; m < rows.last; m++) {
     float* qkv = room.heads.data() + (int64_t)m * wide;
@@ -281,9 +286,8 @@ static void run_layer(Pool& pool, int rank, const Decoder& model, const Layer& l
     const int h = task % H;
     attend_neighbours<QUERIES>(n, room.heads.data() + (int64_t)m * wide + h * C, wide, layer.cache, layer.heads, h,
                                step.tables[m], step.positions[m], room.scores[rank],
-                               room.mixed.data() + (int64_t)m * H * C + h * C, H * C);
+                               mixed + (int64_t)m * H * C + h * C, H * C);
   }
-  float* mixed = room.mixed.data();
   if (step.adapters) {
     pool.barrier();
     for (int m = rows.first; m < rows.last; m++)
@@ -292,30 +296,83 @@ static void run_layer(Pool& pool, int rank, const Decoder& model, const Layer& l
   matmul(pool, rank, mixed, H * C, layer.out, M, out, D, room.packed);
   for (int m = rows.first; m < rows.last; m++)
     change_output(adapter_of(step, m), maps + OUT, mixed + (int64_t)m * H * C, H * C, out + m * D);
-  float* sum_of = out;
-  if (layer.parallel == ONE_AFTER_THE_OTHER)
-    for (int m = rows.first; m < rows.last; m++)
-      join(layer.attention_after, layer.attention_residual, x + m * D, out + m * D, D);
-  if (layer.parallel != ONE_NORM)
-    for (int m = rows.first; m < rows.last; m++) normalise(layer.ffn_before, x + m * D, inward + m * D, D);
-  matmul(pool, rank, inward, D, layer.up, M, hidden, layer.up.n_outputs, room.packed);
+}
+
+// What a dense feed-forward gives of `inward`: fed [M, D].
+static void run_dense(Pool& pool, int rank, const Layer& layer, const Step& step, int maps, int D, Room& room,
+                      float* fed) {
+  const int M = step.n_tokens, F = layer.down.n_inputs;
+  const int64_t wide = layer.up.n_outputs;
+  const Share rows(M, rank, pool.n_threads);
+  const float* inward = room.inward.data();
+  float* hidden = room.hidden.data();
+  matmul(pool, rank, inward, D, layer.up, M, hidden, wide, room.packed);
   for (int m = rows.first; m < rows.last; m++) {
-    float* h = hidden + (int64_t)m * layer.up.n_outputs;
-    change_output(adapter_of(step, m), maps + UP, inward + m * D, D, h);
-    feed(layer, h, F);
-    change_input(adapter_of(step, m), maps + DOWN, h, F);
+    change_output(adapter_of(step, m), maps + UP, inward + m * D, D, hidden + m * wide);
+    feed(layer, hidden + m * wide, F);
+    change_input(adapter_of(step, m), maps + DOWN, hidden + m * wide, F);
   }
-  float* fed = layer.parallel == ONE_AFTER_THE_OTHER ? sum_of : room.last.data();
-  matmul(pool, rank, hidden, layer.up.n_outputs, layer.down, M, fed, D, room.packed);
+  matmul(pool, rank, hidden, wide, layer.down, M, fed, D, room.packed);
+  for (int m = rows.first; m < rows.last; m++)
+    change_output(adapter_of(step, m), maps + DOWN, hidden + m * wide, F, fed + m * D);
+}
+
+// What a mixture gives of `inward`: fed [M, D]. All experts' products of a kind are computed between two barriers.
+static void run_experts(Pool& pool, int rank, const Layer& layer, const Step& step, int maps, int D, Room& room,
+                        float* fed) {
+  const Mixture& mixture = layer.mixture;
+  Routed& routed = room.routed;
+  const int M = step.n_tokens, k = mixture.top_k, stride = score_stride(mixture);
+  const int F = mixture.experts[0].down.n_inputs, n = pool.n_threads;
+  const int64_t wide = mixture.experts[0].up.n_outputs;
+  const Share rows(M, rank, n), pairs(M * k, rank, n);
+  const float* inward = room.inward.data();
+  float* hidden = room.hidden.data();
+  matmul(pool, rank, inward, D, layer.up, M, routed.scores.data(), stride, room.packed);
+  for (int m = rows.first; m < rows.last; m++) {
+    float* scores = routed.scores.data() + (int64_t)m * stride;
+    change_output(adapter_of(step, m), maps + UP, inward + m * D, D, scores);
+    choose(mixture, scores, routed.ranked[rank].data(), &routed.choices[(int64_t)m * k]);
+  }
+  pool.barrier();
+  if (rank == 0) number_pairs(mixture, M, routed);
+  pool.barrier();
+  const auto token = [&](int pair) { return inward + (int64_t)routed.tokens[pair] * D; };
+  pack_pairs(mixture, routed, &Expert::up, pairs, token, room.packed);
+  pool.barrier();
+  pair_products(mixture, routed, &Expert::up, room.packed, hidden, wide, rank, n);
+  pool.barrier();
+  const auto fed_through = [&](int pair) {
+    feed(layer, hidden + pair * wide, F);
+    return hidden + pair * wide;
+  };
+  pack_pairs(mixture, routed, &Expert::down, pairs, fed_through, room.packed);
+  pool.barrier();
+  pair_products(mixture, routed, &Expert::down, room.packed, room.pairs.data(), D, rank, n);
+  pool.barrier();
+  for (int m = rows.first; m < rows.last; m++)
+    sum_pairs(mixture, &routed.choices[(int64_t)m * k], room.pairs.data(), D, fed + m * D);
+}
+
+static void run_layer(Pool& pool, int rank, const Decoder& model, const Layer& layer, const Step& step, Room& room) {
+  const int D = model.width, maps = MAPS * (int)(&layer - model.layers);
+  const Share rows(step.n_tokens, rank, pool.n_threads);
+  const bool beside = layer.parallel != ONE_AFTER_THE_OTHER;
+  float *x = room.x.data(), *inward = room.inward.data(), *out = room.out.data();
+  for (int m = rows.first; m < rows.last; m++) normalise(layer.attention_before, x + m * D, inward + m * D, D);
+  run_attention(pool, rank, layer, step, maps, D, room);
+  for (int m = rows.first; m < rows.last; m++) {
+    if (!beside) join(layer.attention_after, layer.attention_residual, x + m * D, out + m * D, D);
+    if (layer.parallel != ONE_NORM) normalise(layer.ffn_before, x + m * D, inward + m * D, D);
+  }
+  float* fed = beside ? room.last.data() : out;
+  (layer.mixture.experts ? run_experts : run_dense)(pool, rank, layer, step, maps, D, room, fed);
   for (int m = rows.first; m < rows.last; m++) {
     float *row = x + m * D, *y = fed + m * D;
-    change_output(adapter_of(step, m), maps + DOWN, hidden + (int64_t)m * layer.up.n_outputs, F, y);
-    if (layer.parallel == ONE_AFTER_THE_OTHER) {
-      join(layer.ffn_after, layer.ffn_residual, row, y, D);
-    } else {
+    if (beside)
       for (int i = 0; i < D; i++) y[i] += out[m * D + i];
-      join(layer.attention_after, layer.attention_residual, row, y, D);
-    }
+    const Norm& after = beside ? layer.attention_after : layer.ffn_after;
+    join(after, beside ? layer.attention_residual : layer.ffn_residual, row, y, D);
   }
 }
 

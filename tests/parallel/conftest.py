@@ -25,3 +25,10 @@ def folders(tmp_path_factory) -> dict[str, str]:
 def fleet(tmp_path_factory) -> Iterator[Fleet]:
     with Fleet(4, Path(tmp_path_factory.mktemp("fleet"))) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> Iterator[Fleet]:
+    """Two processes."""
+    with Fleet(2, Path(tmp_path_factory.mktemp("pair"))) as made:
+        yield made

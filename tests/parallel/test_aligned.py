@@ -32,12 +32,6 @@ def place(tmp_path_factory) -> Path:
     return made_place(tmp_path_factory.mktemp("aligned"))
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    with Fleet(2, Path(tmp_path_factory.mktemp("pair"))) as made:
-        yield made
-
-
 def tree(place: Path, loss: str, tune: dict[str, Any] | None = None, **train: Any) -> dict[str, Any]:
     raw = raw_config(place, place / "run", **{**TRAIN, "learning_rate": RATES.get(loss, 0.002), **train})
     if loss == "reward":

@@ -39,13 +39,6 @@ BEHIND: dict[str, Any] = {"checkpoint_async": True, "save_every_steps": 1, "keep
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """Two processes."""
-    with Fleet(2, Path(tmp_path_factory.mktemp("pair"))) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def straight(pair, folders) -> Trained:
     """An uninterrupted run of one process."""
     return pair.train(config("gpt2", folders, **TRAIN))

@@ -34,12 +34,6 @@ def place(tmp_path_factory) -> Path:
     return Path(tmp_path_factory.mktemp("rewarded"))
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    with Fleet(2, Path(tmp_path_factory.mktemp("pair"))) as made:
-        yield made
-
-
 def run(
     fleet: Fleet, place: Path, method: str, n: int = 1, go_on: bool = False, sabotage: str = "", **train: Any
 ) -> Trained:

@@ -57,12 +57,6 @@ def place(tmp_path_factory) -> Path:
     return made_place(tmp_path_factory.mktemp("tuned"))
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    with Fleet(2, Path(tmp_path_factory.mktemp("pair"))) as made:
-        yield made
-
-
 def tree(place: Path, method: str, **train: Any) -> dict[str, Any]:
     return to_dict(config_for(place, place / "run", METHODS[method], **{**TRAIN, **train}))
 

@@ -85,7 +85,8 @@ constexpr int parts_together(int) { return 4; }
 
 // Adds the products of N queries and M keys, whose channels begin at `rows`, over all channels to dots[j · stride + k].
 template <bool BYTES, int N, int M>
-static inline __attribute__((always_inline)) void dot_block(const float* const* q, const void* keys, const int64_t* rows, int C, int stride, Floats* dots) {
+static inline __attribute__((always_inline)) void dot_block(const float* const* q, const void* keys,
+                                                            const int64_t* rows, int C, int stride, Floats* dots) {
   Floats acc[N][M];
   for (int j = 0; j < N; j++)
     for (int k = 0; k < M; k++) acc[j][k] = all(0.0f);
@@ -112,6 +113,7 @@ static void score(const float* const (&q)[Q], const Cache& cache, int64_t base, 
   for (int i = 0; i < n; i += KEYS) {
     constexpr int N = queries_together(Q), M = std::min(keys_together(Q), KEYS);
     Floats dots[LANES];
+    if constexpr (Q * KEYS < LANES) dots[LANES - 1] = all(0.0f);  // three queries leave one over
     int64_t rows[KEYS];
     for (int k = 0; k < KEYS; k++) rows[k] = base + place(table, first + std::min(i + k, n - 1));
     for (int j = 0; j < Q; j += N)

@@ -68,7 +68,8 @@ def layer_reason(layer: LayerConfig) -> str:
 class NativeDecoder:
     """`model`, packed, with a cache's tensors. Holds on to all tensors whose addresses the structs carry.
 
-    `caches`: per layer keys and values [K, P, C], float32, or int8 with scales [K, P].
+    `caches`: per layer keys and values [K, P, C], float32, or int8 with scales [K, P]. The kernels write a block's keys
+    side by side, as [K, P / 16, C, 16] in the same memory: what they wrote is theirs alone to read.
     """
 
     def __init__(self, model: Transformer, caches: Sequence[tuple[Tensor, ...]], context_tokens: int):

@@ -121,10 +121,12 @@ static void pack_row_int(const float* x, const Matrix& w, int n_rows, uint32_t* 
     q = (q + all(12582912.0f)) - all(12582912.0f);
     q = max(min(q, all(127.0f)), all(-127.0f));
     const Ints whole_numbers = to_ints(q);
-    int32_t each[LANES];
-    store_ints(each, whole_numbers);
-    for (int i = 0; i < LANES; i++) rounded[i] = (int8_t)(each[i] + offset);
-    for (int i = 0; i < n; i++) total += each[i];
+    store_bytes(rounded, whole_numbers + all(offset));
+    if (w.kind == INT4) {
+      int32_t each[LANES];
+      store_ints(each, whole_numbers);
+      for (int i = 0; i < n; i++) total += each[i];
+    }
     for (int i = 0; i < n; i += 4) {
       uint32_t word;
       std::memcpy(&word, rounded + i, 4);
@@ -379,7 +381,7 @@ static void any_tile(int n, const Matrix& w, const Packed& x, int row, Share pan
 
 // float32 and many rows: blocks of rows and of inputs that stay in the cache; sums wait in `y` between blocks of inputs,
 // which leaves their bits alone.
-constexpr int BLOCK_INPUTS = 512, BLOCK_TILES = 16;
+constexpr int BLOCK_INPUTS = 1024, BLOCK_TILES = 16;
 
 template <int R>
 static void float_block(const Matrix& w, const Packed& x, int row, int panel, int from, int n, float* y, int64_t stride) {

@@ -69,6 +69,12 @@ static inline Floats widened(const int8_t* from) {
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from))),
           _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(from + 8))))};
 }
+// The lowest byte of each lane, whose number fits int8.
+static inline void store_bytes(int8_t* to, Ints v) {
+  const __m128i low = _mm_packs_epi32(_mm256_castsi256_si128(v.a), _mm256_extracti128_si256(v.a, 1));
+  const __m128i high = _mm_packs_epi32(_mm256_castsi256_si128(v.b), _mm256_extracti128_si256(v.b, 1));
+  _mm_storeu_si128((__m128i*)to, _mm_packs_epi16(low, high));
+}
 // Σ of the lanes as a tree: 8 + 8, 4 + 4, ...
 static inline float sum(Floats v) {
   const __m256 eight = _mm256_add_ps(v.a, v.b);
@@ -76,19 +82,6 @@ static inline float sum(Floats v) {
   four = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(four, _mm_shuffle_ps(four, four, 1)));
 }
-// The sums of eight vectors, each by the same tree as `sum`: pairs (i, i + 4) share a register, then they interleave.
-static inline __m256 sums_of_eight(const Floats* v) {
-  __m256 fours[4], twos[2];
-  for (int i = 0; i < 4; i++) {
-    const __m256 x = _mm256_add_ps(v[i].a, v[i].b), y = _mm256_add_ps(v[i + 4].a, v[i + 4].b);
-    fours[i] = _mm256_add_ps(_mm256_permute2f128_ps(x, y, 0x20), _mm256_permute2f128_ps(x, y, 0x31));
-  }
-  for (int i = 0; i < 2; i++)
-    twos[i] = _mm256_add_ps(_mm256_shuffle_ps(fours[2 * i], fours[2 * i + 1], 0x44),
-                            _mm256_shuffle_ps(fours[2 * i], fours[2 * i + 1], 0xEE));
-  return _mm256_add_ps(_mm256_shuffle_ps(twos[0], twos[1], 0x88), _mm256_shuffle_ps(twos[0], twos[1], 0xDD));
-}
-static inline Floats sums(const Floats (&v)[LANES]) { return {sums_of_eight(v), sums_of_eight(v + 8)}; }
 #else
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
@@ -131,6 +124,15 @@ static inline Floats widened(const int8_t* from) {
 #endif
 }
 
+// The lowest byte of each lane.
+static inline void store_bytes(int8_t* to, Ints v) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)v));
+#else
+  for (int i = 0; i < LANES; i++) to[i] = (int8_t)v[i];
+#endif
+}
+
 // Σ of the lanes as a tree: 8 + 8, 4 + 4, ...
 static inline float sum(Floats v) {
 #if defined(__AVX512F__)
@@ -145,29 +147,6 @@ static inline float sum(Floats v) {
   for (int n = LANES / 2; n; n /= 2)
     for (int i = 0; i < n; i++) part[i] += part[i + n];
   return part[0];
-#endif
-}
-// The sums of sixteen vectors, each by the same tree as `sum`.
-static inline Floats sums(const Floats (&v)[LANES]) {
-#if defined(__AVX512F__)
-  __m512 eights[8], fours[4], twos[2];
-  for (int i = 0; i < 8; i++)
-    eights[i] = _mm512_add_ps(_mm512_shuffle_f32x4((__m512)v[i], (__m512)v[i + 8], 0x44),
-                              _mm512_shuffle_f32x4((__m512)v[i], (__m512)v[i + 8], 0xEE));
-  for (int i = 0; i < 4; i++)
-    fours[i] = _mm512_add_ps(_mm512_shuffle_f32x4(eights[i], eights[i + 4], 0x88),
-                             _mm512_shuffle_f32x4(eights[i], eights[i + 4], 0xDD));
-  for (int i = 0; i < 2; i++)
-    twos[i] = _mm512_add_ps(_mm512_shuffle_ps(fours[i], fours[i + 2], 0x44),
-                            _mm512_shuffle_ps(fours[i], fours[i + 2], 0xEE));
-  const __m512 ones = _mm512_add_ps(_mm512_shuffle_ps(twos[0], twos[1], 0x88),
-                                    _mm512_shuffle_ps(twos[0], twos[1], 0xDD));
-  const __m512i order = _mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15);
-  return (Floats)_mm512_permutexvar_ps(order, ones);
-#else
-  Floats all_of;
-  for (int i = 0; i < LANES; i++) all_of[i] = sum(v[i]);
-  return all_of;
 #endif
 }
 #endif

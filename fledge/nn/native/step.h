@@ -280,11 +280,12 @@ static void run_attention(Pool& pool, int rank, const Layer& layer, const Step& 
     project(layer, qkv, step.positions[m], step.tables[m]);
   }
   pool.barrier();
-  const Share tasks((int)room.neighbours.size() * H, rank, pool.n_threads);
-  for (int task = tasks.first; task < tasks.last; task++) {
-    const auto [m, n] = room.neighbours[task / H];
-    const int h = task % H;
-    attend_neighbours<QUERIES>(n, room.heads.data() + (int64_t)m * wide + h * C, wide, layer.cache, layer.heads, h,
+  const int groups = (int)room.neighbours.size();
+  const Share tasks(groups * H, rank, pool.n_threads);
+  for (int task = tasks.first; task < tasks.last; task++) {  // head after head, whose keys and values stay in the cache
+    const auto [m, n] = room.neighbours[task % groups];
+    const int h = task / groups;
+    attend_neighbours(n, room.heads.data() + (int64_t)m * wide + h * C, wide, layer.cache, layer.heads, h,
                                step.tables[m], step.positions[m], room.scores[rank],
                                mixed + (int64_t)m * H * C + h * C, H * C);
   }

@@ -13,7 +13,7 @@ from pathlib import Path
 def beside(path: Path) -> Iterator[Path]:
     """A scratch path that takes the place of `path` when the block ends well and vanishes when it doesn't. An OSError
     that names no file, as that of a full disk, gets this one's name."""
-    scratch = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    scratch = scratch_of(path)
     try:
         yield scratch
         os.replace(scratch, path)
@@ -22,6 +22,11 @@ def beside(path: Path) -> Iterator[Path]:
         raise
     finally:
         remove(scratch)
+
+
+def scratch_of(path: Path) -> Path:
+    """Where this process writes what will take the place of `path`."""
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
 
 
 def clean(folder: Path, names: Iterable[str]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,12 @@ from fledge.data.cleaning.corpus import inputs as cleaning_inputs
 from fledge.data.cleaning.lines import summary_lines
 from fledge.data.config import PYTHON, BuildConfig
 from fledge.data.corpus import CORPUS, DOCUMENTS, Record, read_corpus, read_records
+from fledge.data.corpus_lines import CorpusLines
 from fledge.data.data_card import DATA_CARD, write_data_card
 from fledge.data.in_threads import threads_to_use
 from fledge.data.shards import KIND, SPLITS, TOKENIZER, Dataset, open_shards, token_type, write_shard
 from fledge.data.sources import checked
+from fledge.data.train_shard import TrainShard, counted
 from fledge.errors import CheckpointError, ConfigError, DataError, TokenizerError
 from fledge.lineage import (
     CARD,
@@ -34,11 +35,10 @@ from fledge.lineage import (
     make_folder,
     read_card,
     refuse_other_artefact,
-    sha256_file,
     verify,
     write_card,
 )
-from fledge.log import Progress, warn
+from fledge.log import warn
 from fledge.text.config import ReadingConfig
 from fledge.text.documents import Tally, refuse_inside
 from fledge.text.source_files import is_url
@@ -63,13 +63,17 @@ def build(config: BuildConfig, json: bool = False) -> dict[str, Any]:
     checked(config.source)
     make_folder(config.out)
     clean(config.out, (*OWN, TOKENIZER, CARD, CLEANED, QUARANTINE, DATA_CARD))
-    card, reused = build_corpus(config)
-    result = {"out": str(config.out), "kind": card["kind"], "reused_corpus": reused, **card["facts"]["corpus"]}
-    if config.tokenizer is not None:
-        card, reused = build_shards(config, config.tokenizer, card)
-        result |= {"reused_shards": reused, **card["facts"]["shards"]}
+    train = TrainShard(config.out, config.tokenizer, config.threads)
+    try:
+        card, reused = build_corpus(config, train)
+        result = {"out": str(config.out), "kind": card["kind"], "reused_corpus": reused, **card["facts"]["corpus"]}
+        if config.tokenizer is not None:
+            card, reused = build_shards(config, config.tokenizer, card, train)
+            result |= {"reused_shards": reused, **card["facts"]["shards"]}
+    finally:
+        train.remove()
     if card["config"].get("licence") != config.licence:
-        card = write_own_card(config, card["kind"], card["parents"], card["facts"])
+        card = write_own_card(config, card["kind"], card["parents"], card["facts"], card["files"][CORPUS])
     write_data_card(config.out, card)
     result |= {"kind": card["kind"], "digest": card["digest"], "seconds": round(time.monotonic() - began, 2)}
     if not json:
@@ -116,9 +120,11 @@ def refuse_own_output(config: BuildConfig) -> None:
             raise ConfigError(f"source: expected text, got {source}, which is written here; choose another out")
 
 
-def build_corpus(config: BuildConfig) -> tuple[dict[str, Any], bool]:
-    """The card of a folder whose corpus is that of `config`, and whether it was there already."""
-    records, tally = surveyed(config)
+def build_corpus(config: BuildConfig, train: TrainShard) -> tuple[dict[str, Any], bool]:
+    """The card of a folder whose corpus is that of `config`, and whether it was there already. If not, `train` has what
+    could be tokenised on the way."""
+    held = None if config.clean.steps else corpora.HeldTexts()
+    records, tally = surveyed(config, held)
     inputs = {
         "recipe": RECIPE,
         "sources": corpora.source_digest(records),
@@ -139,7 +145,7 @@ def build_corpus(config: BuildConfig) -> tuple[dict[str, Any], bool]:
     read = functools.partial(corpora.wanted, config, by_path, "train")
     with cleaned(config.clean, records, read, config.out) as left, beside(config.out / CORPUS) as path:
         text = replace(config, source=str(left.text), reading=ReadingConfig()) if left.text else config
-        records = write_corpus(text, left.records, path)
+        records, digest = write_corpus(text, left.records, path, held.texts if held is not None else None, train)
     with beside(config.out / DOCUMENTS) as path:
         corpora.write_records(path, records)
     facts = {
@@ -148,17 +154,18 @@ def build_corpus(config: BuildConfig) -> tuple[dict[str, Any], bool]:
         | tally_facts(tally)
         | {"sources": sources},
         "corpus_inputs": inputs,
-        "corpus_sha256": sha256_file(config.out / CORPUS),
+        "corpus_sha256": digest,
     }
-    return write_own_card(config, "corpus", {}, facts), False
+    return write_own_card(config, "corpus", {}, facts, digest), False
 
 
-def surveyed(config: BuildConfig) -> tuple[list[Record], Tally]:
-    """What the sources hold; their bad rows are in quarantine.jsonl, also where there are too many to go on."""
+def surveyed(config: BuildConfig, held: corpora.HeldTexts | None) -> tuple[list[Record], Tally]:
+    """What the sources hold, and in `held` what may be held out. Bad rows are in quarantine.jsonl, also where there are
+    too many to go on."""
     path, failure = config.out / QUARANTINE, None
     with beside(path) as scratch, open(scratch, "w", encoding="utf-8") as file:
         try:
-            found = corpora.survey(config, file)
+            found = corpora.survey(config, file, held)
         except DataError as error:
             failure = error
     if not path.stat().st_size:
@@ -186,15 +193,21 @@ def source_facts(config: BuildConfig, records: list[Record]) -> list[dict[str, A
     return found
 
 
-def write_corpus(config: BuildConfig, records: list[Record], path: Path) -> list[Record]:
+def write_corpus(
+    config: BuildConfig, records: list[Record], path: Path, held: dict[str, bytes] | None, train: TrainShard
+) -> tuple[list[Record], str]:
+    """The records of what was written, and its SHA-256."""
     whole = corpora.hold_out_whole(records, config)
     if whole is not None:
-        with open(path, "w", encoding="utf-8") as file:
-            whole = corpora.write_whole(config, whole, file)
+        with open(path, "wb") as file:
+            lines = CorpusLines(file)
+            whole = corpora.write_whole(config, whole, lines, held, train.take)
         if any(record.split == "val" for record in whole):
-            return whole
-    with open(path, "w", encoding="utf-8") as file:
-        return corpora.write_tails(config, records, file)
+            return whole, lines.sha256
+        train.remove()
+    with open(path, "wb") as file:
+        lines = CorpusLines(file)
+        return corpora.write_tails(config, records, lines), lines.sha256
 
 
 def corpus_facts(records: list[Record]) -> dict[str, Any]:
@@ -214,16 +227,22 @@ def corpus_facts(records: list[Record]) -> dict[str, Any]:
     }
 
 
-def build_shards(config: BuildConfig, name: str, card: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """The card of the folder with shards by the tokenizer `name`, and whether they were there already."""
+def build_shards(
+    config: BuildConfig, name: str, card: dict[str, Any], train: TrainShard | None = None
+) -> tuple[dict[str, Any], bool]:
+    """The card of the folder with shards by the tokenizer `name`, and whether they were there already. `train`: what
+    was tokenised with the corpus."""
     out, facts = config.out, {key: value for key, value in card["facts"].items() if key.startswith("corpus")}
-    tokenizer = tokenizer_named(name, out)
+    ready = train.counts if train is not None else None
+    tokenizer = train.tokenizer if train is not None and ready is not None else None
+    tokenizer = tokenizer if tokenizer is not None else tokenizer_named(name, out)
     parents = {"corpus": facts["corpus_sha256"], "tokenizer": tokenizer.digest}
     if card["kind"] == KIND and card["parents"] == parents:
         return card, True
+    digest = card["files"][CORPUS]
     if card["kind"] == KIND:
         forget(out, ())
-        write_own_card(config, "corpus", {}, facts)
+        write_own_card(config, "corpus", {}, facts, digest)
     for old in (*SHARDS, TOKENIZER):
         remove(out / old)
     records = read_records(out)
@@ -231,8 +250,12 @@ def build_shards(config: BuildConfig, name: str, card: dict[str, Any]) -> tuple[
     threads = threads_to_use(config.threads)
     for split in SPLITS:
         total = sum(1 for record in records if record.split == split)
+        texts = counted((document.text for document in read_corpus(out, split)), split, total)
         with beside(out / f"{split}.bin") as tokens_path, beside(out / f"{split}.idx.npy") as index_path:
-            n_tokens += write_shard(counted_texts(out, split, total), tokenizer, tokens_path, index_path, threads)
+            if split == "train" and ready is not None:
+                n_tokens += ready
+            else:
+                n_tokens += write_shard(texts, tokenizer, tokens_path, index_path, threads)
     with beside(out / TOKENIZER) as path:
         tokenizer.save(path)
     used = [record for record in records if record.split != "dropped"]
@@ -241,7 +264,8 @@ def build_shards(config: BuildConfig, name: str, card: dict[str, Any]) -> tuple[
     with beside(out / DOCUMENTS) as path:
         corpora.write_records(path, [*used, *(record for record in records if record.split == "dropped")])
     figures = shard_facts(used, tokenizer)
-    return write_own_card(config, KIND, parents, facts | {"dtype": figures["dtype"], "shards": figures}), False
+    facts |= {"dtype": figures["dtype"], "shards": figures}
+    return write_own_card(config, KIND, parents, facts, digest), False
 
 
 def shard_facts(records: list[Record], tokenizer: Tokenizer) -> dict[str, Any]:
@@ -271,15 +295,6 @@ def tokenizer_named(name: str, out: Path) -> Tokenizer:
     return Tokenizer.load(name)
 
 
-def counted_texts(out: Path, split: str, total: int) -> Iterator[str]:
-    """The texts of one split, with progress for people."""
-    progress = Progress(f"tokenise {split}", total, every_seconds=5.0)
-    for done, document in enumerate(read_corpus(out, split), 1):
-        yield document.text
-        progress.update(done)
-    progress.close()
-
-
 def finished(out: Path) -> dict[str, Any] | None:
     """The card, if the folder is finished and every file of it has its digest; else None."""
     if not (out / CARD).is_file():
@@ -292,15 +307,19 @@ def finished(out: Path) -> dict[str, Any] | None:
     return card if card["kind"] in ("corpus", KIND) else None
 
 
-def write_own_card(config: BuildConfig, kind: str, parents: dict[str, str], facts: dict[str, Any]) -> dict[str, Any]:
-    """The card over this verb's own files; anything else in the folder is none of its business."""
+def write_own_card(
+    config: BuildConfig, kind: str, parents: dict[str, str], facts: dict[str, Any], corpus: str
+) -> dict[str, Any]:
+    """The card over this verb's own files; anything else in the folder is none of its business. `corpus`: the digest of
+    corpus.jsonl, which was read or written just now."""
     mine = {*OWN} if kind == KIND else {CORPUS, DOCUMENTS}
     strangers = []
     for path in config.out.rglob("*"):
         name = path.relative_to(config.out).as_posix()
         if path.is_file() and name not in mine and not (kind == KIND and name.startswith(f"{TOKENIZER}/")):
             strangers.append(name)
-    return write_card(config.out, kind, parents, to_dict(config), facts, skip=tuple(strangers))
+    known = {CORPUS: corpus}
+    return write_card(config.out, kind, parents, to_dict(config), facts, skip=tuple(strangers), known=known)
 
 
 def forget(out: Path, names: tuple[str, ...]) -> None:

@@ -6,14 +6,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, TextIO
 
 from fledge.data.config import BuildConfig
+from fledge.data.corpus_lines import CorpusLines
 from fledge.data.document import Document, is_held_out
 from fledge.data.in_threads import grouped, in_threads, threads_to_use
 from fledge.data.shingles import HeldOutShingles
@@ -24,12 +26,14 @@ from fledge.log import say
 from fledge.text.bad_rows import BadRows
 from fledge.text.documents import CORPUS as CORPUS
 from fledge.text.documents import Tally
+from fledge.text.source_files import BUFFER_BYTES
 
 Split = Literal["train", "val", "dropped"]
 DOCUMENTS = "documents.jsonl"
-SPLIT_END = ', "split": "%s"}\n'  # of a line of corpus.jsonl: tells its split without reading it
+SPLIT_END = b', "split": "%s"}\n'  # of a line of corpus.jsonl: tells its split without reading it
 GROUP_CHARACTERS = 1 << 20  # of documents that a thread takes at once
 SIGN_SECONDS = 10.0
+MOST_KEPT, FEW_BYTES = 0.25, 16 << 20  # of the bytes read, texts that the survey keeps; so many it always may
 LEAST_TRAINED = 0.5  # holding out whole documents must leave this share of the text to train on
 
 
@@ -53,45 +57,60 @@ class Record:
 RECORD_FIELDS = tuple(field.name for field in fields(Record))
 
 
-def survey(config: BuildConfig, quarantine: TextIO | None = None) -> tuple[list[Record], Tally]:
+class HeldTexts:
+    """Texts that will be held out if whole documents are, in UTF-8, which the survey keeps so that they need not be
+    read again. None: they are not the small part of the source that they should be."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, bytes] | None = {}
+        self.n_bytes = 0
+
+    def keep(self, path: str, text: bytes, n_read: int) -> None:
+        """One more, of which all `n_read` bytes so far are the measure."""
+        if self.texts is not None:
+            self.texts[path] = text
+            self.n_bytes += len(text)
+            if self.n_bytes > max(FEW_BYTES, MOST_KEPT * n_read):
+                self.texts = None
+
+
+def survey(
+    config: BuildConfig, quarantine: TextIO | None = None, held: HeldTexts | None = None
+) -> tuple[list[Record], Tally]:
     """Every document found, as if all were trained on but exact duplicates: the first of equal texts is kept. Bad rows
-    go to `quarantine`."""
+    go to `quarantine`, texts that may be held out to `held`."""
     tally, records = Tally(bad=BadRows(quarantine)), []
     first: dict[str, str] = {}
     several = len(config.sources) > 1
-    for document in told(gather(config.sources, tally, config.reading)):
-        digest = document.sha256
+    n_bytes, shown = 0, time.monotonic()
+    for document in gather(config.sources, tally, config.reading):
+        text = document.encoded()
+        digest = hashlib.sha256(text).hexdigest()
         original = first.setdefault(digest, document.path)
         kept = original == document.path
         records.append(
             Record(
                 path=document.path,
                 split="train" if kept else "dropped",
-                bytes=document.n_bytes,
+                bytes=len(text),
                 sha256=digest,
                 reason="" if kept else "exact duplicate",
                 closest="" if kept else original,
                 source=document.source if several else None,
             )
         )
+        n_bytes += len(text)
+        if held is not None and kept and len(text) >= config.minimum_eval_bytes and is_held_out(document.path):
+            held.keep(document.path, text, n_bytes)
+        if time.monotonic() - shown > SIGN_SECONDS:  # how many there will be, nobody knows
+            say(f"gather · {len(records)} documents, {n_bytes} bytes so far")
+            shown = time.monotonic()
     if not any(record.split == "train" for record in records):
         raise DataError(
             f"{', '.join(config.sources)}: expected text, found none ({len(tally.binary)} binary and "
             f"{len(tally.empty)} empty files)"
         )
     return records, tally
-
-
-def told(documents: Iterable[Document]) -> Iterator[Document]:
-    """The documents, with a sign of life every SIGN_SECONDS: how many there will be, nobody knows."""
-    shown = time.monotonic()
-    n_bytes = 0
-    for number, document in enumerate(documents, 1):
-        yield document
-        n_bytes += document.n_bytes
-        if time.monotonic() - shown > SIGN_SECONDS:
-            say(f"gather · {number} documents, {n_bytes} bytes so far")
-            shown = time.monotonic()
 
 
 def source_digest(records: list[Record]) -> str:
@@ -116,18 +135,24 @@ def hold_out_whole(records: list[Record], config: BuildConfig) -> list[Record] |
     return marked if enough else None
 
 
-def write_whole(config: BuildConfig, records: list[Record], corpus: TextIO) -> list[Record]:
-    """Write corpus.jsonl with whole documents held out; near-duplicates of training text are dropped on the way."""
+def write_whole(
+    config: BuildConfig,
+    records: list[Record],
+    corpus: CorpusLines,
+    held: dict[str, bytes] | None,
+    take: Callable[[Iterator[str], int], None],
+) -> list[Record]:
+    """Write corpus.jsonl with whole documents held out; near-duplicates of training text are dropped on the way.
+
+    `held`: the texts to hold out, where they are known. `take` is given the training texts as they are written, and
+    their number, and takes them all."""
     by_path = {record.path: record for record in records}
-    texts = {document.path: document.text for document in wanted(config, by_path, "val")}
-    shingles = HeldOutShingles(texts)
-    groups = grouped(wanted(config, by_path, "train"), lambda document: len(document.text), GROUP_CHARACTERS)
-    find = lambda group: [shingles.find(document.text) for document in group]  # noqa: E731
-    for group, found_in in in_threads(find, groups, threads_to_use(config.threads)):
-        for document, hits in zip(group, found_in, strict=True):
-            shingles.mark(document.path, hits)
-            write_line(corpus, document.path, document.text, "train")
-    for path, text in texts.items():
+    if held is None:
+        held = {document.path: document.encoded() for document in wanted(config, by_path, "val")}
+    shingles = HeldOutShingles(held)
+    n_train = sum(record.split == "train" for record in records)
+    take(write_training_texts(wanted(config, by_path, "train"), shingles, corpus, config.threads), n_train)
+    for path, text in held.items():
         found = shingles.containment(path)
         near = found.share >= config.near_duplicate
         by_path[path] = replace(
@@ -138,23 +163,37 @@ def write_whole(config: BuildConfig, records: list[Record], corpus: TextIO) -> l
             closest=found.closest,
         )
         if not near:
-            write_line(corpus, path, text, "val")
+            corpus.write(path, text, "val")
     return in_order(by_path.values())
 
 
-def write_tails(config: BuildConfig, records: list[Record], corpus: TextIO) -> list[Record]:
+def write_training_texts(
+    documents: Iterator[Document], shingles: HeldOutShingles, corpus: CorpusLines, threads: int
+) -> Iterator[str]:
+    """Look the documents up and write them; gives the text of each."""
+    groups = grouped(documents, lambda document: len(document.text), GROUP_CHARACTERS)
+    find = lambda group: shingles.find([document.encoded() for document in group])  # noqa: E731
+    for group, hits in in_threads(find, groups, threads_to_use(threads)):
+        shingles.mark([document.path for document in group], hits)
+        for document in group:
+            corpus.write(document.path, document.encoded(), "train")
+            yield document.text
+
+
+def write_tails(config: BuildConfig, records: list[Record], corpus: CorpusLines) -> list[Record]:
     """Write corpus.jsonl with the last `val_fraction` of each document's characters held out: two records each."""
     by_path = {record.path: record for record in records}
     train: list[Record] = []
     val: list[Record] = []
-    for split, kept in (("train", train), ("val", val)):
+    parts: tuple[tuple[Split, list[Record]], ...] = (("train", train), ("val", val))
+    for split, kept in parts:
         for document in wanted(config, by_path, "train"):
             cut = int(len(document.text) * (1 - config.val_fraction))
-            part = Document(document.path, document.text[:cut] if split == "train" else document.text[cut:])
-            if part.text:
-                source = by_path[part.path].source
-                kept.append(Record(part.path, split, part.n_bytes, part.sha256, source=source))  # type: ignore[arg-type]
-                write_line(corpus, part.path, part.text, split)
+            text = (document.text[:cut] if split == "train" else document.text[cut:]).encode()
+            if text:
+                digest, source = hashlib.sha256(text).hexdigest(), by_path[document.path].source
+                kept.append(Record(document.path, split, len(text), digest, source=source))
+                corpus.write(document.path, text, split)
     return [*train, *val, *(record for record in records if record.split == "dropped")]
 
 
@@ -164,21 +203,19 @@ def in_order(records: Iterable[Record]) -> list[Record]:
 
 
 def wanted(config: BuildConfig, by_path: dict[str, Record], split: Split) -> Iterator[Document]:
-    """The documents of one split, read again. Raises DataError if one has changed or gone since it was surveyed."""
-    missing = {path for path, record in by_path.items() if record.split == split}
+    """The documents of one split, read again, with their UTF-8. Raises DataError if one has changed since it was
+    surveyed, or one that is used has gone."""
+    missing = {path for path, record in by_path.items() if record.split != "dropped"}
     for document in gather(config.sources, reading=config.reading):
-        record = by_path.get(document.path)
-        if record is None or record.sha256 != document.sha256:
+        record, text = by_path.get(document.path), document.encoded()
+        if record is None or record.sha256 != hashlib.sha256(text).hexdigest():
             raise DataError(f"{document.path}: changed while it was read; run the same command again")
+        missing.discard(document.path)
         if record.split == split:
-            missing.discard(document.path)
-            yield document
+            yield Document.of(document.path, document.text, text, document.source)
     if missing:
-        raise DataError(f"{min(missing)}: gone while the corpus was built; run the same command again")
-
-
-def write_line(file: TextIO, path: str, text: str, split: str) -> None:
-    file.write(json.dumps({"path": path, "text": text, "split": split}, ensure_ascii=False) + "\n")
+        gone = min(missing, key=lambda path: (by_path[path].split == "train", path))
+        raise DataError(f"{gone}: gone while the corpus was built; run the same command again")
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
@@ -196,22 +233,22 @@ def read_records(folder: str | Path) -> list[Record]:
 
 def read_corpus(folder: str | Path, split: str | None = None) -> Iterator[Document]:
     """The documents of a corpus or dataset folder, of one split or of both. Raises DataError naming file and line."""
-    others = tuple(SPLIT_END % other for other in ("train", "val") if split not in (None, other))
+    others = tuple(SPLIT_END % other for other in (b"train", b"val") if split not in (None, other.decode()))
     for row in read_rows(Path(folder) / CORPUS, ("path", "text", "split"), others):
         if split is None or row["split"] == split:
             yield Document(row["path"], row["text"])
 
 
-def read_rows(path: Path, keys: tuple[str, ...], skipped: tuple[str, ...] = ()) -> Iterator[dict]:
+def read_rows(path: Path, keys: tuple[str, ...], skipped: tuple[bytes, ...] = ()) -> Iterator[dict]:
     """The objects of JSON lines, but of those that end so. Raises DataError for one without a key."""
     if not path.is_file():
         raise DataError(f"{path}: expected a file written by `fledge data build`, found none; build the corpus first")
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb", BUFFER_BYTES) as file:
         for number, line in enumerate(file, 1):
             if skipped and line.endswith(skipped):
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode())
                 missing = [key for key in keys if key not in row]
             except (ValueError, TypeError):
                 raise DataError(f"{path}, line {number}: not a JSON object; build the corpus again") from None

@@ -171,11 +171,11 @@ def write_shard(
 def encoded(tokenizer: Tokenizer, texts: list[str]) -> list[np.ndarray]:
     """The ids of each text between bos and eos, of a shard's type."""
     dtype = np.dtype(token_type(tokenizer.vocab_size)).newbyteorder("<")
-    before, after = (np.array([] if i is None else [i], np.uint32) for i in (tokenizer.bos_id, tokenizer.eos_id))
+    before, after = (np.array([] if i is None else [i], dtype) for i in (tokenizer.bos_id, tokenizer.eos_id))
     found = []
     for text in texts:
-        ids = np.concatenate([before, tokenizer.encode_array(text), after])
+        ids = tokenizer.encode_array(text)
         if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
             raise DataError(f"tokenizer: expected ids below {tokenizer.vocab_size}, got {ids.max()}; it is damaged")
-        found.append(ids.astype(dtype))
+        found.append(np.concatenate([before, ids, after], dtype=dtype, casting="unsafe"))
     return found

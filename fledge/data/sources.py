@@ -53,7 +53,7 @@ def several(sources: tuple[str, ...], tally: Tally, reading: ReadingConfig) -> I
         python = source == PYTHON
         found = with_text(python_documents(tally), tally) if python else read_source(source, tally, reading)
         for document in found:
-            yield Document(document.path, document.text, number) if number else document
+            yield Document.of(document.path, document.text, document.utf8, number) if number else document
 
 
 def numbered(documents: Iterable[Document]) -> Iterator[Document]:
@@ -65,4 +65,5 @@ def numbered(documents: Iterable[Document]) -> Iterator[Document]:
             times[document.path] += 1
             name = f"{document.path}#{times[document.path]}"
         times[name] += 1
-        yield document if name == document.path else Document(name, document.text, document.source)
+        same = name == document.path
+        yield document if same else Document.of(name, document.text, document.utf8, document.source)

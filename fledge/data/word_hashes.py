@@ -78,9 +78,9 @@ def power_tables() -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-def all_kinds() -> np.ndarray:
-    """What each code point is, uint8 [0x110000]."""
-    characters = np.arange(sys.maxunicode + 1, dtype=np.uint32).view("U1")
+def all_kinds(n: int = sys.maxunicode + 1) -> np.ndarray:
+    """What each of the first `n` code points is, uint8 [n]."""
+    characters = np.arange(n, dtype=np.uint32).view("U1")
     kinds = np.char.isalnum(characters).astype(np.uint8)
     kinds[ord("_")] = LETTER
     for first, last in CJK:

@@ -76,6 +76,15 @@ def ngrams(words: np.ndarray, sizes: Collection[int]) -> Iterator[tuple[int, np.
             yield n, mixed
 
 
+def ngrams_at(words: np.ndarray, starts: np.ndarray, n: int) -> np.ndarray:
+    """The hashes of `ngrams` for the n-grams from `starts` on alone, uint64."""
+    mixed = np.zeros(len(starts), np.uint64)
+    for place in range(n):
+        mixed = (mixed + words[starts + place]) * MULTIPLIER
+        mixed ^= mixed >> SHIFT
+    return mixed
+
+
 def shingles(words: np.ndarray, n: int) -> np.ndarray:
     """Sorted distinct hashes of the n-grams, uint64."""
     return distinct(next((mixed for _, mixed in ngrams(words, (n,))), np.zeros(0, np.uint64)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -14,16 +14,28 @@ class Document:
     path: str
     text: str
     source: int = 0
+    utf8: bytes | None = field(default=None, init=False, compare=False, repr=False)  # `replace` doesn't take it along
+
+    @classmethod
+    def of(cls, path: str, text: str, utf8: bytes | None, source: int = 0) -> Document:
+        """A document whose UTF-8 is known where its reader needed it anyway."""
+        document = cls(path, text, source)
+        object.__setattr__(document, "utf8", utf8)
+        return document
+
+    def encoded(self) -> bytes:
+        """The text in UTF-8."""
+        return self.text.encode() if self.utf8 is None else self.utf8
 
     @property
     def n_bytes(self) -> int:
         """Length in UTF-8 bytes."""
-        return len(self.text) if self.text.isascii() else len(self.text.encode())
+        return len(self.text) if self.text.isascii() else len(self.encoded())
 
     @property
     def sha256(self) -> str:
         """Hex SHA-256 of the text's UTF-8 bytes."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
+        return hashlib.sha256(self.encoded()).hexdigest()
 
     @property
     def domain(self) -> str:

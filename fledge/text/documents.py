@@ -5,6 +5,7 @@ There is one rule for what a file holds: training a tokenizer, building a corpus
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -85,7 +86,7 @@ def read_source(
                 tally.binary.append(row.path)
             else:
                 tally.n_rows += 1
-                if row.text.strip():
+                if row.text and not row.text.isspace():
                     yield row
                 else:
                     tally.empty.append(row.path)
@@ -95,7 +96,7 @@ def read_source(
 def with_text(found: Iterable[Document], tally: Tally) -> Iterator[Document]:
     """The documents that hold more than space; the others are counted."""
     for document in found:
-        if document.text.strip():
+        if document.text and not document.text.isspace():
             yield document
         else:
             tally.empty.append(document.path)
@@ -140,7 +141,7 @@ def read_text(file: SourceFile, stream: BinaryIO, reading: ReadingConfig, tally:
     if file.kind in PAGES and reading.html == "text":
         return Document(file.name, html_text(decoded(data)))
     try:
-        return Document(file.name, data.decode("utf-8-sig"))
+        return Document.of(file.name, data.decode("utf-8-sig"), data.removeprefix(codecs.BOM_UTF8))
     except UnicodeDecodeError:
         text = data.decode("utf-8-sig", errors="replace")
     if text.count("\ufffd") > MOST_REPLACED * len(text):

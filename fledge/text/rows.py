@@ -38,18 +38,18 @@ def json_lines(
             if not ended:
                 return
             continue
-        if not line.strip():
+        if line.isspace():
             continue
         row, reason, detail = parsed(line)
         if not reason and split != "all" and isinstance(row, dict) and row.get("split", split) != split:
             continue
-        text = ""
+        text, utf8 = "", None
         if not reason:
-            text, reason, detail = text_of(row, reading.text_field)
+            text, utf8, reason, detail = text_of(row, reading.text_field)
         if reason:
             yield BadRow(file.path, "line", number, reason, detail, excerpt(line))
         else:
-            yield Document(row_name(row, stem, number), text)
+            yield Document.of(row_name(row, stem, number), text, utf8)
 
 
 def skip_line(stream: BinaryIO, most: int) -> bool:
@@ -73,20 +73,19 @@ def parsed(line: bytes) -> tuple[Any, str, str]:
         return None, "not JSON", "not JSON; the file is damaged or not JSON lines"
 
 
-def text_of(row: Any, field: str) -> tuple[str, str, str]:
-    """(text, "", "") of a row, or ("", reason, detail)."""
+def text_of(row: Any, field: str) -> tuple[str, bytes | None, str, str]:
+    """(text, the text in UTF-8, "", "") of a row, or ("", None, reason, detail)."""
     value = value_at(row, field)
     if not isinstance(value, str):
         there = value is not None or isinstance(row, dict) and field in row
         keys = f"the keys {', '.join(map(str, row))!s:.80}" if isinstance(row, dict) else type(row).__name__
         found = f"{type(value).__name__} there" if there else keys
-        return "", f"no text under {field}", f"expected an object with a text under `{field}`, got {found}"
+        return "", None, f"no text under {field}", f"expected an object with a text under `{field}`, got {found}"
     try:
-        value.encode()
+        return value, value.encode(), "", ""
     except UnicodeEncodeError as error:
         where = f"got a lone surrogate at character {error.start}; replace it with U+FFFD"
-        return "", "lone surrogate", f"expected Unicode, {where}"
-    return value, "", ""
+        return "", None, "lone surrogate", f"expected Unicode, {where}"
 
 
 def value_at(row: Any, field: str) -> Any:
@@ -163,12 +162,12 @@ def table_row(file: SourceFile, scalar: Any, number: int, reading: ReadingConfig
     try:
         value = scalar.as_py()
         row = {name: value} if not inner or not isinstance(value, dict | list) else value
-        text, reason, detail = text_of(row, inner if inner and row is value else name)
+        text, utf8, reason, detail = text_of(row, inner if inner and row is value else name)
     except UnicodeDecodeError as error:
-        text, reason, detail = "", "not UTF-8", f"expected UTF-8, got another byte at {error.start}"
+        text, utf8, reason, detail = "", None, "not UTF-8", f"expected UTF-8, got another byte at {error.start}"
     if reason:
         return BadRow(file.path, "row", number, reason, detail)
-    document = Document(f"{PurePosixPath(file.name).with_suffix('')}:{number}", text)
+    document = Document.of(f"{PurePosixPath(file.name).with_suffix('')}:{number}", text, utf8)
     if document.n_bytes > reading.max_document_bytes:
         detail = f"expected at most {reading.max_document_bytes} bytes, got {document.n_bytes}"
         return BadRow(file.path, "row", number, "too large", detail, excerpt(text))

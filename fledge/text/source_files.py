@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from fledge.errors import ConfigError, DataError
 from fledge.text.compressed import FORMS, unpacked
 
+BUFFER_BYTES = 1 << 18  # a line is put together from few pieces
 URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
 
@@ -62,7 +63,7 @@ def is_url(source: str | Path) -> bool:
 
 
 def local_file(name: str, path: Path) -> SourceFile:
-    return source_file(name, str(path), lambda: open(path, "rb"))
+    return source_file(name, str(path), lambda: open(path, "rb", BUFFER_BYTES))
 
 
 def source_file(name: str, path: str, opener: Callable[[], BinaryIO]) -> SourceFile:

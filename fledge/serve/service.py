@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from fledge.engine.client import EngineClient
-from fledge.engine.purpose import Purpose
 from fledge.engine.request import Request, Sampling
 from fledge.engine.vector_client import VectorClient
 from fledge.errors import ConfigError, FledgeError, RequestError, TokenizerError
@@ -35,6 +34,9 @@ INSTEAD = {
     "generate": "it writes text: use /v1/completions",
     "embed": "it gives vectors: use /v1/embeddings",
     "classify": "it gives labels of texts: use /classify",
+    "token-classification": "it gives tags of words: use /token-classification",
+    "question-answering": "it finds answers in texts: use /question-answering",
+    "fill-mask": "it fills masks: use /fill-mask",
 }
 
 
@@ -119,11 +121,11 @@ class Service:
                 await self.engine.wait_ready(self.config.start_wait_seconds)
         self.check_ready()
 
-    def check_serves(self, *purposes: Purpose) -> None:
-        """Raise ApiError 400 unless the model does one of these."""
-        own = self.model.purpose
-        if own not in purposes:
-            raise ApiError(400, f"This model does not do that ({INSTEAD[own]}).", "model", "unsupported_model")
+    def check_serves(self, verb: str) -> None:
+        """Raise ApiError 400 unless the model does this."""
+        if verb not in self.model.verbs:
+            own = "; ".join(INSTEAD[one] for one in self.model.verbs)
+            raise ApiError(400, f"This model does not do that ({own}).", "model", "unsupported_model")
 
     async def encode(self, text: str) -> list[int]:
         """The ids of a text, special tokens in it staying text; long texts in a thread. Raises ApiError 400."""

@@ -194,7 +194,7 @@ class Service:
     async def generation(self, requests: list[Request], arrival: Arrival) -> AsyncIterator[Generation]:
         """Admit, run, count and stop one HTTP request's work. Raises ApiError 503 when there is no room."""
         arrival.place.release()
-        n_choices, pace = sum(request.sampling.n for request in requests), self.admission.pace
+        n_choices, pace = sum(request.n_places for request in requests), self.admission.pace
         with self.admission.room_for(n_choices, arrival.tenant):
             prompt_tokens = sum(request.prompt_tokens for request in requests)
             pace.enter(arrival.tenant, n_choices)

@@ -13,7 +13,7 @@ from fledge.engine.config import EngineConfig, GenerateConfig
 from fledge.engine.constraint import Constraint
 from fledge.engine.length import answer_room
 from fledge.engine.overflow import LongInput
-from fledge.engine.request import Completion, Request, TokenLogprob
+from fledge.engine.request import BeamSearch, Completion, Request, TokenLogprob
 from fledge.engine.source import check_length, source_of
 from fledge.engine.stub_spec import is_stub
 from fledge.errors import ConfigError, DataError, EngineError, RequestError
@@ -115,7 +115,7 @@ def request_of(
 
 def search(engine: Engine, config: GenerateConfig, request: Request) -> tuple[list[Completion], list[float]]:
     """(completions, their scores, none from contrastive search): what takes the place of sampling."""
-    from fledge.engine.beam import BeamSearch, beam_completions, completion_of
+    from fledge.engine.writing import beam_completions, completion_of
 
     prompt_ids, max_tokens = request.prompt_ids, request.sampling.max_tokens
     if config.penalty_alpha > 0:

@@ -1,6 +1,7 @@
 """Beam search: the answers of highest total log-probability that a search of fixed width finds. Imports no torch.
 
-It drives a runner by itself, one prompt at a time, and owns its whole cache meanwhile. Beams share the blocks of the
+A `Search` goes a step at a time in the blocks and slots that it is given: the whole of a runner's (`beam_search`), or
+what an engine has to spare beside its other answers (fledge/engine/searches.py). Beams share the blocks of the
 beginning they have in common; one that goes on from another's computes the tokens of its last, unfinished block anew.
 What finishes, what stops and what scores are as `transformers.generate` has them, whose answers these are.
 
@@ -10,62 +11,27 @@ V entries of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fledge.engine.length import answer_room
-from fledge.engine.request import Completion, Request, check
+from fledge.engine.request import BeamSearch, Sampling, check
 from fledge.engine.row import Row, RunnerFace, Source, as_array
-from fledge.engine.source import named, with_start
 from fledge.errors import EngineError, RequestError
 from fledge.text.stream import TextStream
 
 if TYPE_CHECKING:
-    from fledge.engine.core import Engine
+    from fledge.engine.request import FinishReason
+    from fledge.text.tokenizer import Tokenizer
 
-EarlyStopping = bool | Literal["never"]
 CHUNK_TOKENS = 512
-MAX_BEAMS = 64
-
-
-@dataclass(frozen=True)
-class BeamSearch:
-    """How to search. `n_beams` answers are kept at each length and `n_beams` come out at the end, best first."""
-
-    n_beams: int = 4
-    max_tokens: int = 128
-    length_penalty: float = 1.0
-    """An answer's score is its log-probability over its length to this power: above 0 favours long answers."""
-    early_stopping: EarlyStopping = False
-    """True: stop at `n_beams` finished answers; False: when the best running one, at its length, is below them all;
-    never: when it could not be above them at any length."""
-    n_groups: int = 1
-    """Above 1: diverse beam search (Vijayakumar et al. 2016). The beams search in so many groups, one after another in
-    each step; answers of different groups differ."""
-    diversity_penalty: float = 0.0
-    """What a token loses, when a group chooses, for each beam of the groups before that has chosen it in the same step.
-    It decides the choice alone: scores are of log-probabilities."""
-
-    @property
-    def group_beams(self) -> int:
-        return self.n_beams // self.n_groups
-
-    def validated(self) -> BeamSearch:
-        """This, after checking every range. Raises RequestError."""
-        check(1 <= self.n_beams <= MAX_BEAMS, "n_beams", f"1..{MAX_BEAMS}", self.n_beams)
-        check(self.max_tokens >= 1, "max_tokens", "at least 1", self.max_tokens)
-        check(-10 <= self.length_penalty <= 10, "length_penalty", "-10..10", self.length_penalty)
-        stopping = self.early_stopping
-        check(stopping in (True, False, "never"), "early_stopping", "true, false or never", stopping)
-        groups, penalty = self.n_groups, self.diversity_penalty
-        divides = 1 <= groups <= self.n_beams and self.n_beams % groups == 0
-        check(divides, "n_groups", f"a divisor of n_beams, {self.n_beams}", groups)
-        several = groups > 1
-        wanted = "above 0 and at most 1e4 for several groups" if several else "0 for one group"
-        check(0 < penalty <= 1e4 if several else penalty == 0, "diversity_penalty", wanted, penalty)
-        return self
+UNSEARCHED = (
+    "min_tokens", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "logit_bias", "stop", "logprobs", "constraint",
+)  # fmt: skip
+"""What of a request's sampling does not go with a search."""
 
 
 @dataclass(frozen=True)
@@ -104,52 +70,78 @@ def beam_search(
     answer_room(len(prompt_ids), search.max_tokens, runner.context_tokens)
     if not prompt_ids or not 0 <= min(prompt_ids) <= max(prompt_ids) < vocab_size:
         raise RequestError(f"prompt: expected some token ids in 0..{vocab_size - 1}", "prompt")
-    places = Places(runner, len(prompt_ids) + search.max_tokens, search.n_beams, source)
-    stops = np.array(sorted(i for i in stop_ids if i < vocab_size), dtype=np.int64)
-    running, groups = [Beam(tuple(prompt_ids), 0.0)], [Group(search, stops, [0]) for _ in range(search.n_groups)]
-    for length in range(1, search.max_tokens + 1):
-        log_p = log_softmax(places.logits(running)[:, :vocab_size])
-        totals = log_p + np.array([beam.score for beam in running], np.float32)[:, None]
-        said = np.zeros(vocab_size, np.float32)  # how many beams of the groups before have chosen a token in this step
+    needed_blocks(runner, len(prompt_ids) + search.max_tokens, search.n_beams)
+    places = Places(runner, list(range(runner.n_blocks)), range(search.n_beams), source)
+    work = Search(places, prompt_ids, search, stop_ids, vocab_size)
+    while not work.step():
+        pass
+    return work.answers()
+
+
+def text_of(
+    tokenizer: Tokenizer, prompt_ids: Sequence[int], token_ids: Sequence[int], stop_ids: Collection[int]
+) -> tuple[str, FinishReason]:
+    """The text of a whole answer, without a stop token at its end, and why it ended."""
+    stopped = token_ids[-1] in stop_ids
+    stream = TextStream(tokenizer, prompt_ids=prompt_ids)
+    text = "".join(map(stream.push, token_ids[:-1] if stopped else token_ids)) + stream.finish()
+    return text, "stop" if stopped else "length"
+
+
+def check_search(sampling: Sampling, search: BeamSearch) -> BeamSearch:
+    """A request's search, of as many tokens as its sampling says. Raises RequestError for what does not go with one."""
+    plain = Sampling()
+    for name in UNSEARCHED:
+        if getattr(sampling, name) != getattr(plain, name):
+            message = f"{name}: does not go with a beam search, which does not sample; leave it out"
+            raise RequestError(message, name, "unsupported_parameter")
+    check(sampling.temperature in (0, 1), "temperature", "0 or 1 beside a beam search", sampling.temperature)
+    check(sampling.n <= search.n_beams, "n", f"1..{search.n_beams}, the number of beams", sampling.n)
+    return replace(search, max_tokens=sampling.max_tokens).validated()
+
+
+class Search:
+    """A beam search under way."""
+
+    def __init__(
+        self,
+        places: Places,
+        prompt_ids: Sequence[int],
+        search: BeamSearch,
+        stop_ids: Collection[int],
+        vocab_size: int,
+        chunk_tokens: int = CHUNK_TOKENS,
+    ):
+        self.places, self.vocab_size, self.chunk_tokens = places, vocab_size, chunk_tokens
+        self.n_prompt, self.length = len(prompt_ids), 0
+        stops = np.array(sorted(i for i in stop_ids if i < vocab_size), dtype=np.int64)
+        self.running = [Beam(tuple(prompt_ids), 0.0)]
+        self.groups = [Group(search, stops, [0]) for _ in range(search.n_groups)]
+
+    def step(self) -> bool:
+        """Run the model once: over a chunk of the prompt, or over every beam's last token; whether the search is over.
+        Raises EngineError for logits that are not finite."""
+        logits = self.places.logits(self.running, self.chunk_tokens)
+        if logits is None:
+            return False
+        self.length += 1
+        log_p = log_softmax(logits[:, : self.vocab_size])
+        totals = log_p + np.array([beam.score for beam in self.running], np.float32)[:, None]
+        said = np.zeros(self.vocab_size, np.float32)  # how many beams of the groups before chose a token in this step
         steps: list[tuple[int, int, float]] = []
-        for group in groups:
-            going_on = group.advance(totals, said, running, length)
+        for group in self.groups:
+            going_on = group.advance(totals, said, self.running, self.length)
             group.members = list(range(len(steps), len(steps) + len(going_on)))
             steps += going_on
-        if not steps:
-            break
-        running = places.follow(running, steps)
-    found = [one for group in groups for one in group.done.found]
-    return [Found(one.token_ids[len(prompt_ids) :], one.score) for one in sorted(found, key=lambda one: -one.score)]
+        if steps:
+            self.running = self.places.follow(self.running, steps)
+        return not steps
 
-
-def beam_completions(
-    engine: Engine, request: Request, search: BeamSearch, n: int
-) -> tuple[list[Completion], list[float]]:
-    """The `n` best answers of a search on an idle engine's runner, and their scores; prompt and source are the
-    request's. Raises as `beam_search`, and RequestError for more answers than beams."""
-    request = with_start(request, engine.runner, engine.vocab_size)
-    prompt_ids, source = request.prompt_ids, named(request.source_ids)
-    if not 1 <= n <= search.n_beams:
-        raise RequestError(f"n: expected 1..{search.n_beams}, the number of beams, got {n}", "n")
-    if engine.has_work:
-        raise EngineError("engine: expected nothing else to do beside a beam search, got other requests")
-    engine.scheduler.forget_all(engine.scheduler.version)  # the search writes over whatever the cache holds
-    try:
-        found = beam_search(engine.runner, prompt_ids, search, engine.stop_ids, engine.vocab_size, source)[:n]
-    finally:
-        if source is not None:
-            engine.runner.forget(source.name)
-    completions = [completion_of(engine, prompt_ids, index, one.token_ids) for index, one in enumerate(found)]
-    return completions, [one.score for one in found]
-
-
-def completion_of(engine: Engine, prompt_ids: Sequence[int], index: int, token_ids: tuple[int, ...]) -> Completion:
-    """The completion that an answer's tokens, a stop token included, are."""
-    stopped = token_ids[-1] in engine.stop_ids
-    stream = TextStream(engine.tokenizer, prompt_ids=prompt_ids)
-    text = "".join(map(stream.push, token_ids[:-1] if stopped else token_ids)) + stream.finish()
-    return Completion("search", index, text, token_ids, (), "stop" if stopped else "length")
+    def answers(self) -> list[Found]:
+        """What is finished, best first."""
+        found = [one for group in self.groups for one in group.done.found]
+        found.sort(key=lambda one: -one.score)
+        return [Found(one.token_ids[self.n_prompt :], one.score) for one in found]
 
 
 class Group:
@@ -219,27 +211,42 @@ class Finished:
         return best_running / length**search.length_penalty <= self.found[-1].score
 
 
+def needed_blocks(runner: RunnerFace, n_tokens: int, n_beams: int) -> int:
+    """Blocks of cache that a search of answers of so many tokens, prompt included, takes at most. Raises RequestError
+    where the runner hasn't as many, or lacks slots, or can't go on from one place twice."""
+    if not runner.shares:
+        raise RequestError("n_beams: this model's recurrent layers can't go on from one place twice", "n_beams")
+    need = n_beams * -(-n_tokens // runner.block_tokens)
+    if need > runner.n_blocks or n_beams > runner.n_slots:
+        raise RequestError(
+            f"n_beams: expected a cache of {need} blocks and {n_beams} slots, got {runner.n_blocks} and "
+            f"{runner.n_slots}; ask for fewer beams or tokens, or give the engine more",
+            "n_beams",
+        )
+    return need
+
+
 class Places:
-    """The blocks of a runner's cache, dealt out to beams and counted."""
+    """Blocks of a runner's cache, dealt out to beams and counted, and a slot for each beam."""
 
-    def __init__(self, runner: RunnerFace, n_tokens: int, n_beams: int, source: Source | None):
-        if not runner.shares:
-            raise RequestError("n_beams: this model's recurrent layers can't go on from one place twice", "n_beams")
-        need = n_beams * -(-n_tokens // runner.block_tokens)
-        if need > runner.n_blocks or n_beams > runner.n_slots:
-            raise RequestError(
-                f"n_beams: expected a cache of {need} blocks and {n_beams} slots, got {runner.n_blocks} and "
-                f"{runner.n_slots}; ask for fewer beams or tokens, or give the engine more",
-                "n_beams",
-            )
-        self.runner, self.size, self.source = runner, runner.block_tokens, source
-        self.free = list(range(runner.n_blocks))
+    def __init__(
+        self,
+        runner: RunnerFace,
+        blocks: Sequence[int],
+        slots: Sequence[int],
+        source: Source | None = None,
+        adapter: str = "",
+    ):
+        self.runner, self.size, self.source, self.adapter = runner, runner.block_tokens, source, adapter
+        self.free, self.slots = list(reversed(blocks)), slots  # the first are dealt first
 
-    def logits(self, beams: list[Beam]) -> np.ndarray:
-        """float32 [beams, V] after every beam's last token; what is not in the cache is computed."""
-        while any(len(beam.ids) - beam.n_cached > CHUNK_TOKENS for beam in beams):
-            for beam in beams:
-                self.runner.forward([self.row(beam, 0, beam.n_cached + CHUNK_TOKENS)])
+    def logits(self, beams: list[Beam], chunk_tokens: int) -> np.ndarray | None:
+        """float32 [beams, V] after every beam's last token; None where a chunk of what is not in the cache was computed
+        and more is left."""
+        for number, beam in enumerate(beams):
+            if len(beam.ids) - beam.n_cached > chunk_tokens:
+                self.runner.forward([self.row(beam, number, beam.n_cached + chunk_tokens)])
+                return None
         rows = [self.row(beam, number, len(beam.ids)) for number, beam in enumerate(beams)]
         return np.stack([as_array(logits)[-1] for logits in self.runner.forward(rows)])
 
@@ -247,7 +254,8 @@ class Places:
         while len(beam.blocks) * self.size < end:
             beam.blocks += (self.free.pop(),)
         start, beam.n_cached = beam.n_cached, end
-        return Row(beam.blocks, start, beam.ids[start:end], sequence=number, source=self.source)
+        ids, slot = beam.ids[start:end], self.slots[number]
+        return Row(beam.blocks, start, ids, sequence=slot, source=self.source, adapter=self.adapter)
 
     def follow(self, parents: list[Beam], steps: list[tuple[int, int, float]]) -> list[Beam]:
         """The beams that go on from `parents` by (parent, token, log-probability) steps. The first child of a parent

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fledge.engine.beam import check_search
 from fledge.engine.choice import Choice
 from fledge.engine.config import EngineConfig
 from fledge.engine.constrain import Constrainer
@@ -26,6 +27,7 @@ from fledge.engine.overflow import LongInput
 from fledge.engine.request import Completion, Event, FinishReason, Request
 from fledge.engine.row import Row, RunnerFace, as_array
 from fledge.engine.scheduler import Scheduler
+from fledge.engine.searches import Searches, ended
 from fledge.engine.shelf import Shelf
 from fledge.engine.source import with_start
 from fledge.engine.speculate import Drafter
@@ -78,6 +80,7 @@ class Engine:
         self.clock = clock
         self.constrainer = Constrainer(tokenizer, self.vocab_size)
         self.scheduler = Scheduler(runner, self.config)
+        self.searches = Searches(self.scheduler, tokenizer, self.vocab_size, self.config.prefill_chunk)
         self.deadlines: dict[str, float] = {}  # request id -> a time of the clock
         self.begin_by: dict[str, float] = {}  # the same, of requests that have had no slot yet
         self.live: dict[str, list[Choice]] = {}  # request id -> its unfinished choices
@@ -125,7 +128,11 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether another `step` would do or tell something."""
-        return bool(self.live or self.unsent)
+        return bool(self.live or self.unsent or self.searches.all)
+
+    def knows(self, request_id: str) -> bool:
+        """Whether a request has not ended."""
+        return request_id in self.live or request_id in self.searches
 
     def submit(self, request: Request) -> None:
         """Put a request in the line. Raises RequestError or CapacityError and then nothing has changed."""
@@ -134,23 +141,39 @@ class Engine:
         request = self.shelf.resolved(self.fitted(request))
         if request.source_ids or self.reads_source:
             request = with_start(request, self.runner, self.vocab_size)
-        if request.id in self.live:
+        if self.knows(request.id):
             raise RequestError(f"id: expected a new request id, got {request.id!r:.60}, which is running", "id")
         if not request.prompt_ids:
             raise RequestError("prompt: expected at least one token, got none; begin with the BOS token", "prompt")
         if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= self.vocab_size:
             raise RequestError(f"prompt: expected token ids in 0..{self.vocab_size - 1}", "prompt")
-        answer_room(len(request.prompt_ids), sampling.max_tokens, self.longest(request))
+        search = None if request.search is None else check_search(sampling, request.search)
+        longest = self.longest(request) if search is None else self.context_tokens
+        answer_room(len(request.prompt_ids), sampling.max_tokens, longest)
         if request.prompt_logprobs and self.hidden(request):
             raise RequestError(UNMEASURED.format(self.context_tokens, len(request.prompt_ids)), "prompt")
-        scheduler = self.scheduler
-        room = self.config.max_waiting + len(scheduler.free_slots) - scheduler.n_waiting
-        if sampling.n > room:
+        scheduler, n_waiting = self.scheduler, self.scheduler.n_waiting + self.searches.n_waiting
+        room = self.config.max_waiting + len(scheduler.free_slots) - n_waiting
+        if request.n_places > room:
             raise CapacityError(
-                f"engine: expected room for {sampling.n} answers, got {max(0, room)}: "
-                f"{scheduler.n_waiting} wait for {self.runner.n_slots} slots; try again later"
+                f"engine: expected room for {request.n_places} answers, got {max(0, room)}: "
+                f"{n_waiting} wait for {self.runner.n_slots} slots; try again later"
             )
         arrival = self.totals["requests"]
+        if search is not None:
+            self.searches.add(request, search, arrival, self.stop_ids)
+        else:
+            self.queue(request, arrival)
+        self.shelf.hold(request.adapter)
+        if request.deadline_seconds is not None:
+            self.deadlines[request.id] = self.clock() + request.deadline_seconds
+        if request.queue_seconds is not None:
+            self.begin_by[request.id] = self.clock() + request.queue_seconds
+        self.totals["requests"] += 1
+        self.totals["prompt_tokens"] += request.prompt_tokens
+
+    def queue(self, request: Request, arrival: int) -> None:
+        """Put the answers of a request in the line."""
         automata = self.constrainer.automata(request)
         sliding = self.policy(request).sliding(self.context_tokens)
         choices = [
@@ -158,14 +181,7 @@ class Engine:
             for index, automaton in enumerate(automata)
         ]
         self.live[request.id] = list(choices)
-        self.shelf.hold(request.adapter)
-        scheduler.queue(choices)
-        if request.deadline_seconds is not None:
-            self.deadlines[request.id] = self.clock() + request.deadline_seconds
-        if request.queue_seconds is not None:
-            self.begin_by[request.id] = self.clock() + request.queue_seconds
-        self.totals["requests"] += 1
-        self.totals["prompt_tokens"] += request.prompt_tokens
+        self.scheduler.queue(choices)
 
     def fitted(self, request: Request) -> Request:
         """The request with its prompt, or its source, cut as its policy for long ones says. Raises RequestError."""
@@ -183,7 +199,7 @@ class Engine:
     def cancel(self, request_id: str) -> None:
         """End a request now; its slots are free at once and its last events come with the next step. An unknown or
         finished id is no error: the answer may have ended while the cancellation was on its way."""
-        if request_id in self.live:
+        if self.knows(request_id):
             self.totals["cancelled"] += 1
             self.unsent += self.end(request_id, "cancelled")
 
@@ -192,7 +208,9 @@ class Engine:
         events, self.unsent = self.unsent, []
         events += self.expire()
         scheduler = self.scheduler
-        scheduler.admit()
+        if (begun := self.searches.seat()) is not None:
+            self.begin_by.pop(begun.id, None)
+        scheduler.admit(self.searches.goes_before)
         if self.begin_by:
             for choice in scheduler.running:
                 self.begin_by.pop(choice.request.id, None)
@@ -201,9 +219,25 @@ class Engine:
         for choices in (decoding, prefilling):
             if choices:
                 events += self.advance(choices)
-        if decoding or prefilling:
+        events += self.search()
+        if decoding or prefilling or self.searches.running:
             self.totals["steps"] += 1
         return events
+
+    def search(self) -> list[Event]:
+        """One pass of the beam search that runs, if one does."""
+        events = self.searches.step(self.fail)
+        if events:
+            self.forget(self.searches.leave(events[0].request_id))
+            self.totals["generated_tokens"] += sum(len(event.token_ids) for event in events)
+        return events
+
+    def forget(self, request: Request | None) -> None:
+        """A request has ended."""
+        if request is not None:
+            self.shelf.let_go(request.adapter)
+            self.deadlines.pop(request.id, None)
+            self.begin_by.pop(request.id, None)
 
     def draft(self, choices: list[Choice]) -> None:
         """Have the next tokens of these answers guessed, as many as a step computes in the time of one."""
@@ -297,6 +331,9 @@ class Engine:
         return self.end(request_id, "error", message)
 
     def end(self, request_id: str, finish_reason: FinishReason, error: str | None = None) -> list[Event]:
+        if (search := self.searches.leave(request_id)) is not None:
+            self.forget(search)
+            return ended(search, finish_reason, error)
         choices = list(self.live.get(request_id, ()))
         for choice in choices:
             self.release(choice)
@@ -309,9 +346,7 @@ class Engine:
         siblings.remove(choice)
         if not siblings:
             del self.live[choice.request.id]
-            self.shelf.let_go(choice.request.adapter)
-            self.deadlines.pop(choice.request.id, None)
-            self.begin_by.pop(choice.request.id, None)
+            self.forget(choice.request)
 
     def load_adapter(self, name: str, folder: str) -> None:
         """Stand the adapter in a folder beside the model: requests that name it are answered with it. Raises
@@ -336,15 +371,19 @@ class Engine:
 
     def begun(self) -> set[str]:
         """The requests of which something has been said or measured."""
+        search = self.searches.running
         return {
             request_id
             for request_id, choices in self.live.items()
             if len(choices) < choices[0].request.sampling.n or any(choice.begun for choice in choices)
-        }
+        } | ({search.request.id} if search else set())
 
     def counters(self) -> dict[str, float]:
         """Figures for a metrics page: answers running and waiting, slots, blocks of cache, totals so far."""
-        return {**self.scheduler.counters(), **{f"{name}_total": value for name, value in self.totals.items()}}
+        figures = {**self.scheduler.counters(), **{f"{name}_total": value for name, value in self.totals.items()}}
+        figures["running"] += self.searches.n_running
+        figures["waiting"] += self.searches.n_waiting
+        return figures
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """Run requests to their end: completions in the order of the requests, then of their choices.
@@ -355,7 +394,7 @@ class Engine:
         """
         outcome: dict[str, list[Gathered]] = {}
         for request in requests:
-            if request.id in outcome or request.id in self.live:
+            if request.id in outcome or self.knows(request.id):
                 raise RequestError(f"id: expected different ids, got {request.id!r:.60} twice", "id")
             outcome[request.id] = [Gathered() for _ in range(request.sampling.n)]
         n_open = sum(map(len, outcome.values()))
@@ -411,4 +450,5 @@ class Gathered:
             events[-1].finish_reason,
             next((event.prompt_logprobs for event in events if event.prompt_logprobs is not None), None),
             cut_tokens,
+            events[-1].score,
         )

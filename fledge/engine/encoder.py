@@ -1,21 +1,26 @@
-"""`Encoder`: rows of token ids to a vector each, or to the numbers of a head of labels; and from a folder to one.
+"""`Encoder`: rows of token ids to a vector each, to the numbers of a task head, or to the likeliest tokens for their
+masks; and from a folder to one.
 
-B rows, W numbers a row.
+B rows, T tokens of a row, W numbers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fledge.batch import Tokens, padded
+from fledge.batch import padded
+from fledge.engine.fill import likeliest
 from fledge.engine.load import READ
-from fledge.engine.predict import kind_of
-from fledge.engine.purpose import Purpose, purpose_of
+from fledge.engine.predict import TaskKind, kind_of, n_virtual, reader_of
+from fledge.engine.purpose import HEAD_OF, purpose_of
+from fledge.engine.row_queue import WaitingRow
 from fledge.errors import ConfigError
 from fledge.lineage import folder_digest, sha256_file
 from fledge.model.sentence import SentenceConfig, SentenceModel, load_sentence_model
@@ -26,22 +31,54 @@ from fledge.tune.load import find_served, load_served, served_folders, served_to
 
 @dataclass(frozen=True)
 class Encoder:
-    """A model that answers a row by `width` numbers. `facts` say how a text becomes a row and what the numbers are:
-    purpose, width, max_tokens, lower, prompt (before a text), unit (of length 1), labels, several."""
+    """A model that answers a row by numbers. `facts` say how a text becomes a row and what the numbers are: purpose,
+    width, max_tokens; of vectors lower, prompt (before a text), unit (of length 1); of a head labels, several, kinds
+    and global_question (fledge/data/task_framing.py)."""
 
     facts: dict[str, Any]
     sentences: SentenceModel | None = None
     classifier: Transformer | None = None
+    kind: TaskKind | None = None
+
+    def answers(self, rows: Sequence[WaitingRow]) -> list[np.ndarray]:
+        """float32 [n, W] of each row, in one pass: its vector [1, W]; a head's numbers, [1, W] of a text's labels and
+        [T, W] of a head on tokens; or, of a row that asks for `top_k` tokens, id and probability of each of its masks'
+        likeliest [masks x top_k, 2], mask by mask (float32 holds every id exactly)."""
+        if self.sentences is None:
+            found = self.head(rows).numpy()
+            return [one[: len(row.ids)] if found.ndim == 3 else one[None] for one, row in zip(found, rows, strict=True)]
+        states, layout = self.sentences.states([list(row.ids) for row in rows])
+        vectors = self.sentences.reduced(states, layout).float().cpu().numpy()
+        return [
+            self.filled(row, one) if row.top_k else vector[None]
+            for row, one, vector in zip(rows, states, vectors, strict=True)
+        ]
 
     @torch.inference_mode()
     def numbers(self, rows: list[list[int]]) -> Tensor:
-        """float32 [B, W] on the CPU: vectors, or a head's logits."""
-        if self.sentences is not None:
-            return self.sentences.vectors(rows).float().cpu()
-        assert self.classifier is not None
-        tokens, layout = padded(rows, self.classifier.config.special_ids.get("pad", 0))
-        on_device: Tokens = tokens.to(self.classifier.embedding.weight.device)
-        return self.classifier.head("sequence", on_device, layout).float().cpu()
+        """float32 [B, W] on the CPU: vectors, or logits of texts' labels."""
+        found = self.answers([WaitingRow("", number, tuple(ids)) for number, ids in enumerate(rows)])
+        return torch.from_numpy(np.concatenate(found))
+
+    @torch.inference_mode()
+    def head(self, rows: Sequence[WaitingRow]) -> Tensor:
+        """float32 [B, W], or [B, T, W] with what stands behind shorter rows, on the CPU."""
+        assert self.classifier is not None and self.kind is not None
+        tokens, layout = padded([list(row.ids) for row in rows], self.classifier.config.special_ids.get("pad", 0))
+        if any(row.kinds for row in rows):
+            kinds, _ = padded([list(row.kinds or (0,) * len(row.ids)) for row in rows])
+            tokens = replace(tokens, kind=kinds.ids)
+        on_device = tokens.to(self.classifier.embedding.weight.device)
+        return self.classifier.head(self.kind.head, on_device, layout).float().cpu()
+
+    @torch.inference_mode()
+    def filled(self, row: WaitingRow, states_TD: Tensor) -> np.ndarray:
+        """What `answers` says of a row with masks."""
+        assert self.sentences is not None
+        model, tokenizer = self.sentences.model, self.sentences.tokenizer
+        masked = torch.tensor(row.ids, device=states_TD.device) == tokenizer.special["mask"]
+        shares, ids = likeliest(model, states_TD[: len(row.ids)][masked], tokenizer.vocab_size, row.top_k)
+        return torch.stack([ids.float(), shares], -1).flatten(0, 1).cpu().numpy()
 
 
 def load_encoder(path: str | Path, pooling: str = "", threads: int = 0) -> Encoder:
@@ -50,15 +87,17 @@ def load_encoder(path: str | Path, pooling: str = "", threads: int = 0) -> Encod
     if threads:
         torch.set_num_threads(threads)
     folder = find_vectors(path)
-    purpose: Purpose = purpose_of(folder, pooling)
-    if purpose == "classify":
+    purpose = purpose_of(folder, pooling)
+    if purpose in HEAD_OF:
         model = load_served(folder).eval()
         kind = kind_of(model.config)
-        facts = {
-            "purpose": purpose, "width": len(kind.names), "max_tokens": model.config.context_tokens,
-            "labels": list(kind.names), "several": kind.several,
+        reader = reader_of(model.config, served_tokenizer(folder), 0, kind, n_virtual(model))
+        facts: dict[str, Any] = {
+            "purpose": purpose, "width": len(kind.names) or 2, "max_tokens": reader.max_tokens,
+            "labels": list(kind.names), "several": kind.several, "kinds": reader.kinds,
+            "global_question": reader.global_question,
         }  # fmt: skip
-        return Encoder(facts, classifier=model)
+        return Encoder(facts, classifier=model, kind=kind)
     sentences = load_vectors(folder, pooling)
     config = sentences.config
     facts = {

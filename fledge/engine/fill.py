@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fledge.batch import padded
 from fledge.engine.config import FillConfig
@@ -118,13 +119,18 @@ def batches(rows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
 def guessed(
     model: Transformer, tokenizer: Tokenizer, rows: list[list[int]], mask_id: int, top_k: int
 ) -> Iterator[tuple[Guess, ...]]:
-    """Each mask's guesses, row by row: the output product over the masks' places alone."""
+    """Each mask's guesses, row by row."""
     tokens, layout = padded(rows)
-    hidden = model.hidden(tokens, layout)[tokens.ids == mask_id]  # [masks, D]
-    logits = model.logits(hidden)[:, : tokenizer.vocab_size]
-    shares, ids = logits.float().softmax(-1).topk(min(top_k, logits.shape[1]))
+    shares, ids = likeliest(model, model.hidden(tokens, layout)[tokens.ids == mask_id], tokenizer.vocab_size, top_k)
     for some, their in zip(ids.tolist(), shares.tolist(), strict=True):
         yield tuple(Guess(tokenizer.token_of(id), id, share) for id, share in zip(some, their, strict=True))
+
+
+def likeliest(model: Transformer, states_MD: Tensor, vocab_size: int, top_k: int) -> tuple[Tensor, Tensor]:
+    """(probabilities, ids) [M, top_k] of the likeliest tokens for M masks' states; the output goes over them alone."""
+    logits_MV = model.logits(states_MD)[:, :vocab_size]
+    shares, ids = logits_MV.float().softmax(-1).topk(min(top_k, logits_MV.shape[1]))
+    return shares, ids
 
 
 def read_texts(config: FillConfig) -> list[str]:

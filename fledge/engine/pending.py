@@ -32,6 +32,7 @@ class Merged:
     finish_reason: FinishReason | None = None
     error: str | None = None
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    score: float | None = None
 
     def add(self, event: Event) -> None:
         self.token_ids += event.token_ids
@@ -40,6 +41,7 @@ class Merged:
         self.finish_reason = event.finish_reason or self.finish_reason
         self.error = event.error or self.error
         self.prompt_logprobs = event.prompt_logprobs or self.prompt_logprobs
+        self.score = event.score if event.score is not None else self.score
 
 
 class PendingEvents:
@@ -106,6 +108,7 @@ class PendingEvents:
                 one.finish_reason,
                 one.error,
                 one.prompt_logprobs,
+                one.score,
             )
             for index, one in merged.items()
         ]

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fledge.data.task_batches import ChoiceBatches, Reader, SpanBatches, TaskBatches, TextBatches, WordBatches
+from fledge.data.task_batches import ChoiceBatches, SpanBatches, TaskBatches, TextBatches, WordBatches
 from fledge.data.task_config import Task, TaskDataConfig
+from fledge.data.task_framing import Reader
 from fledge.data.task_rows import Example, PairExample, TextExample, read_examples
 from fledge.engine.config import EngineConfig, PredictConfig
 from fledge.engine.load import load_engine
+from fledge.engine.reading import SpanSearch, labelled, shares_of, word_tags
 from fledge.engine.writing import written
 from fledge.errors import ConfigError
 from fledge.model.config import HeadConfig, ModelConfig
@@ -180,48 +182,29 @@ def answers(model: Transformer, kind: TaskKind, batches: TaskBatches) -> list[di
         elif kind.task == "regression":
             found += [{"score": float(row[0])} for row in logits]
         else:
-            found += [labelled(row, kind) for row in logits]
+            found += [labelled(row, kind.names, kind.several) for row in logits]
     model.train(was_training)
     return found
 
 
 @torch.no_grad()
-def passes(model: Transformer, kind: TaskKind, batches: TaskBatches) -> Iterator[tuple[int, Tensor]]:
-    """The head's numbers of all rows in their order, on the CPU, with the number of the first."""
+def passes(model: Transformer, kind: TaskKind, batches: TaskBatches) -> Iterator[tuple[int, np.ndarray]]:
+    """The head's numbers of all rows in their order, with the number of the first."""
     device = model.embedding.weight.device
     for start in range(0, batches.rows_per_epoch, BATCH_ROWS):
         batch = batches.in_order(start, start + BATCH_ROWS).to(device)
-        yield start, model.head(kind.head, batch.tokens, batch.layout).float().cpu()
+        yield start, model.head(kind.head, batch.tokens, batch.layout).float().cpu().numpy()
 
 
-def labelled(logits_L: Tensor, kind: TaskKind) -> dict[str, Any]:
-    """The likeliest label with every label's probability; of several, those above a half."""
-    if kind.several:
-        shares = torch.sigmoid(logits_L).tolist()
-        return {
-            "labels": [name for name, share in zip(kind.names, shares, strict=True) if share > 0.5],
-            "probabilities": dict(zip(kind.names, shares, strict=True)),
-        }
-    shares = torch.softmax(logits_L, 0).tolist()
-    best = int(logits_L.argmax())
-    return {
-        "label": kind.names[best],
-        "probability": shares[best],
-        "probabilities": dict(zip(kind.names, shares, strict=True)),
-    }
-
-
-def tagged(logits_TL: Tensor, batches: WordBatches, kind: TaskKind, number: int) -> dict[str, Any]:
-    """A tag for each word; words that had no place in the row get O, or the first label."""
-    outside = "O" if "O" in kind.names else kind.names[0]
-    best = logits_TL.argmax(-1).tolist()
+def tagged(logits_TL: np.ndarray, batches: WordBatches, kind: TaskKind, number: int) -> dict[str, Any]:
+    """A tag for each word with its probability."""
     words = batches.examples[number].words
-    tags = [kind.names[best[place]] if place >= 0 else outside for place in batches.firsts[number]]
-    return {"tokens": list(words), "tags": tags}
+    found = word_tags(logits_TL, batches.firsts[number], kind.names)
+    return {"tokens": list(words), "tags": [tag for tag, _ in found], "scores": [score for _, score in found]}
 
 
-def chosen(logits_C: Tensor, batches: ChoiceBatches, number: int) -> dict[str, Any]:
-    shares = torch.softmax(logits_C, 0)
+def chosen(logits_C: np.ndarray, batches: ChoiceBatches, number: int) -> dict[str, Any]:
+    shares = shares_of(logits_C)
     best = int(logits_C.argmax())
     return {"answer": best, "text": batches.examples[number].choices[best], "probability": float(shares[best])}
 
@@ -229,36 +212,15 @@ def chosen(logits_C: Tensor, batches: ChoiceBatches, number: int) -> dict[str, A
 def span_answers(
     model: Transformer, kind: TaskKind, batches: SpanBatches, longest: int = 30, n_best: int = 20
 ) -> list[dict[str, Any]]:
-    """The best span of each question over its windows: start before end, at most `longest` tokens, by the sum of the
-    two numbers; `null_score` is that of the first token, which stands for no answer (the least over the windows)."""
-    best: list[tuple[float, str, int]] = [(-np.inf, "", 0)] * len(batches.examples)
-    null = [np.inf] * len(batches.examples)
+    """The best span of each question over its windows."""
+    searches = [SpanSearch(example.context, longest, n_best) for example in batches.examples]
     was_training = model.training
     model.eval()
     for start, logits in passes(model, kind, batches):
-        for window, row in zip(batches.windows[start : start + len(logits)], logits.numpy(), strict=True):
-            number, context = window.example, batches.examples[window.example].context
-            null[number] = min(null[number], float(row[0, 0] + row[0, 1]))
-            inside = row[window.first : window.first + len(window.offsets)]
-            if not len(inside):
-                continue
-            score, first, last = best_span(inside[:, 0], inside[:, 1], longest, n_best)
-            if score > best[number][0]:
-                begin, end = int(window.offsets[first, 0]), int(window.offsets[last, 1])
-                text = context[begin:end]
-                best[number] = (score, text.strip(), begin + len(text) - len(text.lstrip()))
+        for window, row in zip(batches.windows[start : start + len(logits)], logits, strict=True):
+            searches[window.example].see(window, row)
     model.train(was_training)
-    return [
-        {"id": example.name, "answer": text, "start": begin, "score": float(score), "null_score": float(none)}
-        for example, (score, text, begin), none in zip(batches.examples, best, null, strict=True)
-    ]
-
-
-def best_span(start_N: np.ndarray, end_N: np.ndarray, longest: int, n_best: int) -> tuple[float, int, int]:
-    """(score, first, last) of the best pair among the `n_best` starts and ends."""
-    starts, ends = np.argsort(-start_N)[:n_best], np.argsort(-end_N)[:n_best]
-    pairs = [(float(start_N[a] + end_N[b]), int(a), int(b)) for a in starts for b in ends if a <= b < a + longest]
-    return max(pairs, default=(float(start_N[starts[0]] + end_N[starts[0]]), int(starts[0]), int(starts[0])))
+    return [{"id": example.name, **one.answer()} for example, one in zip(batches.examples, searches, strict=True)]
 
 
 def shown(answer: dict[str, Any]) -> str:
@@ -269,6 +231,5 @@ def shown(answer: dict[str, Any]) -> str:
         return ", ".join(answer["labels"]) or "none"
     if "label" in answer:
         return f"{answer['label']}  {answer['probability']:.4f}"
-    return (
-        f"{answer.get('text', answer.get('answer', ''))}  {answer.get('probability', answer.get('score')):.4f}".strip()
-    )
+    figure = answer["score"] if "score" in answer else answer["probability"]
+    return f"{answer.get('text', answer.get('answer', ''))}  {figure:.4f}".strip()

@@ -129,6 +129,8 @@ class Worker(Loop):
             "reach_tokens": self.engine.reach_tokens,
             "vocab_size": self.engine.vocab_size,
             "n_slots": self.engine.runner.n_slots,
+            "n_blocks": self.engine.runner.n_blocks,
+            "block_tokens": self.engine.runner.block_tokens,
             "source_tokens": self.engine.runner.source_tokens,
             "start_id": self.engine.runner.start_id,
             "pid": os.getpid(),
@@ -224,7 +226,7 @@ class Worker(Loop):
         cut_off = EngineError("engine: shut down before the answer was finished")
         for request_id in self.preparing:
             self.refuse(request_id, cut_off)
-        for request_id in list(self.engine.live):
+        for request_id in [*self.engine.live, *(one.request.id for one in self.engine.searches.all)]:
             self.send_events(self.engine.fail(request_id, cut_off))
 
     def send_events(self, events: list[Event]) -> None:

@@ -1,6 +1,7 @@
-"""What a folder is served for: text from a decoder, vectors of texts, or labels of texts. Imports no torch.
+"""What a folder is served for: text from a decoder, vectors of texts, or what a task head says. Imports no torch.
 
-A folder of sentence-transformers and an encoder give vectors, a head on whole texts gives labels; what has a decoder
+A folder of sentence-transformers and an encoder give vectors, and an encoder with a masked-language-model output fills
+masks beside; a head on whole texts gives labels, one on words tags, one on spans places of answers; what has a decoder
 writes text, unless a pooling is asked for by name.
 """
 
@@ -16,9 +17,12 @@ from fledge.model.families import FAMILIES
 from fledge.model.sentence_steps import MODULES, POOLINGS
 from fledge.tune.base import CONFIG, HEAD, base_of
 
-Purpose = Literal["generate", "embed", "classify"]
+Purpose = Literal["generate", "embed", "classify", "token-classification", "question-answering"]
 
-OTHER_HEADS = {"token": "tags of words", "span": "places of answers", "choice": "choices between answers"}
+HEAD_OF: dict[Purpose, str] = {
+    "classify": "sequence", "token-classification": "token", "question-answering": "span",
+}  # fmt: skip
+"""The purposes that a task head answers."""
 
 
 def purpose_of(folder: Path, pooling: str = "") -> Purpose:
@@ -33,9 +37,8 @@ def purpose_of(folder: Path, pooling: str = "") -> Purpose:
         return "embed"
     heads: dict[str, int] = {}
     if not (folder / "config.json").is_file():
-        heads, folder = told_head(folder), base_of(read_object(folder / CONFIG), folder)
-        folder = folder if (folder / "config.json").is_file() else folder / "model"  # of a run
-    config = config_of(read_object(folder / "config.json"))
+        heads = told_head(folder)
+    config = told_config(folder)
     if config is None:  # of no known family: whoever loads it says so
         return "embed" if pooling else "generate"
     if pooling:
@@ -43,14 +46,23 @@ def purpose_of(folder: Path, pooling: str = "") -> Purpose:
             raise ConfigError(f"pooling: expected an encoder or a decoder alone, got {config.family}, which is both")
         return "embed"
     heads = heads or {head.name: head.labels for head in config.heads}
-    for name, gives in OTHER_HEADS.items():
-        if name in heads:
-            raise ConfigError(f"model: expected labels of whole texts, got a head for {gives}; ask fledge predict")
+    if "choice" in heads:
+        raise ConfigError("model: expected another head, got one for choices between answers; ask fledge predict")
     if heads.get("sequence") == 1:
         raise ConfigError("model: expected a head with labels, got one that gives a number; ask fledge predict")
-    if "sequence" in heads:
-        return "classify"
+    for purpose, head in HEAD_OF.items():
+        if head in heads:
+            return purpose
     return "embed" if config.decoder is None else "generate"
+
+
+def fills_masks(folder: Path) -> bool:
+    """Whether the model of a folder that is served for vectors has an output over the vocabulary that was trained to
+    fill masks. Raises as `purpose_of`."""
+    if (folder / MODULES).is_file():
+        return False
+    config = told_config(folder)
+    return config is not None and config.decoder is None and config.lm
 
 
 def check_pooling(pooling: str) -> None:
@@ -66,6 +78,14 @@ def told_head(folder: Path) -> dict[str, int]:
     raw = read_object(folder / HEAD)
     labels = raw.get("labels")
     return {str(raw.get("task")): len(labels) if isinstance(labels, list) else int(labels == 1)}
+
+
+def told_config(folder: Path) -> ModelConfig | None:
+    """What a model's folder says of it, or that of an adapter's base. Raises CheckpointError, ConfigError."""
+    if not (folder / "config.json").is_file():
+        folder = base_of(read_object(folder / CONFIG), folder)
+        folder = folder if (folder / "config.json").is_file() else folder / "model"  # of a run
+    return config_of(read_object(folder / "config.json"))
 
 
 def config_of(raw: dict[str, Any]) -> ModelConfig | None:

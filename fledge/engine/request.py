@@ -15,6 +15,7 @@ from fledge.engine.overflow import LongInput
 from fledge.errors import RequestError
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
+EarlyStopping = bool | Literal["never"]
 
 MAX_CHOICES = 16
 MAX_STOPS = 4
@@ -24,6 +25,7 @@ MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
 MAX_SEED = 2**63 - 1
 MAX_PRIORITY = 1000
+MAX_BEAMS = 64
 
 WHOLE = ("max_tokens", "min_tokens", "top_k", "seed", "n")
 RANGES = (
@@ -130,6 +132,44 @@ def check(ok: bool, param: str, expected: str, got: object) -> None:
 
 
 @dataclass(frozen=True)
+class BeamSearch:
+    """How to search. `n_beams` answers are kept at each length and `n_beams` come out at the end, best first."""
+
+    n_beams: int = 4
+    max_tokens: int = 128
+    length_penalty: float = 1.0
+    """An answer's score is its log-probability over its length to this power: above 0 favours long answers."""
+    early_stopping: EarlyStopping = False
+    """True: stop at `n_beams` finished answers; False: when the best running one, at its length, is below them all;
+    never: when it could not be above them at any length."""
+    n_groups: int = 1
+    """Above 1: diverse beam search (Vijayakumar et al. 2016). The beams search in so many groups, one after another in
+    each step; answers of different groups differ."""
+    diversity_penalty: float = 0.0
+    """What a token loses, when a group chooses, for each beam of the groups before that has chosen it in the same step.
+    It decides the choice alone: scores are of log-probabilities."""
+
+    @property
+    def group_beams(self) -> int:
+        return self.n_beams // self.n_groups
+
+    def validated(self) -> BeamSearch:
+        """This, after checking every range. Raises RequestError."""
+        check(1 <= self.n_beams <= MAX_BEAMS, "n_beams", f"1..{MAX_BEAMS}", self.n_beams)
+        check(self.max_tokens >= 1, "max_tokens", "at least 1", self.max_tokens)
+        check(-10 <= self.length_penalty <= 10, "length_penalty", "-10..10", self.length_penalty)
+        stopping = self.early_stopping
+        check(stopping in (True, False, "never"), "early_stopping", "true, false or never", stopping)
+        groups, penalty = self.n_groups, self.diversity_penalty
+        divides = 1 <= groups <= self.n_beams and self.n_beams % groups == 0
+        check(divides, "n_groups", f"a divisor of n_beams, {self.n_beams}", groups)
+        several = groups > 1
+        wanted = "above 0 and at most 1e4 for several groups" if several else "0 for one group"
+        check(0 < penalty <= 1e4 if several else penalty == 0, "diversity_penalty", wanted, penalty)
+        return self
+
+
+@dataclass(frozen=True)
 class Request:
     """One prompt and how to answer it. Tenants of equal priority take turns, and share nothing of the cache.
 
@@ -138,7 +178,8 @@ class Request:
     `queue_seconds` after `submit`. `source_ids` are for the encoder of a model that has one; `prompt_ids` then begin
     the decoder's text, and () stands for the id that the model starts with. `long_input`: what to do where prompt (or
     source) and answer outgrow the context; None: what the engine was told. `adapter`: the name of what stands beside
-    the base (see `Engine.load_adapter`); "" for the base alone.
+    the base (see `Engine.load_adapter`); "" for the base alone. `search`: its answers are the best `n` that a beam
+    search finds, told at its end; of the sampling max_tokens, n and the stops hold then.
     """
 
     id: str
@@ -152,6 +193,12 @@ class Request:
     source_ids: tuple[int, ...] = ()
     long_input: LongInput | None = None
     adapter: str = ""
+    search: BeamSearch | None = None
+
+    @property
+    def n_places(self) -> int:
+        """Answers that it has in work at once: a search as many as beams."""
+        return self.sampling.n if self.search is None else self.search.n_beams
 
     @property
     def prompt_tokens(self) -> int:
@@ -181,7 +228,8 @@ class TokenLogprob:
 @dataclass(frozen=True)
 class Event:
     """One step of one choice. `token_ids` are new tokens (stop tokens included, for usage), `text` is new text that
-    will not be taken back (whole UTF-8, no part of a stop string). `finish_reason` is set in a choice's last event."""
+    will not be taken back (whole UTF-8, no part of a stop string). `finish_reason` is set in a choice's last event.
+    `score`: of an answer of a beam search."""
 
     request_id: str
     index: int
@@ -191,12 +239,14 @@ class Event:
     finish_reason: FinishReason | None = None
     error: str | None = None
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True)
 class Completion:
     """A finished choice: all of its events joined. `token_ids` include the stop token; `text` never does.
-    `cut_tokens`: how many tokens of the prompt (or source) were cut off because it was too long."""
+    `cut_tokens`: how many tokens of the prompt (or source) were cut off because it was too long. `score`: of an answer
+    of a beam search."""
 
     request_id: str
     index: int
@@ -206,3 +256,4 @@ class Completion:
     finish_reason: FinishReason
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     cut_tokens: int = 0
+    score: float | None = None

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from fledge.errors import CapacityError
 
@@ -20,12 +21,21 @@ MOST_ROWS = 256  # of one pass
 
 @dataclass(frozen=True)
 class RowRequest:
-    """Token ids of one request's texts. `queue_seconds`: how long it may wait for its first row's pass; 0: for ever."""
+    """Token ids of one request's texts. `queue_seconds`: how long it may wait for its first row's pass; 0: for ever.
+    `kinds`: of each row the kinds of its tokens, none where all are alike. `top_k` above 0: as many tokens are wanted
+    for each mask, in place of what the model gives otherwise."""
 
     id: str
     rows: tuple[tuple[int, ...], ...]
     tenant: str = ""
     queue_seconds: float = 0.0
+    kinds: tuple[tuple[int, ...], ...] = ()
+    top_k: int = 0
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> RowRequest:
+        """From `vars(request)` that went through JSON."""
+        return cls(**{**plain, **{name: tuple(map(tuple, plain[name])) for name in ("rows", "kinds")}})
 
     @property
     def n_tokens(self) -> int:
@@ -37,6 +47,8 @@ class WaitingRow:
     request_id: str
     number: int
     ids: tuple[int, ...]
+    kinds: tuple[int, ...] = ()
+    top_k: int = 0
 
 
 class RowQueue:
@@ -60,7 +72,9 @@ class RowQueue:
                 f"{self.n_tokens + request.n_tokens}; try again later"
             )
         waiting = self.of_tenant.setdefault(request.tenant, deque())
-        waiting.extend(WaitingRow(request.id, number, ids) for number, ids in enumerate(request.rows))
+        kinds = request.kinds or ((),) * len(request.rows)
+        for number, (ids, kind) in enumerate(zip(request.rows, kinds, strict=True)):
+            waiting.append(WaitingRow(request.id, number, ids, kind, request.top_k))
         self.n_tokens += request.n_tokens
         if request.queue_seconds:
             self.deadlines[request.id] = self.clock() + request.queue_seconds

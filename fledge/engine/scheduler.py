@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
+from collections.abc import Callable
 
 from fledge.engine.blocks import BlockPool
 from fledge.engine.choice import Choice
@@ -68,11 +69,14 @@ class Scheduler:
         for choice in others:
             self.waiting.push(choice)
 
-    def admit(self) -> None:
+    def admit(self, held_back: Callable[[int, int], bool] = lambda arrival, priority: False) -> None:
         """Let in who can be, in the order of the line: a small answer never passes a large one that lacks blocks.
-        Less important ones that run give way, and so do those of a tenant that has more than its share of the slots."""
+        Less important ones that run give way, and so do those of a tenant that has more than its share of the slots.
+        `held_back`: whether an answer, by its arrival and priority, waits for somebody else."""
         while self.waiting:
             choice = self.waiting.first()
+            if held_back(choice.arrival, choice.request.priority):
+                return
             if self.seat(choice):
                 self.waiting.pop()
                 continue

@@ -1,4 +1,4 @@
-"""`VectorClient`: the process of vectors and labels as seen from a server's event loop. Imports no torch."""
+"""`VectorClient`: the process of vectors and task heads as seen from a server's event loop. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class PendingVectors(PendingEvents):
 
     def __init__(self, request_id: str):
         super().__init__(request_id, 1)
-        self.numbers: np.ndarray | None = None
+        self.numbers: list[np.ndarray] | None = None
 
-    def fill(self, numbers: np.ndarray) -> None:
+    def fill(self, numbers: list[np.ndarray]) -> None:
         self.numbers = numbers
         self.open_choices.clear()
         self.filled.set()
 
-    async def vectors(self) -> np.ndarray:
+    async def vectors(self) -> list[np.ndarray]:
         """Raises what `refuse` was given, or EngineError where the process ended."""
         for event in await self.take():
             raise EngineError(event.error or "engine: the answer failed")
@@ -50,8 +50,8 @@ class VectorClient(EngineClient):
         config = {"vectors": dataclasses.asdict(self.vectors), "threads": self.config.threads}
         return [sys.executable, "-m", "fledge.engine.vector_process", self.model, "--config", json.dumps(config)]
 
-    async def numbers(self, request: RowRequest) -> np.ndarray:
-        """float32 [rows, width]: vectors, or logits of labels. Cancelling this cancels the request.
+    async def numbers(self, request: RowRequest) -> list[np.ndarray]:
+        """float32 [n, width] of each row (`Encoder.answers`). Cancelling this cancels the request.
 
         Raises RequestError (id in use), CapacityError (not ready, too much waits or waited too long), EngineError."""
         if not self.ready:
@@ -72,6 +72,6 @@ class VectorClient(EngineClient):
         if frame["kind"] == "vectors":
             pending = self.pending.get(frame["id"])
             if isinstance(pending, PendingVectors):
-                found = np.frombuffer(base64.b64decode(frame["data"]), "<f4").reshape(frame["shape"])
-                pending.fill(found)
+                found = np.frombuffer(base64.b64decode(frame["data"]), "<f4").reshape(-1, frame["width"])
+                pending.fill(np.split(found, np.cumsum(frame["counts"])[:-1]))
         super().handle(frame)

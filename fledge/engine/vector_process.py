@@ -1,4 +1,4 @@
-"""The process of vectors and labels: `python -m fledge.engine.vector_process MODEL --fd N …`, as
+"""The process of vectors and task heads: `python -m fledge.engine.vector_process MODEL --fd N …`, as
 fledge/engine/process.py in all but what it works on.
 
 A request brings rows of token ids, and is answered once, when all of its rows went through a pass.
@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,8 +47,8 @@ def begin_vectors(
 class Unanswered:
     """A request of which some rows wait, or are in a pass."""
 
-    numbers: np.ndarray
-    left: set[int] = field(default_factory=set)
+    numbers: list[np.ndarray | None]  # of each row, once it went through a pass
+    left: int
 
 
 class VectorWorker(Loop):
@@ -84,13 +84,12 @@ class VectorWorker(Loop):
         try:
             if self.deadline is not None:
                 raise CapacityError("engine: shutting down; try again later")
-            request = RowRequest(**{**plain, "rows": tuple(map(tuple, plain["rows"]))})
+            request = RowRequest.from_plain(plain)
             self.queue.add(request)
         except FledgeError as error:
             self.refuse(plain["id"], error)
             return
-        numbers = np.zeros((len(request.rows), self.encoder.facts["width"]), np.float32)
-        self.unanswered[request.id] = Unanswered(numbers, set(range(len(request.rows))))
+        self.unanswered[request.id] = Unanswered([None] * len(request.rows), len(request.rows))
 
     def cancel(self, request_id: str) -> None:
         self.unanswered.pop(request_id, None)
@@ -112,15 +111,15 @@ class VectorWorker(Loop):
             if request is None:  # given up meanwhile
                 continue
             request.numbers[row.number] = numbers
-            request.left.discard(row.number)
+            request.left -= 1
             if not request.left:
-                self.answer(row.request_id, request.numbers)
+                self.answer(row.request_id, [one for one in request.numbers if one is not None])
 
     def passed(self, rows: list[WaitingRow]) -> list[tuple[WaitingRow, np.ndarray]]:
         """The rows with their numbers; where a pass fails, each by itself, so that one bad row fails alone."""
         try:
-            found = self.encoder.numbers([list(row.ids) for row in rows]).numpy()
-            if not np.isfinite(found).all():
+            found = self.encoder.answers(rows)
+            if not all(np.isfinite(one).all() for one in found):
                 raise EngineError("engine: the model gave numbers that are not finite")
             return list(zip(rows, found, strict=True))
         except Exception as error:
@@ -131,11 +130,12 @@ class VectorWorker(Loop):
             self.give_up(rows[0].request_id, EngineError(f"engine: the pass failed ({type(error).__name__})"))
             return []
 
-    def answer(self, request_id: str, numbers: np.ndarray) -> None:
+    def answer(self, request_id: str, numbers: list[np.ndarray]) -> None:
         del self.unanswered[request_id]
-        data = base64.b64encode(np.ascontiguousarray(numbers, "<f4").tobytes()).decode()
+        data = base64.b64encode(np.concatenate(numbers).astype("<f4").tobytes()).decode()
+        shapes = {"counts": list(map(len, numbers)), "width": numbers[0].shape[1]}
         try:
-            self.send({"kind": "vectors", "id": request_id, "shape": numbers.shape, "data": data})
+            self.send({"kind": "vectors", "id": request_id, **shapes, "data": data})
         except EngineError as error:  # larger than a frame
             self.refuse(request_id, error)
 

@@ -14,7 +14,7 @@ from typing import Any
 from fledge import errors
 from fledge.engine.constraint import Constraint
 from fledge.engine.overflow import LongInput
-from fledge.engine.request import Event, Request, Sampling, TokenLogprob
+from fledge.engine.request import BeamSearch, Event, Request, Sampling, TokenLogprob
 from fledge.errors import EngineError, FledgeError, RequestError
 
 MAX_FRAME_BYTES = 64 << 20
@@ -74,9 +74,11 @@ def receive_exactly(connection: socket.socket, n_bytes: int) -> bytes | None:
 def request_to_plain(request: Request) -> Frame:
     """By `vars`, since `asdict` copies every value down to the last and takes twenty times as long."""
     sampling, constraint, long_input = vars(request.sampling), request.sampling.constraint, request.long_input
+    search = None if request.search is None else vars(request.search)
     if constraint is not None:
         sampling = {**sampling, "constraint": vars(constraint)}
-    return {**vars(request), "sampling": sampling, "long_input": None if long_input is None else vars(long_input)}
+    long_input_plain = None if long_input is None else vars(long_input)
+    return {**vars(request), "sampling": sampling, "long_input": long_input_plain, "search": search}
 
 
 def request_from_plain(plain: Frame) -> Request:
@@ -90,7 +92,8 @@ def request_from_plain(plain: Frame) -> Request:
         sampling["constraint"] = Constraint(**{**constraint, "source": source})
     ids = {name: tuple(plain[name]) for name in ("prompt_ids", "source_ids")}
     long_input = None if plain["long_input"] is None else LongInput(**plain["long_input"])
-    return Request(**{**plain, **ids, "sampling": Sampling(**sampling), "long_input": long_input})
+    search = None if plain["search"] is None else BeamSearch(**plain["search"])
+    return Request(**{**plain, **ids, "sampling": Sampling(**sampling), "long_input": long_input, "search": search})
 
 
 def event_to_plain(event: Event) -> list[Any]:
@@ -105,11 +108,12 @@ def event_to_plain(event: Event) -> list[Any]:
         event.finish_reason,
         event.error,
         None if prompt is None else [logprob_to_plain(one) for one in prompt],
+        event.score,
     ]
 
 
 def event_from_plain(plain: list[Any]) -> Event:
-    request_id, index, token_ids, text, logprobs, finish_reason, error, prompt = plain
+    request_id, index, token_ids, text, logprobs, finish_reason, error, prompt, score = plain
     known = [one for one in map(logprob_from_plain, logprobs) if one is not None]
     return Event(
         request_id,
@@ -120,6 +124,7 @@ def event_from_plain(plain: list[Any]) -> Event:
         finish_reason,
         error,
         None if prompt is None else tuple(map(logprob_from_plain, prompt)),
+        score,
     )
 
 

@@ -1,13 +1,15 @@
-"""Texts that an encoder-decoder writes for texts that it reads: greedily, or by beams. The same in evaluation and in
-`fledge predict`."""
+"""Whole answers outside a server: of beam searches, and the texts that an encoder-decoder writes for texts that it
+reads, greedily or by beams, the same in evaluation and in `fledge predict`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from fledge.engine.beam import text_of
 from fledge.engine.length import answer_room
-from fledge.engine.request import Request, Sampling
+from fledge.engine.request import BeamSearch, Completion, Request, Sampling
 
 if TYPE_CHECKING:
     from fledge.engine.core import Engine
@@ -23,7 +25,21 @@ def written(
     requests = [Request(f"source {n}", (), sampling, source_ids=ids) for n, ids in enumerate(sources)]
     if beams == 1:
         return [one.text for one in engine.complete(requests)]
-    from fledge.engine.beam import BeamSearch, beam_completions
-
     search = BeamSearch(beams, room, length_penalty)
     return [beam_completions(engine, request, search, 1)[0][0].text for request in requests]
+
+
+def beam_completions(
+    engine: Engine, request: Request, search: BeamSearch, n: int
+) -> tuple[list[Completion], list[float]]:
+    """The `n` best answers of a search, and their scores; prompt and source are the request's. Raises as
+    `Engine.complete`."""
+    sampling = Sampling(max_tokens=search.max_tokens, n=n)
+    found = engine.complete([replace(request, sampling=sampling, search=search)])
+    return found, [one.score for one in found if one.score is not None]
+
+
+def completion_of(engine: Engine, prompt_ids: Sequence[int], index: int, token_ids: tuple[int, ...]) -> Completion:
+    """The completion that an answer's tokens, a stop token included, are."""
+    text, reason = text_of(engine.tokenizer, prompt_ids, token_ids, engine.stop_ids)
+    return Completion("search", index, text, token_ids, (), reason)

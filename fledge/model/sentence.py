@@ -102,9 +102,17 @@ class SentenceModel:
     @torch.inference_mode()
     def vectors(self, rows: list[list[int]]) -> Tensor:
         """The vectors of rows of ids: [B, width]."""
+        return self.reduced(*self.states(rows))
+
+    @torch.inference_mode()
+    def states(self, rows: list[list[int]]) -> tuple[Tensor, Padded]:
+        """The model's last states of rows of ids, [B, T, D], and how the rows lie in them."""
         tokens, layout = padded(rows, self.model.config.special_ids.get("pad", 0))
-        device = self.model.embedding.weight.device
-        states = self.model.hidden(tokens.to(device), layout)
+        return self.model.hidden(tokens.to(self.model.embedding.weight.device), layout), layout
+
+    @torch.inference_mode()
+    def reduced(self, states: Tensor, layout: Padded) -> Tensor:
+        """One vector for each row's states."""
         parts = [pooled(states, layout, name) for name in self.config.pooling]
         joined = torch.cat(parts, -1)
         for layer in self.dense:

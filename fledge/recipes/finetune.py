@@ -19,7 +19,8 @@ from torch import Tensor
 
 from fledge.batch import PADDING, Batch, Loss, Term
 from fledge.data.keyed_batches import EveryRow
-from fledge.data.task_batches import ChoiceBatches, Reader, TaskBatches
+from fledge.data.task_batches import ChoiceBatches, TaskBatches
+from fledge.data.task_framing import Reader
 from fledge.data.task_rows import Example, TextExample, WordsExample, label_names
 from fledge.engine.predict import TaskKind, answers, batches_of, kind_of, n_virtual, reader_of
 from fledge.errors import ConfigError

@@ -18,7 +18,7 @@ import torch
 from fledge import device as devices
 from fledge import lineage
 from fledge.config import to_dict
-from fledge.data.task_batches import Reader
+from fledge.data.task_framing import Reader
 from fledge.data.task_rows import Example, TextExample, label_names, read_examples, split_held_out
 from fledge.engine.encoder import find_vectors
 from fledge.engine.predict import TaskKind, answers, batches_of, kind_of, reader_of

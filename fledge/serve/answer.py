@@ -33,6 +33,7 @@ class Progress:
         self.token_ids: list[int] = []
         self.placed: list[Placed] = []
         self.finish_reason: str | None = None
+        self.score: float | None = None
         self.last_event: float | None = None
         self.texts: TextFrames | None = None
 
@@ -42,7 +43,7 @@ class Progress:
         self.parts.append(event.text)
         self.token_ids += event.token_ids
         self.placed += placed
-        self.finish_reason = event.finish_reason
+        self.finish_reason, self.score = event.finish_reason, event.score
         return placed
 
 
@@ -94,8 +95,11 @@ class Answer(ABC):
             return self.head.body([self.told_choice(progress) for progress in self.progress], self.usage(generation))
 
     def told_choice(self, progress: Progress) -> Choice:
-        """An answer as a whole, with its ids and its prompt's where they were asked for."""
+        """An answer as a whole, with its score where it was searched for, and its ids and its prompt's where they were
+        asked for."""
         choice = self.whole_choice(progress)
+        if progress.score is not None:
+            choice["score"] = progress.score
         if self.call.return_token_ids:
             request = self.requests[progress.number]
             choice |= {"token_ids": progress.token_ids, "prompt_token_ids": request.source_ids or request.prompt_ids}

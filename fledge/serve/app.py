@@ -18,7 +18,8 @@ from fledge.serve.guard import Guard
 from fledge.serve.page import page_file
 from fledge.serve.routes import Routes
 from fledge.serve.service import Service
-from fledge.serve.vector_routes import VectorRoutes
+from fledge.serve.task_verbs import FILL_MASK, QUESTION_ANSWERING, TOKEN_CLASSIFICATION
+from fledge.serve.vector_routes import CLASSIFY, EMBEDDINGS, VectorRoutes
 
 
 def new_app(service: Service, guard: Guard, log: AccessLog) -> Gate:
@@ -28,8 +29,11 @@ def new_app(service: Service, guard: Guard, log: AccessLog) -> Gate:
     posts = {
         "/v1/chat/completions": routes.chat_completions,
         "/v1/completions": routes.completions,
-        "/v1/embeddings": vectors.embeddings,
-        "/classify": vectors.classify,
+        "/v1/embeddings": vectors.handler(EMBEDDINGS),
+        "/classify": vectors.handler(CLASSIFY),
+        "/fill-mask": vectors.handler(FILL_MASK),
+        "/token-classification": vectors.handler(TOKEN_CLASSIFICATION),
+        "/question-answering": vectors.handler(QUESTION_ANSWERING),
         "/v1/load_lora_adapter": routes.load_adapter,
         "/v1/unload_lora_adapter": routes.unload_adapter,
     }

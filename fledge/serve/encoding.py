@@ -1,4 +1,4 @@
-"""One HTTP request's rows in the engine of vectors and labels: admitted, counted, cut off when the server stops."""
+"""One HTTP request's rows in the engine of vectors and task heads: admitted, counted, cut off when the server stops."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from fledge.serve.errors import ApiError
 from fledge.serve.gate import Record
 from fledge.serve.ids import new_reply_id
 from fledge.serve.service import Service
+from fledge.serve.vector_rows import Rows
 
 
 class Encoding:
@@ -22,13 +23,13 @@ class Encoding:
     def __init__(self) -> None:
         self.begun = asyncio.Event()
         self.generated_tokens = 0
-        self.cut_off: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
+        self.cut_off: asyncio.Future[list[np.ndarray]] = asyncio.get_running_loop().create_future()
 
     def abort(self, error: ApiError) -> None:
         if not self.cut_off.done():
             self.cut_off.set_exception(error)
 
-    async def result_of(self, work: Coroutine[Any, Any, np.ndarray]) -> np.ndarray:
+    async def result_of(self, work: Coroutine[Any, Any, list[np.ndarray]]) -> list[np.ndarray]:
         working = asyncio.create_task(work)
         try:
             done, _ = await asyncio.wait({working, self.cut_off}, return_when=asyncio.FIRST_COMPLETED)
@@ -39,18 +40,19 @@ class Encoding:
             await asyncio.gather(working, self.cut_off, return_exceptions=True)
 
 
-async def numbers_of(service: Service, rows: tuple[tuple[int, ...], ...], record: Record, tenant: str) -> np.ndarray:
-    """float32 [rows, width] of rows that were admitted. Raises what the engine raises, and ApiError 503 at a stop."""
+async def numbers_of(service: Service, rows: Rows, record: Record, tenant: str) -> list[np.ndarray]:
+    """float32 [n, width] of each row that was admitted. Raises what the engine raises, and ApiError 503 at a stop."""
     engine, pace, encoding = service.engine, service.admission.pace, Encoding()
     assert isinstance(engine, VectorClient)
-    request = RowRequest(new_reply_id("rows"), rows, tenant, service.config.queue_seconds)
+    wait_seconds = service.config.queue_seconds
+    request = RowRequest(new_reply_id("rows"), rows.ids, tenant, wait_seconds, rows.kinds, rows.top_k)
     pace.enter(tenant, 1)
     service.running.add(encoding)
     failed: BaseException | None = None
     try:
         found = await encoding.result_of(engine.numbers(request))
         encoding.begun.set()
-        service.metrics.succeeded.labels("encoded").inc(len(rows))
+        service.metrics.succeeded.labels("encoded").inc(len(rows.ids))
         return found
     except BaseException as error:
         failed = error

@@ -22,7 +22,7 @@ def words(text: str) -> frozenset[str]:
 
 VENDOR_FIELDS = words(
     "top_a tfs tfs_z mirostat mirostat_tau mirostat_eta epsilon_cutoff eta_cutoff min_length max_length "
-    "use_beam_search length_penalty early_stopping repeat_penalty repeat_last_n n_predict n_keep cache_prompt id_slot "
+    "repeat_penalty repeat_last_n n_predict n_keep cache_prompt id_slot "
     "samplers keep_alive options format think transforms route provider models plugins "
     "guided_decoding_backend structured_outputs chat_template chat_template_kwargs "
     "add_generation_prompt continue_final_message skip_special_tokens spaces_between_special_tokens documents "

@@ -16,6 +16,7 @@ from typing import Any
 import uvicorn
 
 from fledge.engine.client import follow
+from fledge.engine.purpose import Purpose
 from fledge.errors import ConfigError, FledgeError
 from fledge.log import say, silent, warn
 from fledge.serve.access import AccessLog
@@ -53,6 +54,17 @@ def serve(config: ServeConfig, json: bool = False) -> dict[str, Any]:
     guard = Guard(config.host, api_key, config.allowed_hosts)
     gc.freeze()  # a full collection would go through all that was imported, 50 ms in which nobody is answered
     return asyncio.run(Site(config, service, guard, listener, (api_key,)).run(json))
+
+
+EXAMPLES: dict[Purpose, tuple[str, dict[str, Any]]] = {
+    "embed": ("/v1/embeddings", {"input": "A quiet, patient film"}),
+    "classify": ("/classify", {"input": "A quiet, patient film"}),
+    "token-classification": ("/token-classification", {"inputs": "Ada lives in Oslo"}),
+    "question-answering": (
+        "/question-answering", {"inputs": {"question": "Where does Ada live?", "context": "Ada lives in Oslo."}}
+    ),
+}  # fmt: skip
+"""A route to try and its body."""
 
 
 def check_shared(config: ServeConfig, model: ServedModel) -> None:
@@ -186,7 +198,7 @@ class Site:
         if purpose == "generate":
             print(f"chat page: {url}/")
         else:
-            path, body = "/v1/embeddings" if purpose == "embed" else "/classify", {"input": "A quiet, patient film"}
+            path, body = EXAMPLES[purpose]
         print(f"curl {url}{path}{key} -H 'Content-Type: application/json' -d '{json_text.dumps(body)}'", flush=True)
 
     async def until_told_to_stop(self, loading: asyncio.Task[None], serving: asyncio.Task[None]) -> None:

@@ -87,7 +87,8 @@ class Routes:
         n_cut += policy.hidden(len(ids), context_tokens)
         head = ReplyHead.chat(model.name, model.fingerprint)
         sampling = service.ending_turns(model, self.sampling(call, len(ids), None))
-        requests = [Request(head.id, tuple(ids), sampling, arrival.tenant, long_input=policy, adapter=model.adapter)]
+        asked = Request(head.id, tuple(ids), sampling, arrival.tenant, long_input=policy, adapter=model.adapter)
+        requests = [self.searched(call, asked)]
         return ChatAnswer(service, call, requests, head, arrival, [n_cut])
 
     async def completion_answer(self, tree: dict[str, Any], arrival: Arrival) -> Answer:
@@ -104,7 +105,7 @@ class Routes:
             measured = call.echo and sampling.logprobs is not None
             name = f"{head.id}-{number}"
             asked = Request(name, one.ids, sampling, arrival.tenant, measured, long_input=policy, adapter=model.adapter)
-            requests.append(asked)
+            requests.append(self.searched(call, asked))
         texts = None
         if call.echo:
             texts = [prompt_text(service, prompt, one) for prompt, one in zip(call.prompts, read, strict=True)]
@@ -125,7 +126,7 @@ class Routes:
             n_cut.append(source.n_cut)
             sampling = self.sampling(call, len(start), DEFAULT_COMPLETION_TOKENS)
             asked = Request(f"{head.id}-{number}", start, sampling, arrival.tenant, adapter=model.adapter)
-            requests.append(replace(asked, source_ids=source.ids))
+            requests.append(self.searched(call, replace(asked, source_ids=source.ids)))
         return CompletionAnswer(None, [0] * len(requests), self.service, call, requests, head, arrival, n_cut)
 
     def check(self, call: Call, n_prompts: int) -> ServedModel:
@@ -134,10 +135,23 @@ class Routes:
         model = self.service.adapters.find(call.model)
         self.service.check_serves("generate")
         most = self.service.admission.share
-        if n_prompts * call.sampling.n > most:
-            param = "prompt" if n_prompts > 1 else "n"
-            raise RequestError(f"{param}: expected at most {most} answers in one request (prompts times n)", param)
+        if n_prompts * call.n_places > most:
+            param, width = "prompt" if n_prompts > 1 else call.width_name, call.width_name
+            message = f"{param}: expected at most {most} answers in one request (prompts times {width})"
+            raise RequestError(message, param)
         return model
+
+    def searched(self, call: Call, request: Request) -> Request:
+        """The request with the call's search, if it has one. Raises RequestError where the engine has no room for it,
+        and for one that would go on past the context."""
+        if call.search is None:
+            return request
+        policy = long_input(self.service, call).policy
+        if policy not in ("refuse", "truncate"):
+            message = f"overflow: expected refuse or truncate beside a beam search, got {policy}"
+            raise RequestError(message, "overflow", "unsupported_parameter")
+        call.check_room(len(request.prompt_ids), request.sampling.max_tokens, self.service.engine.facts)
+        return replace(request, search=call.search)
 
     def sampling(self, call: Call, prompt_tokens: int, open_tokens: int | None) -> Sampling:
         service, most = self.service, longest(self.service, call)

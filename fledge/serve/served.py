@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 import fledge
-from fledge.engine.purpose import Purpose, purpose_of
+from fledge.engine.purpose import Purpose, fills_masks, purpose_of
 from fledge.engine.stub_spec import is_stub, parse_stub
 from fledge.errors import CheckpointError
 from fledge.lineage import read_card
@@ -32,6 +32,12 @@ class ServedModel:
     reads_source: bool = False
     purpose: Purpose = "generate"
     adapter: str = ""
+    fills_masks: bool = False
+
+    @property
+    def verbs(self) -> tuple[str, ...]:
+        """What it does: its purpose, and of an encoder that was trained to fill masks that too."""
+        return (self.purpose, "fill-mask") if self.fills_masks else (self.purpose,)
 
     @cached_property
     def longest_token(self) -> int:
@@ -45,17 +51,19 @@ def open_model(config: ServeConfig) -> ServedModel:
     purpose: Purpose
     if is_stub(config.model):
         tokenizer, name, digest = parse_stub(config.model).tokenizer(), "stub", config.model
-        both, purpose = False, "generate"
+        both, purpose, fills = False, "generate", False
     else:
         folder = model_folder(config.model)
         inside, purpose = text_folder(folder), purpose_of(folder, config.vectors.pooling)
         tokenizer, name, digest = Tokenizer.load(inside), folder_name(folder), content_digest(inside)
         both = reads_source(inside)
+        fills = purpose == "embed" and "mask" in tokenizer.special and fills_masks(folder)
     renderer = None if both or purpose != "generate" else chat_renderer(tokenizer)
     if renderer is not None:
         _ = renderer.stop_ids  # a foreign template tells them by running; better now than in the first request
     fingerprint = hashlib.sha256(f"{fledge.__version__} {digest} {tokenizer.digest}".encode()).hexdigest()[:12]
-    return ServedModel(config.name or name, f"fp_{fingerprint}", tokenizer, renderer, both, purpose)
+    name = config.name or name
+    return ServedModel(name, f"fp_{fingerprint}", tokenizer, renderer, both, purpose, fills_masks=fills)
 
 
 def reads_source(folder: Path) -> bool:

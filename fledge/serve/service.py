@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from fledge.engine.client import EngineClient
-from fledge.engine.purpose import Purpose
 from fledge.engine.request import Request, Sampling
 from fledge.engine.vector_client import VectorClient
 from fledge.errors import ConfigError, FledgeError, RequestError, TokenizerError
@@ -35,6 +34,9 @@ INSTEAD = {
     "generate": "it writes text: use /v1/completions",
     "embed": "it gives vectors: use /v1/embeddings",
     "classify": "it gives labels of texts: use /classify",
+    "token-classification": "it gives tags of words: use /token-classification",
+    "question-answering": "it finds answers in texts: use /question-answering",
+    "fill-mask": "it fills masks: use /fill-mask",
 }
 
 
@@ -119,11 +121,11 @@ class Service:
                 await self.engine.wait_ready(self.config.start_wait_seconds)
         self.check_ready()
 
-    def check_serves(self, *purposes: Purpose) -> None:
-        """Raise ApiError 400 unless the model does one of these."""
-        own = self.model.purpose
-        if own not in purposes:
-            raise ApiError(400, f"This model does not do that ({INSTEAD[own]}).", "model", "unsupported_model")
+    def check_serves(self, verb: str) -> None:
+        """Raise ApiError 400 unless the model does this."""
+        if verb not in self.model.verbs:
+            own = "; ".join(INSTEAD[one] for one in self.model.verbs)
+            raise ApiError(400, f"This model does not do that ({own}).", "model", "unsupported_model")
 
     async def encode(self, text: str) -> list[int]:
         """The ids of a text, special tokens in it staying text; long texts in a thread. Raises ApiError 400."""
@@ -192,7 +194,7 @@ class Service:
     async def generation(self, requests: list[Request], arrival: Arrival) -> AsyncIterator[Generation]:
         """Admit, run, count and stop one HTTP request's work. Raises ApiError 503 when there is no room."""
         arrival.place.release()
-        n_choices, pace = sum(request.sampling.n for request in requests), self.admission.pace
+        n_choices, pace = sum(request.n_places for request in requests), self.admission.pace
         with self.admission.room_for(n_choices, arrival.tenant):
             prompt_tokens = sum(request.prompt_tokens for request in requests)
             pace.enter(arrival.tenant, n_choices)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fledge.engine.reading import shares_of
 from fledge.serve.ids import new_reply_id
 
 
@@ -47,8 +48,7 @@ def classified(model: str, logits_NL: np.ndarray, n_tokens: int, labels: list[st
     """The likeliest label of each input with every label's probability, in the order of the head. Of a head whose
     labels hold or not each by itself (`several`), `labels` are those above a half."""
     data = []
-    for index, row in enumerate(logits_NL.astype(np.float64)):
-        probabilities = (1 + np.tanh(row / 2)) / 2 if several else softmax(row)
+    for index, (row, probabilities) in enumerate(zip(logits_NL, shares_of(logits_NL, several), strict=True)):
         one: dict[str, Any] = {
             "index": index, "label": labels[int(row.argmax())], "probs": probabilities.tolist(),
             "num_classes": len(labels),
@@ -58,11 +58,6 @@ def classified(model: str, logits_NL: np.ndarray, n_tokens: int, labels: list[st
         data.append(one)
     head = {"id": new_reply_id("classify"), "object": "list", "created": int(time.time()), "model": model}
     return {**head, "data": data, "usage": usage(n_tokens)}
-
-
-def softmax(row_L: np.ndarray) -> np.ndarray:
-    shares = np.exp(row_L - row_L.max())
-    return shares / shares.sum()
 
 
 def usage(n_tokens: int) -> dict[str, int]:

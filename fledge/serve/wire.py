@@ -10,8 +10,17 @@ from collections.abc import Sized
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from fledge.engine.beam import check_search
 from fledge.engine.length import answer_room
-from fledge.engine.request import MAX_BIASES, MAX_STOP_TOKEN_IDS, MAX_STOPS, MAX_TOP_LOGPROBS, Sampling
+from fledge.engine.request import (
+    MAX_BEAMS,
+    MAX_BIASES,
+    MAX_STOP_TOKEN_IDS,
+    MAX_STOPS,
+    MAX_TOP_LOGPROBS,
+    BeamSearch,
+    Sampling,
+)
 from fledge.errors import RequestError
 from fledge.serve.constraint import read_constraint
 from fledge.serve.fields import Fields, words, wrong
@@ -27,21 +36,23 @@ MAX_OWN_STOP_IDS = MAX_STOP_TOKEN_IDS - 16  # the chat format's ends of a turn c
 SAMPLING_FIELDS = TRUNCATION_FIELDS | words(
     "max_tokens temperature top_p n stream stream_options stop presence_penalty frequency_penalty logit_bias seed "
     "logprobs user model top_k min_p typical_p repetition_penalty stop_token_ids ignore_eos min_tokens response_format "
-    "guided_json guided_regex guided_choice guided_grammar return_token_ids"
+    "guided_json guided_regex guided_choice guided_grammar return_token_ids "
+    "use_beam_search beam_width best_of length_penalty early_stopping penalty_alpha"
 )
 CHAT_FIELDS = SAMPLING_FIELDS | words(
     "messages max_completion_tokens top_logprobs tools tool_choice parallel_tool_calls functions function_call "
     "modalities audio prediction web_search_options store metadata moderation reasoning_effort "
     "verbosity service_tier safety_identifier prompt_cache_key prompt_cache_retention prompt_cache_options"
 )
-COMPLETION_FIELDS = SAMPLING_FIELDS | words("prompt echo suffix best_of add_special_tokens")
+COMPLETION_FIELDS = SAMPLING_FIELDS | words("prompt echo suffix add_special_tokens")
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
 @dataclass(frozen=True)
 class Call:
     """What chat and completions share. `max_tokens` and `seed` are None when the caller left them open; `limit_name` is
-    what the caller called `max_tokens`, `long_input` what is said of a prompt that is too long."""
+    what the caller called `max_tokens`, `long_input` what is said of a prompt that is too long, `search` how to search
+    for the answers in place of drawing them, and `width_name` the field that says by how many beams."""
 
     prompt_name: ClassVar[str] = "prompt"
 
@@ -54,11 +65,33 @@ class Call:
     include_usage: bool
     long_input: dict[str, Any]
     return_token_ids: bool
+    search: BeamSearch | None
+    width_name: str
+
+    @property
+    def n_places(self) -> int:
+        """Answers to a prompt that are in work at once."""
+        return self.sampling.n if self.search is None else self.search.n_beams
 
     def check_ranges(self, vocab_size: int) -> None:
         """Every range, before any prompt is encoded or anything allocated. Raises RequestError."""
         most = self.max_tokens if self.max_tokens is not None else 2**31 - 1
-        replace(self.sampling, max_tokens=most, seed=self.seed or 0).validated(vocab_size)
+        sampling = replace(self.sampling, max_tokens=most, seed=self.seed or 0).validated(vocab_size)
+        if self.search is not None:
+            check_search(sampling, self.search)
+
+    def check_room(self, prompt_tokens: int, max_tokens: int, facts: dict[str, Any]) -> None:
+        """Raise RequestError for a search that an engine of these `facts` has no room for."""
+        if self.search is None:
+            return
+        n_beams = self.search.n_beams
+        need = n_beams * -(-(prompt_tokens + max_tokens) // facts["block_tokens"])
+        if n_beams > facts["n_slots"] or need > facts["n_blocks"]:
+            raise RequestError(
+                f"{self.width_name}: expected at most {facts['n_slots']} beams and {facts['n_blocks']} blocks of cache "
+                f"for all, got {n_beams} and {need}; ask for fewer beams or tokens",
+                self.width_name,
+            )
 
     def answer_tokens(self, prompt_tokens: int, context_tokens: int) -> int:
         """What `max_tokens` says, or all that the context leaves. Raises RequestError that names the caller's field."""
@@ -132,9 +165,6 @@ def read_completion(tree: dict[str, Any]) -> CompletionCall:
     logprobs = fields.integer("logprobs")
     if logprobs is not None and not 0 <= logprobs <= MAX_TOP_LOGPROBS:
         raise wrong("logprobs", f"0..{MAX_TOP_LOGPROBS}", logprobs)
-    best_of = fields.integer("best_of")
-    if best_of is not None and best_of != (fields.integer("n") or 1):
-        raise wrong("best_of", "the same number as n", best_of)
     shared = read_shared(fields, logprobs)
     return CompletionCall(
         prompts=read_prompts(tree.get("prompt")),
@@ -154,6 +184,7 @@ def read_shared(fields: Fields, logprobs: int | None) -> dict[str, Any]:
             raise wrong(f"stream_options.{name}", "true or false", options.tree[name])
     fields.text("user")
     plain = Sampling()
+    search, width_name = read_search(fields, stream)
     sampling = Sampling(
         temperature=fields.number("temperature", plain.temperature),
         top_p=fields.number("top_p", plain.top_p),
@@ -182,7 +213,41 @@ def read_shared(fields: Fields, logprobs: int | None) -> dict[str, Any]:
         "include_usage": options.flag("include_usage"),
         "long_input": read_long_input(fields),
         "return_token_ids": fields.flag("return_token_ids"),
+        "search": search,
+        "width_name": width_name,
     }
+
+
+def read_search(fields: Fields, stream: bool) -> tuple[BeamSearch | None, str]:
+    """The beam search that is asked for, by vLLM's and transformers' names, or None, and the field that says how wide
+    it is. Raises RequestError, for contrastive search too."""
+    if fields.number("penalty_alpha", 0):
+        message = "penalty_alpha: not supported here, as contrastive search reads all of the text for each token"
+        raise RequestError(f"{message}; leave it out, or use fledge generate", "penalty_alpha", "unsupported_parameter")
+    n, best_of, width = given(fields.integer("n"), 1), fields.integer("best_of"), fields.integer("beam_width")
+    penalty, stopping = fields.number("length_penalty", 1.0), fields.tree.get("early_stopping")
+    if not fields.flag("use_beam_search"):
+        if best_of is not None and best_of != n:
+            raise wrong("best_of", "the same number as n", best_of)
+        if width is not None:
+            raise RequestError("beam_width: expected use_beam_search to be true beside it", "beam_width")
+        return None, "n"
+    if stream:
+        message = "stream: expected false beside use_beam_search: its answers are known at its end"
+        raise RequestError(message, "stream", "unsupported_parameter")
+    if None not in (best_of, width) and best_of != width:
+        raise RequestError("beam_width: differs from best_of; send one of them", "beam_width")
+    name = "beam_width" if width is not None else "best_of" if best_of is not None else "n"
+    beams = given(width, given(best_of, n))
+    if not 1 <= beams <= MAX_BEAMS:
+        raise wrong(name, f"1..{MAX_BEAMS}", beams)
+    if not (stopping is None or isinstance(stopping, bool) or stopping == "never"):
+        raise wrong("early_stopping", 'true, false or "never"', stopping)
+    constraint = read_constraint(fields)
+    if constraint is not None:
+        message = f"{constraint.name}: does not go with a beam search, which does not sample; leave it out"
+        raise RequestError(message, constraint.name, "unsupported_parameter")
+    return BeamSearch(beams, length_penalty=penalty, early_stopping=stopping or False), name
 
 
 def given(value: int | None, default: int) -> int:

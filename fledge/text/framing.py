@@ -38,6 +38,7 @@ class Framing:
     def __init__(self, entry: Any, vocab_size: int):
         """Raises TokenizerError for an entry that is not understood or inserts ids outside the vocabulary."""
         self.single, self.pair = parts_of(entry)
+        self.trimming = trimming(entry)
         for part in (*self.single, *self.pair):
             if any(not 0 <= number < vocab_size for number in part.ids):
                 raise TokenizerError(f"post_processor: expected ids below {vocab_size}, got {part.ids[:4]}")
@@ -50,6 +51,19 @@ class Framing:
             found += inner
             types += [part.type_id] * len(inner)
         return Framed(tuple(found), tuple(types))
+
+
+def trimming(entry: Any) -> int | None:
+    """None: what a token stands for is told with the spaces beside it. Else it is told without them, but for so many at
+    the very beginning of a text, where encoding puts a space of its own."""
+    if not isinstance(entry, dict):
+        return None
+    if entry.get("type") == "Sequence":
+        found = [trimming(one) for one in entry["processors"][:MAX_PARTS]]
+        return next((one for one in found if one is not None), None)
+    if entry.get("type") not in ("ByteLevel", "RobertaProcessing") or entry.get("trim_offsets") is False:
+        return None
+    return int(entry.get("add_prefix_space") is not False)
 
 
 A, B = Part("A", (), 0), Part("B", (), 0)

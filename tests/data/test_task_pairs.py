@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from fledge.data.task_batches import kept_of
+from fledge.data.task_framing import kept_of
 
 
 def test_the_two_texts_of_a_pair_are_cut_as_longest_first_cuts_them():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from fledge.compress.quantize import quantize, uniform
 from fledge.engine import scheduler
 from fledge.engine.config import EngineConfig
 from fledge.engine.core import Engine
+from fledge.engine.load import load_engine
 from fledge.engine.loaded import load
-from fledge.engine.request import Request, Sampling
+from fledge.engine.request import BeamSearch, Request, Sampling
 from fledge.engine.runner import Runner
 from fledge.engine.speculate import LookupDrafter
 from fledge.errors import CheckpointError, ConfigError, RequestError
@@ -78,6 +80,20 @@ def test_each_answer_of_a_mixed_batch_is_that_of_its_merged_model(place, tempera
     wanted = [merged_answer(place, name, temperature=temperature) for name in names]
     assert [one.token_ids for one in answers] == wanted
     assert len(set(wanted)) == len(wanted)  # the control: they differ
+
+
+def test_a_beam_search_is_of_its_adapter_alone(place):
+    engine, names = engine_beside(place, tuple(HOWS)), ["", *HOWS]
+    plain = Sampling(8, n=2)
+    searches = [replace(asked(f"s{name}", name), sampling=plain, search=BeamSearch(3)) for name in names]
+    found = engine.complete([*searches, asked("other", "lora")])
+    wanted = [one for name in names for one in load_engine(str(place / (name or "base"))).complete(
+        [replace(asked("s"), sampling=plain, search=BeamSearch(3))])]  # fmt: skip
+    assert [one.token_ids for one in found[:-1]] == [one.token_ids for one in wanted]
+    assert [one.score for one in found[:-1]] == pytest.approx([one.score for one in wanted], abs=1e-4)
+    assert len({one.token_ids for one in wanted[::2]}) == len(names)  # the control: they differ
+    engine.unload_adapter("ia3")
+    assert not engine.shelf.holders.total()
 
 
 def test_adapters_share_no_blocks_of_cache_with_the_base_or_each_other(place):

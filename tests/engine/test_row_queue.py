@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from fledge.engine import wire
-from fledge.engine.row_queue import MOST_ROWS, RowQueue, RowRequest, padded_tokens
+from fledge.engine.row_queue import MOST_ROWS, RowQueue, RowRequest, WaitingRow, padded_tokens
 from fledge.engine.vector_config import VectorConfig
 from fledge.engine.vector_process import VectorWorker
 from fledge.errors import CapacityError, ConfigError
@@ -76,14 +75,16 @@ def test_too_much_is_refused_and_who_waits_too_long_is_let_go() -> None:
 
 
 class FakeEncoder:
-    """A row's numbers are its length and its sum; 13 fails a pass, 14 gives what is no number."""
+    """A row's numbers are its length and the sum of its ids and kinds, as often as it asks for tokens; 13 fails a pass,
+    14 gives what is no number."""
 
     facts = {"width": 2, "max_tokens": 64, "purpose": "embed", "unit": False}
 
-    def numbers(self, rows: list[list[int]]) -> torch.Tensor:
-        if any(13 in row for row in rows):
+    def answers(self, rows: list[WaitingRow]) -> list[np.ndarray]:
+        if any(13 in row.ids for row in rows):
             raise RuntimeError("thirteen")
-        return torch.tensor([[len(row), float("nan") if 14 in row else sum(row)] for row in rows], dtype=torch.float32)
+        told = [[len(row.ids), float("nan") if 14 in row.ids else sum(row.ids) + sum(row.kinds)] for row in rows]
+        return [np.array([one] * max(1, row.top_k), np.float32) for one, row in zip(told, rows, strict=True)]
 
 
 class Line:
@@ -96,7 +97,7 @@ class Line:
         self.worker = VectorWorker(FakeEncoder(), config, theirs, queue.SimpleQueue(), [])  # type: ignore[arg-type]
 
     def submit(self, name: str, rows: list[list[int]], **fields: Any) -> None:
-        plain = {"id": name, "rows": rows, "tenant": "", "queue_seconds": 0.0, **fields}
+        plain = vars(RowRequest(name, tuple(map(tuple, rows)), **fields))
         self.worker.submit({"kind": "submit", "request": json.loads(json.dumps(plain))})
 
     def told(self) -> dict[str, Any]:
@@ -111,7 +112,7 @@ class Line:
 
 
 def array(frame: dict[str, Any]) -> list[list[float]]:
-    return np.frombuffer(base64.b64decode(frame["data"]), "<f4").reshape(frame["shape"]).tolist()
+    return np.frombuffer(base64.b64decode(frame["data"]), "<f4").reshape(-1, frame["width"]).tolist()
 
 
 def test_a_row_that_fails_fails_its_own_request_alone() -> None:
@@ -120,15 +121,18 @@ def test_a_row_that_fails_fails_its_own_request_alone() -> None:
     line.submit("raises", [[1, 13], [2]])
     line.submit("nan", [[14]])
     line.submit("gone", [[9]])
+    line.submit("kinds", [[1, 2], [7]], kinds=((0, 1), (5,)), top_k=2)
     line.worker.cancel("gone")
     while line.worker.has_work:
         line.worker.work()
     told = line.told()
-    assert set(told) == {"good", "raises", "nan"}
+    assert set(told) == {"good", "raises", "nan", "kinds"}
+    assert array(told["kinds"]) == [[2.0, 4.0], [2.0, 4.0], [1.0, 12.0], [1.0, 12.0]]
+    assert (told["kinds"]["counts"], told["good"]["counts"]) == ([2, 2], [1, 1, 1])
     assert array(told["good"]) == [[3.0, 6.0], [1.0, 4.0], [2.0, 10.0]]
     assert told["raises"]["kind"] == told["nan"]["kind"] == "refused"
     assert told["raises"]["error"]["class"] == "EngineError" and "thirteen" not in told["raises"]["error"]["message"]
-    assert line.worker.unanswered == {} and line.worker.counters()["rows_total"] == 6
+    assert line.worker.unanswered == {} and line.worker.counters()["rows_total"] == 8
 
 
 def test_a_stop_and_a_full_line_are_told() -> None:

@@ -12,7 +12,7 @@ from fledge import errors
 from fledge.engine import wire
 from fledge.engine.constraint import Constraint
 from fledge.engine.overflow import LongInput
-from fledge.engine.request import Event, Request, Sampling, TokenLogprob
+from fledge.engine.request import BeamSearch, Event, Request, Sampling, TokenLogprob
 
 
 def through(frame: wire.Frame) -> wire.Frame | None:
@@ -46,7 +46,12 @@ def test_a_request_with_every_field_set_arrives_equal():
     defaults = Sampling()
     assert all(getattr(sampling, f.name) != getattr(defaults, f.name) for f in dataclasses.fields(Sampling))
     cut = LongInput("truncate", "right", 9)
-    more = {"source_ids": (7, 8), "long_input": cut, "adapter": "tuned"}
+    more = {
+        "source_ids": (7, 8),
+        "long_input": cut,
+        "adapter": "tuned",
+        "search": BeamSearch(3, early_stopping="never"),
+    }
     request = Request("id", (1, 2, 3), sampling, "tenant", True, 4, 2.5, 1.5, **more)
     empty = Request("", ())
     assert all(getattr(request, f.name) != getattr(empty, f.name) for f in dataclasses.fields(Request))
@@ -56,7 +61,8 @@ def test_a_request_with_every_field_set_arrives_equal():
 
 def test_an_event_with_every_field_set_arrives_equal():
     one = TokenLogprob(3, -0.1 / 3, ((3, -0.1 / 3), (4, -math.inf)))
-    event = Event("id", 1, (3, 4), "\ud83d é", (one, one), "error", "why", (None, one))
+    event = Event("id", 1, (3, 4), "\ud83d é", (one, one), "error", "why", (None, one), -1.5)
+    assert None not in vars(event).values()
     frame = through({"kind": "events", "events": [wire.event_to_plain(event)]})
     assert wire.event_from_plain(frame["events"][0]) == event
 

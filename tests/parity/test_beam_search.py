@@ -9,7 +9,8 @@ import pytest
 import torch
 import transformers
 
-from fledge.engine.beam import BeamSearch, beam_search
+from fledge.engine.beam import beam_search
+from fledge.engine.request import BeamSearch
 from fledge.engine.runner import Runner
 from fledge.engine.stub import StubRunner
 from fledge.errors import RequestError

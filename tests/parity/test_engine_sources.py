@@ -17,11 +17,11 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from fledge.engine.beam import BeamSearch, beam_search
+from fledge.engine.beam import beam_search
 from fledge.engine.config import EngineConfig
 from fledge.engine.core import Engine
 from fledge.engine.noise import gumbel, position_key, sequence_key
-from fledge.engine.request import Completion, Request, Sampling
+from fledge.engine.request import BeamSearch, Completion, Request, Sampling
 from fledge.engine.row import Row, Source
 from fledge.engine.runner import Runner
 from fledge.engine.source import named

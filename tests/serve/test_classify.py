@@ -97,8 +97,6 @@ def test_heads_that_say_something_else_are_refused_by_name(tmp_path: Path) -> No
         "intermediate_size": 8,
     }
     for name, more, says in (
-        ("BertForTokenClassification", {}, "tags of words"),
-        ("BertForQuestionAnswering", {}, "places of answers"),
         ("BertForMultipleChoice", {}, "choices"),
         ("BertForSequenceClassification", {"num_labels": 1}, "gives a number"),
     ):
@@ -110,6 +108,8 @@ def test_heads_that_say_something_else_are_refused_by_name(tmp_path: Path) -> No
         ("BertModel", "embed"),
         ("BertForMaskedLM", "embed"),
         ("BertForSequenceClassification", "classify"),
+        ("BertForTokenClassification", "token-classification"),
+        ("BertForQuestionAnswering", "question-answering"),
     ):
         transformers.BertConfig(**size, architectures=[name]).save_pretrained(tmp_path)
         assert purpose_of(tmp_path) == purpose

@@ -136,10 +136,12 @@ def test_a_folder_of_adapter_and_head_is_served_for_its_labels(base, tmp_path):
     assert found == pytest.approx(list(answer["probabilities"].values()), abs=1e-6)
     (folder / "head.json").unlink()
     assert purpose_of(folder) == "embed"  # the control: the base is an encoder without a head
-    for told, says in (
-        ({"task": "token", "labels": ["O"]}, "tags of words"),
-        ({"task": "sequence", "labels": 1}, "a number"),
+    for told, purpose in (
+        ({"task": "token", "labels": ["O"]}, "token-classification"),
+        ({"task": "span", "labels": 2}, "question-answering"),
     ):
         (folder / "head.json").write_text(json.dumps(told))
-        with pytest.raises(ConfigError, match=f"{says}; ask fledge predict"):
-            purpose_of(folder)
+        assert purpose_of(folder) == purpose
+    (folder / "head.json").write_text(json.dumps({"task": "sequence", "labels": 1}))
+    with pytest.raises(ConfigError, match="a number; ask fledge predict"):
+        purpose_of(folder)

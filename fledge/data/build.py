@@ -27,8 +27,8 @@ from fledge.data.data_card import DATA_CARD, write_data_card
 from fledge.data.in_threads import threads_to_use
 from fledge.data.shards import KIND, SPLITS, TOKENIZER, Dataset, open_shards, token_type, write_shard
 from fledge.data.sources import checked
-from fledge.data.train_shard import TrainShard, counted
-from fledge.errors import CheckpointError, ConfigError, DataError, TokenizerError
+from fledge.data.train_shard import TrainShard, counted, given_tokenizer
+from fledge.errors import CheckpointError, ConfigError, DataError
 from fledge.lineage import (
     CARD,
     fsync_folder,
@@ -42,7 +42,7 @@ from fledge.log import warn
 from fledge.text.config import ReadingConfig
 from fledge.text.documents import Tally, refuse_inside
 from fledge.text.source_files import is_url
-from fledge.text.tokenizer import Tokenizer
+from fledge.text.tokenizer import Tokenizer, characters
 
 RECIPE = 2  # raised when the same config and sources would give another corpus
 SHARDS = tuple(f"{split}{ending}" for split in SPLITS for ending in (".bin", ".idx.npy"))
@@ -59,11 +59,10 @@ def build(config: BuildConfig, json: bool = False) -> dict[str, Any]:
     began = time.monotonic()
     refuse_own_output(config)
     refuse_other_artefact(config.out, "corpus", KIND)
-    check_tokenizer(config.tokenizer)
     checked(config.source)
+    train = TrainShard(config.out, given_tokenizer(config.tokenizer), config.threads)  # before anything is taken away
     make_folder(config.out)
     clean(config.out, (*OWN, TOKENIZER, CARD, CLEANED, QUARANTINE, DATA_CARD))
-    train = TrainShard(config.out, config.tokenizer, config.threads)
     try:
         card, reused = build_corpus(config, train)
         result = {"out": str(config.out), "kind": card["kind"], "reused_corpus": reused, **card["facts"]["corpus"]}
@@ -94,20 +93,14 @@ def from_text_path(path: str | Path, tokenizer: str | Path, val_fraction: float,
 
 
 def check_text_path(path: str | Path, tokenizer: str | Path, folder: str | Path) -> None:
-    """Raises what `from_text_path` would for a path or a tokenizer that isn't there and for a `folder` inside of the
-    text, before anything is made."""
+    """Raises what `from_text_path` would for a path or a tokenizer that isn't there or can't be used and for a `folder`
+    inside of the text, before anything is made."""
     source = Path(path)
     if not source.exists():
         raise DataError(f"{path}: expected a dataset folder, a folder of text or a text file, found none; check it")
     if not (source / CARD).is_file():
         refuse_own_output(BuildConfig(Path(folder), str(source.absolute()), str(tokenizer)))
-    check_tokenizer(tokenizer)
-
-
-def check_tokenizer(name: str | Path | None) -> None:
-    """Raises TokenizerError for one that isn't there, before the text is read."""
-    if name is not None and str(name) not in ("characters", "bytes") and not Path(name).exists():
-        raise TokenizerError(f"{name}: expected characters, bytes or a tokenizer, found none; check the path")
+    given_tokenizer(tokenizer)
 
 
 def refuse_own_output(config: BuildConfig) -> None:
@@ -137,8 +130,10 @@ def build_corpus(config: BuildConfig, train: TrainShard) -> tuple[dict[str, Any]
     old = finished(config.out)
     if old is not None and old["facts"].get("corpus_inputs") == inputs:
         return old, True
-    forget(config.out, OWN)
     sources = source_facts(config, records)
+    if old is not None:
+        warn_of_others(config, old["facts"]["corpus"].get("sources", []), sources)
+    forget(config.out, OWN)
     if tally.replaced:
         warn(f"{len(tally.replaced)} files are not UTF-8; undecodable bytes became U+FFFD: {shown(tally.replaced)}")
     by_path = {record.path: record for record in records}
@@ -193,6 +188,13 @@ def source_facts(config: BuildConfig, records: list[Record]) -> list[dict[str, A
     return found
 
 
+def warn_of_others(config: BuildConfig, old: list[dict[str, Any]], new: list[dict[str, Any]]) -> None:
+    """Say that the place of a corpus from other sources is taken: a source that was left out is the installation."""
+    before, after = ([one["name"] for one in some] for some in (old, new))
+    if before and before != after:
+        warn(f"{config.out}: built from {shown(before)} before, built anew from {shown(after)}; the older is gone")
+
+
 def write_corpus(
     config: BuildConfig, records: list[Record], path: Path, held: dict[str, bytes] | None, train: TrainShard
 ) -> tuple[list[Record], str]:
@@ -234,8 +236,7 @@ def build_shards(
     was tokenised with the corpus."""
     out, facts = config.out, {key: value for key, value in card["facts"].items() if key.startswith("corpus")}
     ready = train.counts if train is not None else None
-    tokenizer = train.tokenizer if train is not None and ready is not None else None
-    tokenizer = tokenizer if tokenizer is not None else tokenizer_named(name, out)
+    tokenizer = (train.tokenizer if train is not None else given_tokenizer(name)) or characters_of(out)
     parents = {"corpus": facts["corpus_sha256"], "tokenizer": tokenizer.digest}
     if card["kind"] == KIND and card["parents"] == parents:
         return card, True
@@ -281,18 +282,12 @@ def shard_facts(records: list[Record], tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def tokenizer_named(name: str, out: Path) -> Tokenizer:
-    """`characters` (every character of the corpus, held-out text included, as nanoGPT does), `bytes`, or a folder."""
-    from fledge.text import tokenizer as tokenizers
-
-    if name == "bytes":
-        return tokenizers.byte_level()
-    if name == "characters":
-        alphabet: set[str] = set()
-        for document in read_corpus(out):
-            alphabet.update(document.text)
-        return tokenizers.characters("".join(sorted(alphabet)))
-    return Tokenizer.load(name)
+def characters_of(out: Path) -> Tokenizer:
+    """Every character of the corpus, held-out text included, as nanoGPT has it."""
+    alphabet: set[str] = set()
+    for document in read_corpus(out):
+        alphabet.update(document.text)
+    return characters("".join(sorted(alphabet)))
 
 
 def finished(out: Path) -> dict[str, Any] | None:

@@ -185,7 +185,7 @@ class Service:
         least = characters // self.model.longest_token
         if characters > EXACT_CHARACTERS and least > context_tokens:
             raise RequestError(
-                f"context: expected at most {context_tokens} tokens, got {least} or more in the prompt; shorten it",
+                f"{param}: expected at most {context_tokens} tokens, got {least} or more; shorten it",
                 param,
                 "context_length_exceeded",
             )

@@ -48,7 +48,9 @@ async def lay_masks(service: Service, call: FillCall) -> Rows:
         place = place_of(call.single, number)
         row, lost = fitted(service, ids, policy, place, True)
         if mask not in row:
-            raise RequestError(f"{place}: expected {tokenizer.token_of(mask)} in the text, found none", "inputs")
+            cut_off = f" in what is kept, found it in the {lost} tokens that were cut off; see truncation_side"
+            found = cut_off if mask in ids else " in the text, found none"
+            raise RequestError(f"{place}: expected {tokenizer.token_of(mask)}{found}", "inputs")
         n_written += row.count(mask) * call.top_k * len(row)
         rows.append(row)
         n_cut.append(lost)
@@ -136,9 +138,12 @@ def laid_questions(service: Service, call: QuestionCall) -> QuestionRows:
     for number, (question, context) in enumerate(call.questions):
         asked = len(reader.tokenizer.encode(question))
         if asked > most:
-            message = f"question: expected at most {most} tokens, got {asked}; shorten it"
-            raise RequestError(message, "question", "context_length_exceeded")
+            message = f"{place_of(call.single, number)}.question: expected at most {most} tokens, got {asked}"
+            raise RequestError(f"{message}; shorten it", "inputs", "context_length_exceeded")
         for window in windows(reader, SpanExample("", "", question, context, ()), number, stride):
+            if not len(window.offsets):  # control characters alone, say
+                message = f"{place_of(call.single, number)}.context: expected text that this model has tokens for"
+                raise RequestError(f"{message}, got none", "inputs")
             found.append(window)
             n_tokens += len(window.framed.ids)
             check_total(service, n_tokens, "inputs")  # at once: a long question makes many windows

@@ -61,7 +61,7 @@ class QuestionCall:
 def read_fill(tree: dict[str, Any]) -> FillCall:
     """The body of /fill-mask. Raises RequestError naming the field."""
     fields = Fields(tree)
-    more = read_parameters(fields, "top_k", "targets tokenizer_kwargs")
+    more = read_parameters(fields, "top_k", TRUNCATION_FIELDS)
     top_k = more.integer("top_k", 5) or 0
     if not 1 <= top_k <= MAX_TOP_K:
         raise wrong("top_k", f"1..{MAX_TOP_K}", top_k)
@@ -73,13 +73,16 @@ def read_tags(tree: dict[str, Any]) -> TagCall:
     """The body of /token-classification. Raises RequestError naming the field."""
     fields = Fields(tree)
     known = "aggregation_strategy ignore_labels is_split_into_words delimiter"
-    more = read_parameters(fields, known, "stride offset_mapping")
+    more = read_parameters(fields, known, TRUNCATION_FIELDS)
     strategy = more.text("aggregation_strategy", "none")
     if strategy not in STRATEGIES:
         raise wrong("aggregation_strategy", "one of " + ", ".join(STRATEGIES), strategy)
     given = more.array("ignore_labels") if more.has("ignore_labels") else ["O"]
-    if len(given) > MAX_INPUTS or not all(isinstance(name, str) for name in given):
-        raise wrong("ignore_labels", f"up to {MAX_INPUTS} labels", given)
+    if len(given) > MAX_INPUTS:
+        raise too_many("ignore_labels", f"{MAX_INPUTS} labels", given)
+    for i, name in enumerate(given):
+        if not isinstance(name, str):
+            raise wrong(f"ignore_labels[{i}]", "a label", name)
     shared: dict[str, Any] = {
         "model": fields.text("model"), "long_input": read_long_input(fields), "strategy": strategy,
         "ignored": frozenset(given),
@@ -97,8 +100,7 @@ def read_tags(tree: dict[str, Any]) -> TagCall:
 def read_questions(tree: dict[str, Any]) -> QuestionCall:
     """The body of /question-answering. Raises RequestError naming the field."""
     fields = Fields(tree)
-    known = "max_answer_len doc_stride handle_impossible_answer"
-    more = read_parameters(fields, known, "top_k topk max_seq_len max_question_len align_to_words")
+    more = read_parameters(fields, "max_answer_len doc_stride handle_impossible_answer")
     longest, stride = more.integer("max_answer_len", 30) or 0, more.integer("doc_stride", 128)
     if not 1 <= longest <= MAX_ANSWER_TOKENS:
         raise wrong("max_answer_len", f"1..{MAX_ANSWER_TOKENS}", longest)
@@ -112,15 +114,24 @@ def read_questions(tree: dict[str, Any]) -> QuestionCall:
     return QuestionCall(fields.text("model"), questions, single, longest, stride, or_none)
 
 
-def read_parameters(fields: Fields, known: str, refused: str) -> Fields:
-    """The fields of `parameters`. Those of `refused` would change the answer, and nothing here obeys them."""
+def read_parameters(fields: Fields, known: str, beside: frozenset[str] = frozenset()) -> Fields:
+    """The fields of `parameters`, which has `known`; `beside` are those that stand beside it. Whatever else is there
+    would change the answer, and nothing here obeys it; nor is one of them read in the other's place."""
     fields.text("user")
     fields.mapping("options")  # of a cache and of waiting, which this server does in its own way
     more = Fields(fields.mapping("parameters"))
-    for name in refused.split():
-        if more.has(name):
-            raise RequestError(f"{name}: not supported by this server; leave it out", name, "unsupported_parameter")
+    for name in words(known):
+        if fields.has(name):
+            raise RequestError(f"{name}: expected inside of parameters, got it beside them; move it", name)
+    given = [name for name in more.tree if more.has(name)]
+    for name in given:
+        if name in beside:
+            raise RequestError(f"{name}: expected beside parameters, got it inside of them; move it", name)
     count_unknown(more.tree, words(known))
+    for name in given:
+        if name not in words(known):
+            shown = name[:64]
+            raise RequestError(f"{shown}: not supported by this server; leave it out", shown, "unsupported_parameter")
     return more
 
 
@@ -138,14 +149,20 @@ def read_texts(given: Any) -> tuple[tuple[str, ...], bool]:
 
 def read_words(given: Any) -> tuple[tuple[tuple[str, ...], ...], bool]:
     """A sentence as a list of words, or a list of sentences, and whether it was one by itself."""
-    if not isinstance(given, list) or not given:
+    if not isinstance(given, list):
         raise wrong("inputs", "an array of words, or of arrays of words", given)
-    single = isinstance(given[0], str)
+    single = bool(given) and isinstance(given[0], str)
     sentences = [given] if single else given
     check_some(sentences)
     for i, sentence in enumerate(sentences):
-        if not isinstance(sentence, list) or not sentence or not all(isinstance(word, str) for word in sentence):
-            raise wrong("inputs" if single else f"inputs[{i}]", "an array of words", sentence)
+        place = "inputs" if single else f"inputs[{i}]"
+        if not isinstance(sentence, list):
+            raise wrong(place, "an array of words", sentence)
+        if not sentence:
+            raise RequestError(f"{place}: expected at least one word, got an empty array", "inputs")
+        for j, word in enumerate(sentence):
+            if not isinstance(word, str):
+                raise wrong(f"{place}[{j}]", "a word", word)
     return tuple(map(tuple, sentences)), single
 
 

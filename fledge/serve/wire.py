@@ -37,7 +37,7 @@ SAMPLING_FIELDS = TRUNCATION_FIELDS | words(
     "max_tokens temperature top_p n stream stream_options stop presence_penalty frequency_penalty logit_bias seed "
     "logprobs user model top_k min_p typical_p repetition_penalty stop_token_ids ignore_eos min_tokens response_format "
     "guided_json guided_regex guided_choice guided_grammar return_token_ids "
-    "use_beam_search beam_width best_of length_penalty early_stopping penalty_alpha"
+    "use_beam_search beam_width best_of length_penalty early_stopping num_beams penalty_alpha"
 )
 CHAT_FIELDS = SAMPLING_FIELDS | words(
     "messages max_completion_tokens top_logprobs tools tool_choice parallel_tool_calls functions function_call "
@@ -226,11 +226,17 @@ def read_search(fields: Fields, stream: bool) -> tuple[BeamSearch | None, str]:
         raise RequestError(f"{message}; leave it out, or use fledge generate", "penalty_alpha", "unsupported_parameter")
     n, best_of, width = given(fields.integer("n"), 1), fields.integer("best_of"), fields.integer("beam_width")
     penalty, stopping = fields.number("length_penalty", 1.0), fields.tree.get("early_stopping")
+    if not (stopping is None or isinstance(stopping, bool) or stopping == "never"):
+        raise wrong("early_stopping", 'true, false or "never"', stopping)
+    if fields.integer("num_beams", 1) != 1:
+        message = "num_beams: not a name of this server; send use_beam_search and beam_width"
+        raise RequestError(message, "num_beams", "unsupported_parameter")
     if not fields.flag("use_beam_search"):
         if best_of is not None and best_of != n:
             raise wrong("best_of", "the same number as n", best_of)
-        if width is not None:
-            raise RequestError("beam_width: expected use_beam_search to be true beside it", "beam_width")
+        told = {"beam_width": width is not None, "length_penalty": penalty != 1, "early_stopping": bool(stopping)}
+        for name in (name for name, changes in told.items() if changes):
+            raise RequestError(f"{name}: expected use_beam_search to be true beside it", name)
         return None, "n"
     if stream:
         message = "stream: expected false beside use_beam_search: its answers are known at its end"
@@ -241,8 +247,6 @@ def read_search(fields: Fields, stream: bool) -> tuple[BeamSearch | None, str]:
     beams = given(width, given(best_of, n))
     if not 1 <= beams <= MAX_BEAMS:
         raise wrong(name, f"1..{MAX_BEAMS}", beams)
-    if not (stopping is None or isinstance(stopping, bool) or stopping == "never"):
-        raise wrong("early_stopping", 'true, false or "never"', stopping)
     constraint = read_constraint(fields)
     if constraint is not None:
         message = f"{constraint.name}: does not go with a beam search, which does not sample; leave it out"

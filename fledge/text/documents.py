@@ -79,7 +79,9 @@ def read_source(
     n_before = tally.n_rows
     tally.bad.begin_source()
     for file in source_files(source):
+        found = False
         for row in file_rows(file, reading, tally, split):
+            found = True
             if isinstance(row, BadRow):
                 tally.bad.add(row)
             elif isinstance(row, Skipped):
@@ -90,6 +92,8 @@ def read_source(
                     yield row
                 else:
                     tally.empty.append(row.path)
+        if not found and split == "all":  # a table or lines without a row
+            tally.empty.append(file.path)
     tally.bad.refuse_beyond(reading.max_bad_share, tally.n_rows - n_before)
 
 

@@ -181,3 +181,16 @@ def test_memory_holds_a_small_part_of_a_large_source(tmp_path):
     assert whole > n_bytes, "the control: that is what it takes to hold the source"
     fixed = peak(lambda: build(BuildConfig(tmp_path / "small", make(tmp_path / "s", FILES), "bytes"), json=True))
     assert built - fixed < 0.6 * n_bytes
+
+
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_a_file_of_rows_without_a_row_is_an_empty_file(tmp_path, content):
+    empty, one = tmp_path / "rows.jsonl", tmp_path / "one.jsonl"
+    empty.write_text(content)
+    with pytest.raises(DataError, match="expected text, found none \\(0 binary and 1 empty files\\)"):
+        digest(tmp_path / "out", empty)
+    one.write_text(json.dumps({"text": essay(1)}) + "\n")
+    digest(tmp_path / "both", empty, one)
+    assert verify(tmp_path / "both")["facts"]["corpus"]["empty_files"] == 1
+    digest(tmp_path / "whole", one)
+    assert verify(tmp_path / "whole")["facts"]["corpus"]["empty_files"] == 0  # the control

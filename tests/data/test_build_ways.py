@@ -1,4 +1,6 @@
-"""Whichever way a dataset comes about, it is the same: in one command or in two, with texts kept or read again."""
+"""Whichever way a dataset comes about, it is the same: in one command or in two, with texts kept or read again. What
+stood in its place before is not lost to a mistake in silence.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,13 @@ import pytest
 
 from fledge.data import build as build_module
 from fledge.data import corpus as corpus_module
+from fledge.data import train_shard
 from fledge.data.build import build
 from fledge.data.config import BuildConfig
-from fledge.lineage import sha256_file
+from fledge.data.shards import open_shards
+from fledge.errors import DataError, TokenizerError
+from fledge.lineage import sha256_file, verify
+from fledge.text.tokenizer import byte_level
 from tests.data.folders import essay, held_out_names, make
 
 FILES = {name: essay(n, 200) for n, name in enumerate(held_out_names(False, 30))}
@@ -65,3 +71,64 @@ def test_what_is_tokenised_on_the_way_is_left_where_nothing_can_be_held_out_whol
     build(BuildConfig(tmp_path / "two", source), json=True)
     build(BuildConfig(tmp_path / "two", source, "bytes"), json=True)
     assert content(tmp_path / "one") == content(tmp_path / "two")
+
+
+@pytest.mark.parametrize("change", ["text", "nothing"])
+def test_a_damaged_tokenizer_costs_nothing_that_was_there(tmp_path, source, change):
+    out, other = tmp_path / "out", tmp_path / "tokenizer"
+    build(BuildConfig(out, source, "characters"), json=True)
+    before = content(out)
+    byte_level().save(other)
+    whole = (other / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text(whole[: len(whole) // 2])
+    if change == "text":
+        (Path(source) / held_out_names(False, 31)[-1]).write_text(essay(500, 200))
+    with pytest.raises(TokenizerError, match="not usable JSON"):
+        build(BuildConfig(out, source, str(other)), json=True)
+    assert content(out) == before and verify(out)["kind"] == "dataset"
+    (other / "tokenizer.json").write_text(whole)  # the control: a whole one takes the place
+    build(BuildConfig(out, source, str(other)), json=True)
+    assert content(out) != before
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_text_that_can_not_be_tokenised_does_not_cost_the_corpus(tmp_path, source, monkeypatch, threads):
+    def failing(texts, *_):
+        next(iter(texts)), next(iter(texts))
+        raise TokenizerError("text: spells a control token")
+
+    build(BuildConfig(tmp_path / "whole", source, threads=threads), json=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(train_shard, "write_shard", failing)
+        patch.setattr(build_module, "write_shard", failing)
+        with pytest.raises(TokenizerError, match="spells a control token"):
+            build(BuildConfig(tmp_path / "out", source, "bytes", threads=threads), json=True)
+    assert content(tmp_path / "out") == content(tmp_path / "whole") and verify(tmp_path / "out")["kind"] == "corpus"
+    assert build(BuildConfig(tmp_path / "out", source, "bytes"), json=True)["reused_corpus"]
+    assert open_shards(tmp_path / "out").train.n_documents == 30
+
+
+def test_a_source_that_fails_midway_leaves_no_corpus(tmp_path, source, monkeypatch):
+    """The control of the test before: only what the tokenizer can't do is put off."""
+
+    def cut_off(texts, *_):
+        next(iter(texts))
+        raise DataError("a file went away")
+
+    monkeypatch.setattr(train_shard, "write_shard", cut_off)
+    with pytest.raises(DataError, match="went away"):
+        build(BuildConfig(tmp_path / "out", source, "bytes"), json=True)
+    assert not (tmp_path / "out" / "corpus.jsonl").exists() and not (tmp_path / "out" / "card.json").exists()
+
+
+def test_a_corpus_from_other_sources_is_not_replaced_in_silence(tmp_path, source, capsys):
+    other = make(tmp_path / "other", {name: essay(n + 300, 200) for n, name in enumerate(held_out_names(False, 9))})
+    build(BuildConfig(tmp_path / "out", source, "bytes"), json=True)
+    (Path(source) / held_out_names(False, 31)[-1]).write_text(essay(500, 200))
+    build(BuildConfig(tmp_path / "out", source, "bytes"), json=True)
+    assert "built from" not in capsys.readouterr().err  # the control: other text of the same source
+    build(BuildConfig(tmp_path / "out", other, "bytes"), json=True)
+    told = f"out: built from {source} before, built anew from {other}; the older is gone"
+    assert told in capsys.readouterr().err
+    build(BuildConfig(tmp_path / "out", other, "bytes"), json=True)
+    assert "built from" not in capsys.readouterr().err

@@ -170,6 +170,10 @@ def test_what_is_wrong_is_a_400_that_names_the_field(server) -> None:
         ({"use_beam_search": 1}, "use_beam_search", None, "true or false"),
         ({"use_beam_serch": True}, "use_beam_serch", "unknown_field", "use_beam_search"),
         ({"beam_width": 4}, "beam_width", None, "use_beam_search to be true"),
+        ({"length_penalty": 2.0}, "length_penalty", None, "use_beam_search to be true"),
+        ({"early_stopping": True}, "early_stopping", None, "use_beam_search to be true"),
+        ({"early_stopping": "often"}, "early_stopping", None, "never"),
+        ({"num_beams": 4}, "num_beams", "unsupported_parameter", "send use_beam_search"),
         ({"best_of": 4}, "best_of", None, "the same number as n"),
         ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha", "unsupported_parameter", "reads all"),
     ):
@@ -179,5 +183,11 @@ def test_what_is_wrong_is_a_400_that_names_the_field(server) -> None:
         assert (error["param"], error["code"]) == (param, code) and says in error["message"], (fields, error)
     many = server.complete(["x"] * 7, **search)
     assert many.status_code == 400 and error_of(many)["param"] == "prompt"
-    plain = {"use_beam_search": False, "length_penalty": 1.0, "early_stopping": False, "penalty_alpha": 0}
+    plain = {
+        "use_beam_search": False,
+        "length_penalty": 1.0,
+        "early_stopping": False,
+        "penalty_alpha": 0,
+        "num_beams": 1,
+    }
     assert server.complete(PROMPT, max_tokens=2, **plain).status_code == 200  # the control

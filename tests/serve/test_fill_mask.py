@@ -121,6 +121,12 @@ def test_what_is_wrong_is_a_400_that_names_the_field(server) -> None:
         ({"inputs": mask, "parameters": {"topk": 2}}, "topk", "unknown_field", "did you mean top_k"),
         ({"inputs": mask, "parameters": {"targets": ["a"]}}, "targets", "unsupported_parameter", "not supported"),
         ({"inputs": mask, "parameters": 3}, "parameters", None, "an object"),
+        ({"inputs": mask, "parameters": {"mood": 1}}, "mood", "unsupported_parameter", "not supported"),
+        ({"inputs": mask, "top_k": 2}, "top_k", None, "expected inside of parameters"),
+        ({"inputs": mask, "parameters": {"truncation": "auto"}}, "truncation", None, "expected beside parameters"),
+        ({"inputs": "so " * 80 + mask, "truncation": "auto"}, "inputs", None, "in the 19 tokens that were cut off"),
+        ({"inputs": "so " * 80, "truncation": "auto"}, "inputs", None, "in the text, found none"),
+        ({"inputs": mask + "w" * 2_000_000}, "inputs", "context_length_exceeded", "inputs: expected at most 64 tokens"),
         ({"inputs": [mask * 60] * 5, "parameters": {"top_k": 100}}, "top_k", None, "at most 1000000"),
         ({"inputs": mask, "overflow": "window"}, "overflow", "unsupported_parameter", "refuse or truncate"),
     ):
@@ -130,6 +136,10 @@ def test_what_is_wrong_is_a_400_that_names_the_field(server) -> None:
         assert (error["param"], error["code"]) == (param, code) and says in error["message"], error
     cut = server.post("/fill-mask", {"inputs": f"{mask} " + "so " * 80, "truncation": "auto"})
     assert cut.status_code == 200 and int(cut.headers["x-fledge-cut-tokens"]) > 0
+    left = {"inputs": "so " * 80 + mask, "truncation": "auto", "truncation_side": "left"}
+    assert server.post("/fill-mask", left).status_code == 200
+    nothing = {"inputs": mask, "parameters": {"targets": None, "mood": None, "top_k": None}, "vendor": 3}
+    assert len(server.post("/fill-mask", nothing).json()) == 5  # null is absent, and what stands outside is ignored
 
 
 def test_models_that_fill_no_masks_say_what_they_do(tmp_path: Path) -> None:

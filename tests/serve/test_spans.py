@@ -139,7 +139,21 @@ def test_what_is_wrong_is_a_400_that_names_the_field(server) -> None:
         ({"inputs": []}, "inputs", None, "at least one"),
         ({"inputs": {"question": "Who?"}}, "inputs", None, "inputs.context"),
         ({"inputs": [good, {"question": " ", "context": "a"}]}, "inputs", None, "inputs[1].question"),
-        ({"inputs": {"question": "old " * 70, "context": "a"}}, "question", "context_length_exceeded", "at most"),
+        ({"inputs": {"question": "old " * 70, "context": "a"}}, "inputs", "context_length_exceeded", "at most"),
+        (
+            {"inputs": [good, {"question": "old " * 70, "context": "a"}]},
+            "inputs",
+            "context_length_exceeded",
+            "inputs[1].question: expected at most 44 tokens, got 70",
+        ),
+        (
+            {"inputs": [good, {"question": "q", "context": "\u200b"}]},
+            "inputs",
+            None,
+            "inputs[1].context: expected text",
+        ),
+        ({"inputs": good, "max_answer_len": 2}, "max_answer_len", None, "expected inside of parameters"),
+        ({"inputs": good, "parameters": {"n_best": 2}}, "n_best", "unsupported_parameter", "not supported"),
         ({"inputs": good, "parameters": {"max_answer_len": 0}}, "max_answer_len", None, "1..1000"),
         ({"inputs": good, "parameters": {"doc_stride": -1}}, "doc_stride", None, "at least 0"),
         ({"inputs": good, "parameters": {"top_k": 2}}, "top_k", "unsupported_parameter", "not supported"),
@@ -154,3 +168,7 @@ def test_what_is_wrong_is_a_400_that_names_the_field(server) -> None:
         assert reply.status_code == 400, (str(body)[:200], reply.text[:300])
         error = error_of(reply)
         assert (error["param"], error["code"]) == (param, code) and says in error["message"], error
+    reply = server.post(
+        "/question-answering", {"inputs": {**good, "context": "\u200bAda"}, "parameters": {"top_k": None}}
+    )
+    assert reply.status_code == 200 and reply.json()["answer"]  # the control

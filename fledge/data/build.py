@@ -22,7 +22,7 @@ from fledge.data.cleaning.corpus import inputs as cleaning_inputs
 from fledge.data.cleaning.lines import summary_lines
 from fledge.data.config import PYTHON, BuildConfig
 from fledge.data.corpus import CORPUS, DOCUMENTS, Record, read_corpus, read_records
-from fledge.data.corpus_lines import CorpusLines
+from fledge.data.corpus_lines import BEGINS, CorpusLines
 from fledge.data.data_card import DATA_CARD, write_data_card
 from fledge.data.in_threads import threads_to_use
 from fledge.data.shards import KIND, SPLITS, TOKENIZER, Dataset, open_shards, token_type, write_shard
@@ -46,7 +46,7 @@ from fledge.text.tokenizer import Tokenizer, characters
 
 RECIPE = 2  # raised when the same config and sources would give another corpus
 SHARDS = tuple(f"{split}{ending}" for split in SPLITS for ending in (".bin", ".idx.npy"))
-OWN = (CORPUS, DOCUMENTS, *SHARDS)
+OWN = (DOCUMENTS, *SHARDS, CORPUS)  # in the order in which they are taken away: where one is, the corpus is
 QUARANTINE = "quarantine.jsonl"  # bad rows: beside the corpus, no part of it
 SHOWN_DOCUMENTS = 40
 
@@ -59,6 +59,7 @@ def build(config: BuildConfig, json: bool = False) -> dict[str, Any]:
     began = time.monotonic()
     refuse_own_output(config)
     refuse_other_artefact(config.out, "corpus", KIND)
+    refuse_strangers(config.out)
     checked(config.source)
     train = TrainShard(config.out, given_tokenizer(config.tokenizer), config.threads)  # before anything is taken away
     make_folder(config.out)
@@ -111,6 +112,22 @@ def refuse_own_output(config: BuildConfig) -> None:
         refuse_inside(source, config.out)
         if Path(source).resolve() in {(config.out / name).resolve() for name in (*OWN, QUARANTINE, DATA_CARD)}:
             raise ConfigError(f"source: expected text, got {source}, which is written here; choose another out")
+
+
+def refuse_strangers(out: Path) -> None:
+    """Raises ConfigError if files that would be replaced are somebody's own. A killed build has no card, but its corpus
+    begins as a corpus does."""
+    there = [name for name in OWN if (out / name).exists()]
+    if not there or (out / CARD).exists():
+        return
+    if (out / CORPUS).is_file():
+        with open(out / CORPUS, "rb") as file:
+            if file.read(len(BEGINS)) == BEGINS:
+                return
+    raise ConfigError(
+        f"{out}: expected a folder for a dataset, got one with {', '.join(there)} that data build did not write; "
+        "choose another, or move what is there"
+    )
 
 
 def build_corpus(config: BuildConfig, train: TrainShard) -> tuple[dict[str, Any], bool]:

@@ -9,6 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 ESCAPES = ((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\n", b"\\n"), (b"\r", b"\\r"), (b"\t", b"\\t"))
+BEGINS = b'{"path": '  # every line
 SPACE = 0x20  # below it stand the characters that JSON wants escaped
 
 
@@ -21,8 +22,8 @@ class CorpusLines:
 
     def write(self, path: str, text: bytes, split: str) -> None:
         """A document whose text is given in UTF-8."""
-        begins = f'{{"path": {json.dumps(path, ensure_ascii=False)}, "text": '.encode()
-        line = b"".join((begins, quoted(text), b', "split": "%s"}\n' % split.encode()))
+        place = json.dumps(path, ensure_ascii=False).encode()
+        line = b"".join((BEGINS, place, b', "text": ', quoted(text), b', "split": "%s"}\n' % split.encode()))
         self.file.write(line)
         self.hash.update(line)
 

@@ -14,7 +14,7 @@ from fledge.data import train_shard
 from fledge.data.build import build
 from fledge.data.config import BuildConfig
 from fledge.data.shards import open_shards
-from fledge.errors import DataError, TokenizerError
+from fledge.errors import ConfigError, DataError, TokenizerError
 from fledge.lineage import sha256_file, verify
 from fledge.text.tokenizer import byte_level
 from tests.data.folders import essay, held_out_names, make
@@ -132,3 +132,27 @@ def test_a_corpus_from_other_sources_is_not_replaced_in_silence(tmp_path, source
     assert told in capsys.readouterr().err
     build(BuildConfig(tmp_path / "out", other, "bytes"), json=True)
     assert "built from" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "documents.jsonl", "train.bin", "val.idx.npy"])
+def test_files_of_others_are_not_written_over(tmp_path, source, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text('{"text": "mine"}')
+    with pytest.raises(ConfigError, match=f"got one with {name} that data build did not write; choose another"):
+        build(BuildConfig(out, source, "bytes"), json=True)
+    assert (out / name).read_text() == '{"text": "mine"}' and len(list(out.iterdir())) == 1
+    (out / name).rename(out / "mine.txt")
+    build(BuildConfig(out, source, "bytes"), json=True)  # the control: beside other names it writes
+    assert (out / "mine.txt").read_text() == '{"text": "mine"}' and verify(out)["kind"] == "dataset"
+
+
+@pytest.mark.parametrize("n_removed", range(len(build_module.OWN) + 1))
+def test_a_build_killed_while_it_takes_the_old_one_away_is_mended(tmp_path, source, n_removed):
+    build(BuildConfig(tmp_path / "whole", source, "bytes"), json=True)
+    out = tmp_path / "out"
+    build(BuildConfig(out, source, "characters"), json=True)
+    for name in ("card.json", *build_module.OWN[:n_removed]):
+        (out / name).unlink()
+    build(BuildConfig(out, source, "bytes"), json=True)
+    assert content(out) == content(tmp_path / "whole")

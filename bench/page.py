@@ -17,7 +17,8 @@ This page is made by `python bench/page.py > docs/performance.md` from the files
 
 Decoding, beside peers (`python bench/decode.py`): LLaMA shapes of 15M, 125M and 1.1B parameters with random weights,
 the same for everybody; rounds of all peers in turn, the median of each round's ratio. One thread is measured by CPU
-time, two by wall time. A bold number is below 1: there the peer is faster.
+time, two by wall time. A bold number is below 1: there the peer is faster. Each table names its processor and date, and
+is of the code of that date; tables before 2026-11-30 are of attention whose scores were summed across lanes.
 
 Serving (`python bench/serve.py`): an own client sends over HTTP and reads streams. TTFT is from when a request was
 due to its first text, ITL between pieces of text, goodput the share of all requests sent whose answer came whole and

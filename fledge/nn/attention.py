@@ -103,6 +103,13 @@ class Attention(nn.Module):
     def project(self, x: Tensor, context: Context, maps: Joined | nn.Module) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, T, H, C], keys and values [B, T, K, C], normalised and turned."""
         config = self.config
+        if isinstance(maps, Joined) and maps.part_compiled(x):
+            q, k, v = (part.unflatten(-1, (-1, config.head_channels)) for part in maps(x, apart=True))
+            if self.q_norm is not None and self.k_norm is not None:
+                q, k = normalised(self.q_norm, q, config), normalised(self.k_norm, k, config)
+            if isinstance(self.position, Rope):
+                q, k = (rotate(one, context.angles[self.position]) for one in (q, k))
+            return q, k, v
         heads = maps(x).unflatten(-1, (-1, config.head_channels))  # [B, T, H + 2K, C]
         turned, v = heads.split((config.n_heads + config.n_kv_heads, config.n_kv_heads), 2)
         if self.q_norm is not None and self.k_norm is not None:
@@ -173,7 +180,10 @@ class CrossAttention(nn.Module):
 
     def keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """Of the encoder's output [B, S, D]: [B, S, K, C] each."""
-        k, v = self.kv(source).unflatten(-1, (-1, self.config.head_channels)).split(self.config.n_kv_heads, 2)
+        if isinstance(self.kv, Joined) and self.kv.part_compiled(source):
+            k, v = (part.unflatten(-1, (-1, self.config.head_channels)) for part in self.kv(source, apart=True))
+        else:
+            k, v = self.kv(source).unflatten(-1, (-1, self.config.head_channels)).split(self.config.n_kv_heads, 2)
         return k, v
 
     def kept(self, layout: Cached, cache: KeyValueCache | None) -> list[tuple[Tensor, Tensor]]:

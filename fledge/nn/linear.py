@@ -118,6 +118,11 @@ class Joined(nn.Module):
         slower there."""
         return x.device.type == "cpu" and self.adapter is None and self.is_plain()
 
+    def part_compiled(self, x: Tensor) -> bool:
+        """Whether this is a compiled pass without gradients that had better compute its outputs apart: the products
+        cost the same there, and what reads them (attention above all) finds its rows close together."""
+        return torch.compiler.is_compiling() and not torch.is_grad_enabled() and self.may_part(x)
+
     def separate(self, x: Tensor) -> Sequence[Tensor]:
         """Each map's output in memory of its own. Gradients are computed by one product all the same."""
         maps = self.maps()

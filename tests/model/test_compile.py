@@ -19,7 +19,7 @@ def tiny(name: str, n_tokens: int = 24) -> Transformer:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "t5"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "t5", "qwen3", "olmo2"])
 def test_a_compiled_model_is_one_graph_and_equal(name):
     model = tiny(name)
     ids = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(2))

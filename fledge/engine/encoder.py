@@ -19,7 +19,7 @@ from fledge.batch import padded
 from fledge.engine.fill import likeliest
 from fledge.engine.load import READ
 from fledge.engine.predict import TaskKind, kind_of, n_virtual, reader_of
-from fledge.engine.purpose import HEAD_OF, purpose_of
+from fledge.engine.purpose import HEAD_OF, Purpose, gives_share, purpose_of
 from fledge.engine.row_queue import WaitingRow
 from fledge.errors import ConfigError
 from fledge.lineage import folder_digest, sha256_file
@@ -28,12 +28,15 @@ from fledge.model.sentence_steps import MODULES
 from fledge.model.transformer import Transformer
 from fledge.tune.load import find_served, load_served, served_folders, served_tokenizer
 
+WIDTHS: dict[Purpose, int] = {"question-answering": 2, "score": 1, "multiple-choice": 1}
+"""Numbers of a head without names for them."""
+
 
 @dataclass(frozen=True)
 class Encoder:
     """A model that answers a row by numbers. `facts` say how a text becomes a row and what the numbers are: purpose,
     width, max_tokens; of vectors lower, prompt (before a text), unit (of length 1); of a head labels, several, kinds
-    and global_question (fledge/data/task_framing.py)."""
+    and global_question (fledge/data/task_framing.py), share (of one number: it is told through a sigmoid)."""
 
     facts: dict[str, Any]
     sentences: SentenceModel | None = None
@@ -93,9 +96,10 @@ def load_encoder(path: str | Path, pooling: str = "", threads: int = 0) -> Encod
         kind = kind_of(model.config)
         reader = reader_of(model.config, served_tokenizer(folder), 0, kind, n_virtual(model))
         facts: dict[str, Any] = {
-            "purpose": purpose, "width": len(kind.names) or 2, "max_tokens": reader.max_tokens,
-            "labels": list(kind.names), "several": kind.several, "kinds": reader.kinds,
-            "global_question": reader.global_question,
+            "purpose": purpose, "width": WIDTHS.get(purpose) or len(kind.names), "max_tokens": reader.max_tokens,
+            "labels": ["LABEL_0"] if purpose == "score" else list(kind.names), "several": kind.several,
+            "kinds": reader.kinds, "global_question": reader.global_question,
+            "share": purpose == "score" and gives_share(folder),
         }  # fmt: skip
         return Encoder(facts, classifier=model, kind=kind)
     sentences = load_vectors(folder, pooling)

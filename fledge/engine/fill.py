@@ -26,9 +26,10 @@ BATCH_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Guess:
-    """One token for one mask: as the vocabulary spells it, and its probability among all."""
+    """One token for one mask: as the vocabulary spells it, as text, and its probability among all."""
 
     token: str
+    token_str: str
     token_id: int
     probability: float
 
@@ -123,7 +124,12 @@ def guessed(
     tokens, layout = padded(rows)
     shares, ids = likeliest(model, model.hidden(tokens, layout)[tokens.ids == mask_id], tokenizer.vocab_size, top_k)
     for some, their in zip(ids.tolist(), shares.tolist(), strict=True):
-        yield tuple(Guess(tokenizer.token_of(id), id, share) for id, share in zip(some, their, strict=True))
+        yield tuple(guess_of(tokenizer, id, share) for id, share in zip(some, their, strict=True))
+
+
+def guess_of(tokenizer: Tokenizer, token_id: int, share: float) -> Guess:
+    token = tokenizer.token_of(token_id)
+    return Guess(token, tokenizer.written([token]), token_id, share)
 
 
 def likeliest(model: Transformer, states_MD: Tensor, vocab_size: int, top_k: int) -> tuple[Tensor, Tensor]:
@@ -151,5 +157,9 @@ def read_texts(config: FillConfig) -> list[str]:
 
 def shown(found: Filled) -> str:
     """For people: the filled text, then a line a mask."""
-    lines = ["  " + "  ".join(f"{guess.token} {guess.probability:.1%}" for guess in mask) for mask in found.masks]
+    lines = ["  " + "  ".join(map(told, mask)) for mask in found.masks]
     return "\n".join([found.filled, *lines])
+
+
+def told(guess: Guess) -> str:
+    return f"{guess.token_str.strip() or guess.token} {guess.probability:.1%}"

@@ -1,8 +1,8 @@
 """What a folder is served for: text from a decoder, vectors of texts, or what a task head says. Imports no torch.
 
 A folder of sentence-transformers and an encoder give vectors, and an encoder with a masked-language-model output fills
-masks beside; a head on whole texts gives labels, one on words tags, one on spans places of answers; what has a decoder
-writes text, unless a pooling is asked for by name.
+masks beside; a head on whole texts gives labels, or one number, one on words tags, one on spans places of answers, one
+on choices which answer is right; what has a decoder writes text, unless a pooling is asked for by name.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ from fledge.model.families import FAMILIES
 from fledge.model.sentence_steps import MODULES, POOLINGS
 from fledge.tune.base import CONFIG, HEAD, base_of
 
-Purpose = Literal["generate", "embed", "classify", "token-classification", "question-answering"]
+Purpose = Literal[
+    "generate", "embed", "classify", "score", "token-classification", "question-answering", "multiple-choice"
+]
 
 HEAD_OF: dict[Purpose, str] = {
-    "classify": "sequence", "token-classification": "token", "question-answering": "span",
+    "classify": "sequence", "score": "sequence", "token-classification": "token", "question-answering": "span",
+    "multiple-choice": "choice",
 }  # fmt: skip
-"""The purposes that a task head answers."""
+"""The purposes that a task head answers; `score` is a head of one number."""
 
 
 def purpose_of(folder: Path, pooling: str = "") -> Purpose:
     """What the model of a folder (its own, or an adapter's) is served for. `pooling`: vectors, whatever it is.
 
-    Raises CheckpointError for a folder without a readable config, ConfigError for a head that isn't served.
+    Raises CheckpointError for a folder without a readable config, ConfigError for a pooling that doesn't fit it.
     """
     check_pooling(pooling)
     if (folder / MODULES).is_file():
@@ -46,10 +49,8 @@ def purpose_of(folder: Path, pooling: str = "") -> Purpose:
             raise ConfigError(f"pooling: expected an encoder or a decoder alone, got {config.family}, which is both")
         return "embed"
     heads = heads or {head.name: head.labels for head in config.heads}
-    if "choice" in heads:
-        raise ConfigError("model: expected another head, got one for choices between answers; ask fledge predict")
     if heads.get("sequence") == 1:
-        raise ConfigError("model: expected a head with labels, got one that gives a number; ask fledge predict")
+        return "score"
     for purpose, head in HEAD_OF.items():
         if head in heads:
             return purpose
@@ -63,6 +64,19 @@ def fills_masks(folder: Path) -> bool:
         return False
     config = told_config(folder)
     return config is not None and config.decoder is None and config.lm
+
+
+def gives_share(folder: Path) -> bool:
+    """Whether the one number of a folder's head is the logit of a share, to be told through a sigmoid: yes, as
+    transformers, sentence-transformers and vLLM read it, unless the folder says that it is a regression's or names the
+    identity. Raises CheckpointError."""
+    if not (folder / "config.json").is_file():
+        return not told_head(folder)  # with a head of our own an adapter was tuned to numbers
+    raw = read_object(folder / "config.json")
+    of_sentences = raw.get("sentence_transformers")
+    named = of_sentences.get("activation_fn") if isinstance(of_sentences, dict) else None
+    named = named or raw.get("sbert_ce_default_activation_function") or ""
+    return raw.get("problem_type") != "regression" and not str(named).endswith("Identity")
 
 
 def check_pooling(pooling: str) -> None:

@@ -1,5 +1,5 @@
-"""What a task head's numbers say: labels of texts, tags of words, places of answers. The same for `fledge predict`, for
-validation while tuning and over HTTP. Imports no torch.
+"""What a task head's numbers say: labels of texts, tags of words, places of answers, choices. The same for
+`fledge predict`, for validation while tuning and over HTTP. Imports no torch.
 
 T tokens of a row, L labels, N tokens of a context in a window.
 """
@@ -75,8 +75,12 @@ class SpanSearch:
     def answer(self) -> dict[str, Any]:
         """`answer` with its characters `start` to `end` of the context, its `score` and its `probability`: the share of
         its start among the starts of its window, times that of its end; the first token, which stands for no answer,
-        takes part. `null_score` and `null_probability` are that token's (the least over the windows)."""
-        return {**self.found, "null_score": float(self.null_score), "null_probability": self.null_probability}
+        takes part. `null_score` and `null_probability` are that token's (the least over the windows); of a context
+        without tokens they are the answer's, which is ""."""
+        null = {"null_score": float(self.null_score), "null_probability": self.null_probability}
+        if np.isfinite(self.found["score"]):
+            return {**self.found, **null}
+        return {**self.found, "score": null["null_score"], "probability": null["null_probability"], **null}
 
 
 def best_span(start_N: np.ndarray, end_N: np.ndarray, longest: int, n_best: int) -> tuple[float, int, int]:

@@ -10,12 +10,12 @@ from fledge.errors import ConfigError
 
 @dataclass(frozen=True)
 class VectorConfig:
-    """Vectors or labels of texts in place of text: how texts of many requests share passes."""
+    """Vectors of texts, or what a task head says of them, in place of text: how texts of many requests share passes."""
 
     pooling: str = ""
     """Serve the model's states as vectors of length 1, pooled so: cls, max, mean, mean_sqrt_len_tokens, weightedmean or
     lasttoken. Empty: as a sentence-transformers folder says, mean for another encoder; what has a decoder writes text,
-    and what has a head of labels gives labels."""
+    and what has a task head says what that does."""
     batch_tokens: int = 512
     """Tokens of one pass at most, padding counted; a longer text passes alone."""
     max_waiting_tokens: int = 1_000_000

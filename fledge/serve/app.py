@@ -16,9 +16,10 @@ from fledge.serve.errors import ApiError, to_api_error
 from fledge.serve.gate import RECORD, Gate
 from fledge.serve.guard import Guard
 from fledge.serve.page import page_file
+from fledge.serve.pair_verbs import RERANK, SCORE
 from fledge.serve.routes import Routes
 from fledge.serve.service import Service
-from fledge.serve.task_verbs import FILL_MASK, QUESTION_ANSWERING, TOKEN_CLASSIFICATION
+from fledge.serve.task_verbs import FILL_MASK, MULTIPLE_CHOICE, QUESTION_ANSWERING, TOKEN_CLASSIFICATION
 from fledge.serve.vector_routes import CLASSIFY, EMBEDDINGS, VectorRoutes
 
 
@@ -31,9 +32,12 @@ def new_app(service: Service, guard: Guard, log: AccessLog) -> Gate:
         "/v1/completions": routes.completions,
         "/v1/embeddings": vectors.handler(EMBEDDINGS),
         "/classify": vectors.handler(CLASSIFY),
+        **dict.fromkeys(("/score", "/v1/score"), vectors.handler(SCORE)),
+        **dict.fromkeys(("/rerank", "/v1/rerank", "/v2/rerank"), vectors.handler(RERANK)),
         "/fill-mask": vectors.handler(FILL_MASK),
         "/token-classification": vectors.handler(TOKEN_CLASSIFICATION),
         "/question-answering": vectors.handler(QUESTION_ANSWERING),
+        "/multiple-choice": vectors.handler(MULTIPLE_CHOICE),
         "/v1/load_lora_adapter": routes.load_adapter,
         "/v1/unload_lora_adapter": routes.unload_adapter,
     }

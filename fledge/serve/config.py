@@ -12,7 +12,7 @@ from fledge.errors import ConfigError
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """An OpenAI-compatible server on one model: text with a chat page, embeddings, or labels of texts."""
+    """An OpenAI-compatible server on one model: text with a chat page, embeddings, or what a head says of texts."""
 
     model: str
     """Model folder or run folder; `stub:` is an engine without a model, for tests of everything around it."""

@@ -63,7 +63,7 @@ def entities(
              "end": one.end}
             for one in tokens if one.label not in ignored
         ]  # fmt: skip
-    joined = joiner(tokenizer)
+    joined = tokenizer.written
     if strategy != "simple":
         words = runs(tokens, lambda one, _: one.inside)
         tokens = [agreed(word, shares_TL, row.lead, names, strategy, joined) for word in words]
@@ -80,12 +80,6 @@ def words_of(tokenizer: Tokenizer, row: TagRow) -> Iterator[tuple[str, int, int,
         word, surface = tokenizer.token_of(token), row.text[start:end]
         inside = len(word) != len(surface) if marks else start > 0 and " " not in row.text[start - 1 : start + 1]
         yield (surface, start, end, False) if token == unknown else (word, start, end, inside)
-
-
-def joiner(tokenizer: Tokenizer) -> Callable[[list[str]], str]:
-    """How tokens are written as text."""
-    decoder = tokenizer.plain.decoder
-    return " ".join if decoder is None else decoder.decode
 
 
 def runs(items: list[Tagged], goes_on: Callable[[Tagged, Tagged], bool]) -> list[list[Tagged]]:

@@ -59,9 +59,13 @@ def serve(config: ServeConfig, json: bool = False) -> dict[str, Any]:
 EXAMPLES: dict[Purpose, tuple[str, dict[str, Any]]] = {
     "embed": ("/v1/embeddings", {"input": "A quiet, patient film"}),
     "classify": ("/classify", {"input": "A quiet, patient film"}),
+    "score": ("/score", {"text_1": "A film", "text_2": "A quiet, patient film"}),
     "token-classification": ("/token-classification", {"inputs": "Ada lives in Oslo"}),
     "question-answering": (
         "/question-answering", {"inputs": {"question": "Where does Ada live?", "context": "Ada lives in Oslo."}}
+    ),
+    "multiple-choice": (
+        "/multiple-choice", {"inputs": {"question": "Where does Ada live?", "choices": ["In Oslo.", "At seven."]}}
     ),
 }  # fmt: skip
 """A route to try and its body."""

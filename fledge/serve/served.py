@@ -18,6 +18,9 @@ from fledge.serve.config import ServeConfig
 from fledge.text.chat import ChatRenderer, chat_renderer
 from fledge.text.tokenizer import Tokenizer
 
+BESIDE: dict[Purpose, tuple[str, ...]] = {"embed": ("score",), "score": ("classify",)}
+"""Vectors of two texts say how near these are; a head of one number judges one text as well as two."""
+
 
 @dataclass(frozen=True)
 class ServedModel:
@@ -36,8 +39,8 @@ class ServedModel:
 
     @property
     def verbs(self) -> tuple[str, ...]:
-        """What it does: its purpose, and of an encoder that was trained to fill masks that too."""
-        return (self.purpose, "fill-mask") if self.fills_masks else (self.purpose,)
+        """What it does: its purpose, what follows from it, and to fill masks where an encoder was trained to."""
+        return (self.purpose, *BESIDE.get(self.purpose, ()), *(("fill-mask",) if self.fills_masks else ()))
 
     @cached_property
     def longest_token(self) -> int:
@@ -47,7 +50,7 @@ class ServedModel:
 
 def open_model(config: ServeConfig) -> ServedModel:
     """Tokenizer, renderer, name and fingerprint of the model to serve. Raises CheckpointError or TokenizerError, and
-    ConfigError for a head that isn't served."""
+    ConfigError for a pooling that doesn't fit it."""
     purpose: Purpose
     if is_stub(config.model):
         tokenizer, name, digest = parse_stub(config.model).tokenizer(), "stub", config.model

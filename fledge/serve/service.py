@@ -33,9 +33,11 @@ MAX_IN_TEMPLATE = 32  # conversations that wait for a template's process, which 
 INSTEAD = {
     "generate": "it writes text: use /v1/completions",
     "embed": "it gives vectors: use /v1/embeddings",
-    "classify": "it gives labels of texts: use /classify",
+    "classify": "it judges texts: use /classify",
+    "score": "it weighs one text against another: use /score or /rerank",
     "token-classification": "it gives tags of words: use /token-classification",
     "question-answering": "it finds answers in texts: use /question-answering",
+    "multiple-choice": "it chooses between answers: use /multiple-choice",
     "fill-mask": "it fills masks: use /fill-mask",
 }
 

@@ -78,6 +78,13 @@ async def lay_tags(service: Service, call: TagCall) -> TagRows:
     return rows
 
 
+def refuse_left(side: str, what: str) -> None:
+    """Raises RequestError."""
+    if side == "left":
+        message = f"truncation_side: of {what} the end is cut; expected right, got left"
+        raise RequestError(message, "truncation_side", "unsupported_parameter")
+
+
 Laid = tuple[tuple[int, ...], int, TagRow]  # a row, how many tokens were cut off, what it tags
 
 
@@ -94,9 +101,7 @@ def laid_texts(service: Service, call: TagCall) -> list[Laid]:
 def laid_sentences(service: Service, call: TagCall) -> list[Laid]:
     """Sentences of words as tuning lays them out; their end is cut, word by word."""
     tokenizer, policy, reader = service.model.tokenizer, cut_policy(service, call.long_input), reader_of(service)
-    if policy.side == "left":
-        message = "truncation_side: of words the end is cut; expected right, got left"
-        raise RequestError(message, "truncation_side", "unsupported_parameter")
+    refuse_left(policy.side, "words")
     reader = replace(reader, max_tokens=min(policy.most or reader.max_tokens, reader.max_tokens))
     refuses = policy.policy == "refuse" and not policy.most
     found, lead = [], len_before(tokenizer)

@@ -1,5 +1,5 @@
-"""/fill-mask, /token-classification and /question-answering: what a model's numbers say, as Hugging Face's inference
-API puts it. An input that was sent by itself is answered by itself, a list by a list.
+"""/fill-mask, /token-classification, /question-answering and /multiple-choice: what a model's numbers say, as Hugging
+Face's inference API puts it. An input that was sent by itself is answered by itself, a list by a list.
 """
 
 from __future__ import annotations
@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 
 from fledge.engine.reading import SpanSearch, shares_of
-from fledge.serve.entities import entities, joiner
+from fledge.serve.entities import entities
+from fledge.serve.pair_rows import Pair, lay_pairs
 from fledge.serve.service import Service
-from fledge.serve.task_rows import QuestionRows, TagRows, lay_masks, lay_questions, lay_tags
+from fledge.serve.task_rows import QuestionRows, TagRows, lay_masks, lay_questions, lay_tags, place_of
 from fledge.serve.task_wire import (
     QUESTION_FIELDS,
     TEXT_FIELDS,
+    ChoiceCall,
     FillCall,
     QuestionCall,
     TagCall,
+    read_choices,
     read_fill,
     read_questions,
     read_tags,
@@ -36,7 +39,7 @@ def told_masks(service: Service, call: FillCall, rows: Rows, numbers: list[np.nd
 def filled(tokenizer: Tokenizer, ids: tuple[int, ...], guesses: np.ndarray) -> list[Any]:
     """`guesses`: id and probability, mask by mask."""
     places = [place for place, token in enumerate(ids) if token == tokenizer.special["mask"]]
-    single, masks, joined = len(places) == 1, [], joiner(tokenizer)
+    single, masks, joined = len(places) == 1, [], tokenizer.written
     for place, some in zip(places, np.split(guesses, len(places)), strict=True):
         mask = []
         for token, score in ((int(token), float(score)) for token, score in some):
@@ -72,6 +75,29 @@ def told_answers(service: Service, call: QuestionCall, rows: QuestionRows, numbe
     return found[0] if call.single else found
 
 
+async def lay_choices(service: Service, call: ChoiceCall) -> Rows:
+    """A row of each question with each of its choices, as tuning lays them out."""
+    pairs = [
+        Pair(question, choice, f"{place_of(call.single, n)}.choices[{c}]")
+        for n, (question, choices) in enumerate(call.questions)
+        for c, choice in enumerate(choices)
+    ]
+    return await lay_pairs(service, pairs, call.long_input)
+
+
+def told_choices(service: Service, call: ChoiceCall, rows: Rows, numbers: list[np.ndarray]) -> Any:
+    """The likeliest choice of each question, counted from 0, and every choice's probability (`scores`)."""
+    logits, found, begin = np.concatenate(numbers)[:, 0], [], 0
+    for _, choices in call.questions:
+        shares = shares_of(logits[begin : begin + len(choices)])
+        best = int(shares.argmax())
+        told = {"answer": best, "text": choices[best], "score": float(shares[best]), "scores": shares.tolist()}
+        found.append(told)
+        begin += len(choices)
+    return found[0] if call.single else found
+
+
 FILL_MASK = Verb("fill-mask", TEXT_FIELDS, read_fill, lay_masks, told_masks)
 TOKEN_CLASSIFICATION = Verb("token-classification", TEXT_FIELDS, read_tags, lay_tags, told_tags)
 QUESTION_ANSWERING = Verb("question-answering", QUESTION_FIELDS, read_questions, lay_questions, told_answers)
+MULTIPLE_CHOICE = Verb("multiple-choice", TEXT_FIELDS, read_choices, lay_choices, told_choices)

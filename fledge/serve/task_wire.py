@@ -1,5 +1,5 @@
-"""What a request for filled masks, tags or answers in texts asks for, in the words of Hugging Face's inference API:
-`inputs` and `parameters`.
+"""What a request for filled masks, tags, answers in texts or a choice asks for, in the words of Hugging Face's
+inference API: `inputs` and `parameters`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from fledge.errors import RequestError
 from fledge.serve.entities import STRATEGIES, Strategy
 from fledge.serve.fields import Fields, count_unknown, words, wrong
 from fledge.serve.truncation import TRUNCATION_FIELDS, read_long_input
-from fledge.serve.vector_wire import MAX_INPUTS
+from fledge.serve.vector_wire import MAX_INPUTS, refuse_unframed
 from fledge.serve.wire import too_many
 
-QUESTION_FIELDS = words("model inputs parameters options user")
+QUESTION_FIELDS = words("model inputs parameters options user add_special_tokens")
 TEXT_FIELDS = TRUNCATION_FIELDS | QUESTION_FIELDS
 MAX_TOP_K = 1000
 MAX_ANSWER_TOKENS = 1000
@@ -56,6 +56,16 @@ class QuestionCall:
     longest: int = 30
     stride: int = 128
     or_none: bool = False
+
+
+@dataclass(frozen=True)
+class ChoiceCall:
+    """(question, choices) pairs."""
+
+    model: str | None
+    questions: tuple[tuple[str, tuple[str, ...]], ...]
+    single: bool
+    long_input: dict[str, Any]
 
 
 def read_fill(tree: dict[str, Any]) -> FillCall:
@@ -114,10 +124,26 @@ def read_questions(tree: dict[str, Any]) -> QuestionCall:
     return QuestionCall(fields.text("model"), questions, single, longest, stride, or_none)
 
 
+def read_choices(tree: dict[str, Any]) -> ChoiceCall:
+    """The body of /multiple-choice. Raises RequestError naming the field."""
+    fields = Fields(tree)
+    read_parameters(fields, "", TRUNCATION_FIELDS)
+    given = tree.get("inputs")
+    items, single = (given, False) if isinstance(given, list) else ([given], True)
+    check_some(items)
+    found = tuple(read_choice("inputs" if single else f"inputs[{i}]", item) for i, item in enumerate(items))
+    n_rows = sum(len(choices) for _, choices in found)
+    if n_rows > MAX_INPUTS:
+        message = f"inputs: expected at most {MAX_INPUTS} choices in all, got {n_rows}; send several requests"
+        raise RequestError(message, "inputs")
+    return ChoiceCall(fields.text("model"), found, single, read_long_input(fields))
+
+
 def read_parameters(fields: Fields, known: str, beside: frozenset[str] = frozenset()) -> Fields:
     """The fields of `parameters`, which has `known`; `beside` are those that stand beside it. Whatever else is there
     would change the answer, and nothing here obeys it; nor is one of them read in the other's place."""
     fields.text("user")
+    refuse_unframed(fields)
     fields.mapping("options")  # of a cache and of waiting, which this server does in its own way
     more = Fields(fields.mapping("parameters"))
     for name in words(known):
@@ -173,6 +199,22 @@ def read_question(place: str, item: Any) -> tuple[str, str]:
         if not isinstance(item.get(name), str) or not item[name].strip():
             raise wrong(f"{place}.{name}", "a string that is not empty", item.get(name))
     return item["question"], item["context"]
+
+
+def read_choice(place: str, item: Any) -> tuple[str, tuple[str, ...]]:
+    if not isinstance(item, dict):
+        raise wrong(place, "an object with question and choices", item)
+    question, choices = item.get("question"), item.get("choices")
+    if not isinstance(question, str) or not question.strip():
+        raise wrong(f"{place}.question", "a string that is not empty", question)
+    if not isinstance(choices, list):
+        raise wrong(f"{place}.choices", "an array of strings", choices)
+    if len(choices) < 2:
+        raise RequestError(f"{place}.choices: expected at least two, got {len(choices)}", "inputs")
+    for j, choice in enumerate(choices):
+        if not isinstance(choice, str) or not choice.strip():
+            raise wrong(f"{place}.choices[{j}]", "a string that is not empty", choice)
+    return question, tuple(choices)
 
 
 def check_some(items: list[Any]) -> None:

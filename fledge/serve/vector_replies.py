@@ -44,13 +44,15 @@ def written(vector_W: np.ndarray, encoding: str) -> str | list[float]:
     return vector_W.tolist()
 
 
-def classified(model: str, logits_NL: np.ndarray, n_tokens: int, labels: list[str], several: bool) -> dict[str, Any]:
-    """The likeliest label of each input with every label's probability, in the order of the head. Of a head whose
-    labels hold or not each by itself (`several`), `labels` are those above a half."""
-    data = []
-    for index, (row, probabilities) in enumerate(zip(logits_NL, shares_of(logits_NL, several), strict=True)):
+def classified(
+    model: str, logits_NL: np.ndarray, n_tokens: int, labels: list[str], several: bool, as_is: bool = False
+) -> dict[str, Any]:
+    """The likeliest label of each input with every label's probability, in the order of the head; `as_is`: with what
+    the head gives. Of a head whose labels hold or not each by itself (`several`), `labels` are those above a half."""
+    shares_NL, data = shares_of(logits_NL, several or len(labels) == 1), []
+    for index, (row, probabilities) in enumerate(zip(logits_NL, shares_NL, strict=True)):
         one: dict[str, Any] = {
-            "index": index, "label": labels[int(row.argmax())], "probs": probabilities.tolist(),
+            "index": index, "label": labels[int(row.argmax())], "probs": (row if as_is else probabilities).tolist(),
             "num_classes": len(labels),
         }  # fmt: skip
         if several:

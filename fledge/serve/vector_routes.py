@@ -94,7 +94,8 @@ def told_vectors(service: Service, call: VectorCall, rows: Rows, numbers: list[n
 
 def told_labels(service: Service, call: VectorCall, rows: Rows, numbers: list[np.ndarray]) -> dict[str, Any]:
     name, facts = service.model.name, service.engine.facts
-    return classified(name, np.concatenate(numbers), rows.n_tokens, facts["labels"], facts["several"])
+    as_is = not call.use_activation or (facts["purpose"] == "score" and not facts["share"])
+    return classified(name, np.concatenate(numbers), rows.n_tokens, facts["labels"], facts["several"], as_is)
 
 
 EMBEDDINGS = Verb("embed", EMBEDDING_FIELDS, read_embeddings, lay_texts, told_vectors)

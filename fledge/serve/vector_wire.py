@@ -13,8 +13,9 @@ from fledge.serve.wire import read_ids, too_many
 MAX_INPUTS = 2048  # OpenAI's
 MAX_INPUT_TOKENS = 300_000  # of all inputs together; OpenAI's
 
-CLASSIFY_FIELDS = TRUNCATION_FIELDS | words("input model user add_special_tokens")
-EMBEDDING_FIELDS = CLASSIFY_FIELDS | words("encoding_format dimensions")
+SHARED_FIELDS = TRUNCATION_FIELDS | words("input model user add_special_tokens")
+CLASSIFY_FIELDS = SHARED_FIELDS | words("use_activation")
+EMBEDDING_FIELDS = SHARED_FIELDS | words("encoding_format dimensions")
 ENCODINGS = ("float", "base64")
 
 Input = str | tuple[int, ...]
@@ -23,7 +24,8 @@ Input = str | tuple[int, ...]
 @dataclass(frozen=True)
 class VectorCall:
     """`inputs` are texts or token ids; ids are used as they are, texts stand in the model's frame unless
-    `add_special_tokens` is false. `dimensions`: how many numbers of a vector are wanted; None: all."""
+    `add_special_tokens` is false. `dimensions`: how many numbers of a vector are wanted; None: all. `use_activation`:
+    labels' logits are told as probabilities."""
 
     model: str | None
     inputs: tuple[Input, ...]
@@ -31,6 +33,7 @@ class VectorCall:
     add_special_tokens: bool = True
     encoding: str = "float"
     dimensions: int | None = None
+    use_activation: bool = True
 
 
 def read_embeddings(tree: dict[str, Any]) -> VectorCall:
@@ -46,7 +49,8 @@ def read_embeddings(tree: dict[str, Any]) -> VectorCall:
 
 def read_classify(tree: dict[str, Any]) -> VectorCall:
     """The body of /classify. Raises RequestError naming the field."""
-    return VectorCall(**read_shared(Fields(tree)))
+    fields = Fields(tree)
+    return VectorCall(**read_shared(fields), use_activation=fields.flag("use_activation", True))
 
 
 def read_shared(fields: Fields) -> dict[str, Any]:
@@ -57,6 +61,13 @@ def read_shared(fields: Fields) -> dict[str, Any]:
         "long_input": read_long_input(fields),
         "add_special_tokens": fields.flag("add_special_tokens", True),
     }
+
+
+def refuse_unframed(fields: Fields) -> None:
+    """Raises RequestError for a text without its frame, where nothing was trained on one."""
+    if not fields.flag("add_special_tokens", True):
+        message = "add_special_tokens: expected true here, as the model was trained on texts in their frame"
+        raise RequestError(f"{message}; leave it out", "add_special_tokens", "unsupported_parameter")
 
 
 def read_inputs(given: Any) -> tuple[Input, ...]:

@@ -238,6 +238,11 @@ class Tokenizer:
         found = self.file.tokens[token_id] if 0 <= token_id < self.vocab_size else None
         return found or ""
 
+    def written(self, tokens: Sequence[str]) -> str:
+        """Tokens, as the vocabulary spells them, as text; transformers' `token_str` of one."""
+        decoder = self.plain.decoder
+        return " ".join(tokens) if decoder is None else str(decoder.decode(list(tokens)))
+
     @property
     def bos_id(self) -> int | None:
         return self.special.get("bos")

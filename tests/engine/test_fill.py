@@ -42,12 +42,13 @@ def folder(request, tmp_path_factory):
     return path
 
 
-def reference(folder, text: str, top_k: int) -> list[list[tuple[int, float]]]:
+def reference(folder, text: str, top_k: int) -> list[list[tuple[int, float, str]]]:
+    """The pipeline's guesses of each mask: id, probability, text."""
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForMaskedLM.from_pretrained(folder)
     found = transformers.pipeline("fill-mask", model=model, tokenizer=theirs)(text, top_k=top_k)
     found = found if isinstance(found[0], list) else [found]
-    return [[(one["token"], one["score"]) for one in mask] for mask in found]
+    return [[(one["token"], one["score"], one["token_str"]) for one in mask] for mask in found]
 
 
 def test_guesses_are_those_of_the_pipeline_alone_and_in_company(folder, monkeypatch):
@@ -57,13 +58,14 @@ def test_guesses_are_those_of_the_pipeline_alone_and_in_company(folder, monkeypa
         monkeypatch.setattr(module, "BATCH_TOKENS", size)
         found = fill_texts(model, tokenizer, TEXTS, 4)
         for one, masks in zip(found, expected, strict=True):
-            assert [[guess.token_id for guess in mask] for mask in one.masks] == [[id for id, _ in m] for m in masks]
+            assert [[guess.token_id for guess in mask] for mask in one.masks] == [[id for id, _, _ in m] for m in masks]
             for mask, their in zip(one.masks, masks, strict=True):
-                assert [guess.probability for guess in mask] == pytest.approx([p for _, p in their], rel=1e-4)
+                assert [guess.probability for guess in mask] == pytest.approx([p for _, p, _ in their], rel=1e-4)
+                assert [guess.token_str for guess in mask] == [text for _, _, text in their]
                 assert [tokenizer.token_of(guess.token_id) for guess in mask] == [guess.token for guess in mask]
     # the control: another sentence around the mask gives other guesses
     other = fill_texts(model, tokenizer, ["it is [MASK] home old"], 4)[0].masks[0]
-    assert [guess.probability for guess in other] != pytest.approx([p for _, p in expected[0][0]], rel=1e-4)
+    assert [guess.probability for guess in other] != pytest.approx([p for _, p, _ in expected[0][0]], rel=1e-4)
 
 
 def test_the_verb_fills_texts_and_files(folder, tmp_path, capfd):

@@ -88,7 +88,7 @@ def test_labels_that_hold_each_by_itself_have_probabilities_of_their_own(tmp_pat
     assert [one["labels"] for one in data] == [[LABELS[i] for i in np.flatnonzero(row > 0.5)] for row in shares]
 
 
-def test_heads_that_say_something_else_are_refused_by_name(tmp_path: Path) -> None:
+def test_a_folder_is_served_for_what_its_head_says(tmp_path: Path) -> None:
     size = {
         "vocab_size": 99,
         "hidden_size": 8,
@@ -96,22 +96,17 @@ def test_heads_that_say_something_else_are_refused_by_name(tmp_path: Path) -> No
         "num_attention_heads": 2,
         "intermediate_size": 8,
     }
-    for name, more, says in (
-        ("BertForMultipleChoice", {}, "choices"),
-        ("BertForSequenceClassification", {"num_labels": 1}, "gives a number"),
+    for name, labels, purpose in (
+        ("BertModel", 2, "embed"),
+        ("BertForMaskedLM", 2, "embed"),
+        ("BertForSequenceClassification", 2, "classify"),
+        ("BertForSequenceClassification", 1, "score"),
+        ("BertForTokenClassification", 2, "token-classification"),
+        ("BertForQuestionAnswering", 2, "question-answering"),
+        ("BertForMultipleChoice", 2, "multiple-choice"),
     ):
-        transformers.BertConfig(**size, **more, architectures=[name]).save_pretrained(tmp_path)
-        with pytest.raises(ConfigError, match=f"{says}.*fledge predict"):
-            purpose_of(tmp_path)
-        assert purpose_of(tmp_path, "mean") == "embed"  # the control: its body gives vectors where that is said
-    for name, purpose in (
-        ("BertModel", "embed"),
-        ("BertForMaskedLM", "embed"),
-        ("BertForSequenceClassification", "classify"),
-        ("BertForTokenClassification", "token-classification"),
-        ("BertForQuestionAnswering", "question-answering"),
-    ):
-        transformers.BertConfig(**size, architectures=[name]).save_pretrained(tmp_path)
+        transformers.BertConfig(**size, num_labels=labels, architectures=[name]).save_pretrained(tmp_path)
         assert purpose_of(tmp_path) == purpose
+        assert purpose_of(tmp_path, "mean") == "embed"  # the control: its body gives vectors where that is said
     with pytest.raises(ConfigError, match="pooling: expected one of cls"):
         purpose_of(tmp_path, "median")

@@ -122,6 +122,15 @@ def test_answers_are_those_of_predict_in_windows_too(inside, folder, tmp_path) -
     assert asked(inside, PAIRS[2], doc_stride=2)["logit"] == pytest.approx(stride["score"], abs=1e-5)
 
 
+def test_a_context_without_tokens_has_no_answer_in_it(tmp_path) -> None:
+    folder, file = tiny(tmp_path / "bert", HEAD), tmp_path / "rows.jsonl"
+    asked = [{"question": "Who?", "context": context} for context in ("\u200b", "Ada")]
+    file.write_text("".join(json.dumps(one) + "\n" for one in asked))
+    none, some = predict(PredictConfig(str(folder), file=str(file)), json=True)["answers"]
+    assert (none["answer"], none["score"], none["probability"]) == ("", none["null_score"], none["null_probability"])
+    assert some["answer"] == "Ada" and some["score"] != some["null_score"]  # the control
+
+
 def test_a_question_is_answered_the_same_alone_and_in_company(server) -> None:
     pairs = [(f"Where is {n}?", f"Ada {'old ' * (n % 9)} lives in {n}") for n in range(32)]
     alone = [posted(server, pair) for pair in pairs]
@@ -154,6 +163,7 @@ def test_what_is_wrong_is_a_400_that_names_the_field(server) -> None:
         ),
         ({"inputs": good, "max_answer_len": 2}, "max_answer_len", None, "expected inside of parameters"),
         ({"inputs": good, "parameters": {"n_best": 2}}, "n_best", "unsupported_parameter", "not supported"),
+        ({"inputs": good, "add_special_tokens": False}, "add_special_tokens", "unsupported_parameter", "frame"),
         ({"inputs": good, "parameters": {"max_answer_len": 0}}, "max_answer_len", None, "1..1000"),
         ({"inputs": good, "parameters": {"doc_stride": -1}}, "doc_stride", None, "at least 0"),
         ({"inputs": good, "parameters": {"top_k": 2}}, "top_k", "unsupported_parameter", "not supported"),

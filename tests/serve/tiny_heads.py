@@ -73,8 +73,12 @@ class Inside:
         self.service.engine.facts = {**self.encoder.facts, "context_tokens": self.encoder.facts["max_tokens"]}
 
     def asked(self, inputs: Any, **parameters: Any) -> Any:
+        """The reply's body to Hugging Face's two fields."""
+        return self.told({"inputs": inputs, "parameters": parameters})
+
+    def told(self, body: dict[str, Any]) -> Any:
         """The reply's body."""
-        call = self.verb.read({"inputs": inputs, "parameters": parameters})
+        call = self.verb.read(body)
         self.service.check_serves(self.verb.name)
         rows = asyncio.run(self.verb.lay(self.service, call))
         kinds = rows.kinds or ((),) * len(rows.ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,13 @@ Between two tokens of a running answer lies one step: a pass over a token of eac
     time of a decoding pass + prefill_chunk / (prompt tokens a second)
 
 ## Decoding
+"""
+
+PASSES = """A forward pass alone, and one with the gradients of every parameter, beside transformers' model of the same
+config.json (`python bench/forward.py`): float32, one row, how many times as fast, on 1 and 2 threads, eager against
+eager and compiled against compiled; the median of 7 rounds, each peer in its own process. `memory`: peak bytes that
+model and passes take, of theirs, without gradients and with. Every cell names its processor, its range and the digest
+of the code that computed it in [bench/results/forward.json](../bench/results/forward.json).
 """
 
 
@@ -88,6 +96,31 @@ def load_row(name: str, run: dict[str, Any], further: str = "") -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
+def pass_tables(tree: dict[str, Any]) -> list[str]:
+    """Times as fast as transformers, a row a model and length; and which processor measured what."""
+    cells = tree["cells"]
+    ways = [(way, mode) for way in ("forward", "backward") for mode in ("eager", "compiled")]
+    lines = [
+        "| model, tokens | forward, eager | compiled | with gradients, eager | compiled | memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(" ".join(key.split()[:2]) for key in cells):
+        row = []
+        for way, mode in ways:
+            found = [cells.get(f"{name} {way} {mode} {threads}", {}).get("ratio") for threads in (1, 2)]
+            row.append(", ".join("-" if ratio is None else times(ratio) for ratio in found))
+        memory = [cells.get(f"{name} {way} eager 1", {}) for way in ("forward", "backward")]
+        row.append(", ".join(f"{m['fledge_peak_bytes'] / m['transformers_peak_bytes']:.2f}" for m in memory if m))
+        lines.append(f"| {name} | {' | '.join(row)} |")
+    count = Counter(cell["processor"] for cell in cells.values())
+    return [*lines, "", "Cells by processor: " + ", ".join(f"{name} {n}" for name, n in count.most_common()) + "."]
+
+
+def times(ratio: float) -> str:
+    """Bold where the peer is faster."""
+    return f"**{ratio:.3f}**" if ratio < 1 else f"{ratio:.3f}"
+
+
 def serve_tables(tree: dict[str, Any]) -> list[str]:
     parts = tree["parts"]
     head = "| | requests | tokens/s | TTFT p50, ms | TTFT p99 (95 %) | ITL p50, ms | ITL p99 | goodput |"
@@ -137,6 +170,10 @@ def main() -> None:
         tree = result(name)
         print(f"**{where(tree)}**\n\n{losses(tree)}\n")
         print("\n".join(decode_table(tree)), end="\n\n")
+    tree = result("forward.json")
+    means = "; ".join(f"{name}: {mean:.3f}" for name, mean in tree["geometric_means"].items())
+    print(f"## Passes\n\n{PASSES}\nGeometric means: {means}.\n")
+    print("\n".join(pass_tables(tree)), end="\n\n")
     tree = result("serve.json")
     start = tree["parts"]["startup"]
     cores = f"{len(tree['cores_used'])} core{'s' * (len(tree['cores_used']) > 1)}"

@@ -65,7 +65,7 @@ def new_app(service: Service, guard: Guard, log: AccessLog) -> Gate:
     handlers: Any = {FledgeError: on_error, HTTPException: on_http_error, Exception: on_error}
     app = Starlette(routes=known, exception_handlers=handlers)
     app.router.redirect_slashes = False
-    return Gate(app, guard, service.metrics, log)
+    return Gate(app, guard, service.metrics, log, (*posts, *gets))
 
 
 async def page(request: Request) -> Response:

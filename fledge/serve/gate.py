@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,20 +16,6 @@ from fledge.serve.front import check_size
 from fledge.serve.guard import PAGE_PREFIX, Guard
 from fledge.serve.ids import new_request_id
 
-ROUTES = frozenset(
-    (
-        "/",
-        "/health",
-        "/ready",
-        "/metrics",
-        "/version",
-        "/v1/models",
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/embeddings",
-        "/classify",
-    )
-)
 RECORD = "fledge.record"
 CLIENT_GONE = 499
 
@@ -55,8 +42,11 @@ class Figures(Protocol):
 
 
 class Gate:
-    def __init__(self, app: ASGIApp, guard: Guard, metrics: Figures, log: AccessLog):
+    """`routes`: paths by which answers are counted, each by itself, where they have no parameter."""
+
+    def __init__(self, app: ASGIApp, guard: Guard, metrics: Figures, log: AccessLog, routes: Iterable[str] = ()):
         self.app = app
+        self.routes = frozenset(route for route in routes if "{" not in route)
         self.guard = guard
         self.metrics = metrics
         self.log = log
@@ -91,7 +81,7 @@ class Gate:
 
     def finish(self, scope: Scope, record: Record) -> None:
         status = record.status or CLIENT_GONE
-        self.metrics.count_answer(route_name(scope["path"]), scope["method"], status)
+        self.metrics.count_answer(self.route_name(scope["path"]), scope["method"], status)
         self.log.answer(
             request_id=record.id,
             method=scope["method"],
@@ -106,11 +96,10 @@ class Gate:
         self.metrics.count_answer("other", "other", status)
         self.log.answer(request_id=request_id, method="-", path="-", status=status)
 
-
-def route_name(path: str) -> str:
-    """A path as a metric's label: from a closed set, whatever callers invent."""
-    if path in ROUTES:
-        return path
-    if path.startswith("/v1/models/"):
-        return "/v1/models/{id}"
-    return "/page" if path.startswith(PAGE_PREFIX) else "other"
+    def route_name(self, path: str) -> str:
+        """A path as a metric's label: from a closed set, whatever callers invent."""
+        if path in self.routes:
+            return path
+        if path.startswith("/v1/models/"):
+            return "/v1/models/{id}"
+        return "/page" if path.startswith(PAGE_PREFIX) else "other"

@@ -150,6 +150,7 @@ def test_a_pair_is_scored_the_same_alone_and_in_company(server) -> None:
         assert server.post(path, {"query": "a", "documents": ["b"]}).status_code == 200
     (card,) = server.client.get("/v1/models").json()["data"]
     assert card["task"] == "score"
+    assert 'route="/v2/rerank"' in server.client.get("/metrics").text  # counted by its own name
 
 
 def test_texts_that_are_too_long_together_are_refused_or_cut(server, folder) -> None:

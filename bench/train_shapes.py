@@ -180,7 +180,7 @@ def trainer_loop(shape: str, compiled: bool) -> Callable[[int], None]:
 
     class Rows(torch.utils.data.Dataset):
         def __len__(self) -> int:
-            return 1 << 30
+            return 1 << 16
 
         def __getitem__(self, index: int) -> dict[str, Any]:
             row = labelled(shape, index)

@@ -18,6 +18,8 @@ from tests.parallel.fleet import Fleet, Trained
 from tests.parallel.test_equal import LARGEST, WEIGHTS, ZERO1, ZERO3, told
 from tests.parallel.test_tuned import LORA, apart, differences
 
+# of a norm: a policy's gradient is what is left of advantages of both signs, so that rounding weighs more in it
+NORM = 5e-6
 RL = {"train": {"steps": 8, "rows": 8, "micro_rows": 2, "epsilon": 1e-3, "device": "cpu"}}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "grpo": ("grpo", {"grpo": {"kl": 0.05}}),
@@ -60,7 +62,7 @@ def same(expected: Trained, got: Trained) -> None:
     """Losses, norms and weights, the tokens of every answer, and the figures of rollouts, held-out answers and clipped
     tokens."""
     found = differences(expected, got)
-    assert found["loss"] <= LARGEST and found["norm"] <= LARGEST and found["validation"] <= LARGEST, found
+    assert found["loss"] <= LARGEST and found["norm"] <= NORM and found["validation"] <= LARGEST, found
     assert found["weights"] <= WEIGHTS, found
     files = sorted((expected.folder / "rollouts").glob("*.jsonl"))
     assert len(files) == 2 and [f.name for f in files] == sorted(f.name for f in (got.folder / "rollouts").iterdir())

@@ -189,8 +189,9 @@ def test_a_moment_that_is_lost_is_seen_in_the_end(mesh, pair: Fleet, place, alon
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", [{}, ZERO3], ids=told)
 def test_the_best_weights_are_published(mesh, pair: Fleet, place):
+    # so fast that the first step stays the best by 0.4, on whatever processor
     better = {"publish_best": True, "eval_every_steps": 1, "eval_rows": 0, "save_every_steps": 1, "keep_last": 9,
-              "learning_rate": 8.0, "learning_rate_floor": 1.0, "clip_norm": 0.0}  # fmt: skip
+              "learning_rate": 0.05, "learning_rate_floor": 1.0, "clip_norm": 0.0}  # fmt: skip
     one, two = (pair.run("sft", tree(place, "lora"), n, parallel=m, **better) for n, m in ((1, {}), (2, mesh)))
     assert two.errors == [None, None] and two.result is not None and one.result is not None
     assert two.result["published_step"] == one.result["published_step"] < 4
@@ -255,7 +256,14 @@ def test_a_task_head_is_tuned_beside_an_adapter_by_two_as_by_one(task, tune, mes
         asked["train"] |= {"rows": 12, "micro_rows": 6}  # questions of three choices
     one, two = pair.run("finetune", asked), pair.run("finetune", asked, 2, parallel=mesh)
     same(one, two)
-    assert one.result is not None and two.result is not None and one.result["scores"] == two.result["scores"]
+    assert one.result is not None and two.result is not None
+    scores, others = one.result["scores"], two.result["scores"]
+    if task != "regression":
+        assert scores == others
+        return
+    assert scores["mse"]["value"] == pytest.approx(others["mse"]["value"], abs=1e-5)
+    for name in ("pearson", "spearman"):  # of three answers that lie close together
+        assert scores[name]["value"] == pytest.approx(others[name]["value"], abs=1e-3)
 
 
 @pytest.mark.slow

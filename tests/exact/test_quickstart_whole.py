@@ -30,7 +30,7 @@ def place(tmp_path_factory) -> Path:
     toy = {
         "2-tokenizer": {"vocab_size": 300},
         "4-pretrain": {
-            "model": {"width": 16, "layers": 1, "heads": 2, "kv_heads": 2, "context_tokens": 64},
+            "model": {"width": 16, "layers": 1, "heads": 2, "kv_heads": 2, "context_tokens": 128},
             "train": {"steps": 6, "warmup_steps": 1, "eval_every_steps": 3, "sample_every_steps": 3},
         },
         "6-sft": {"train": {"steps": 3, "warmup_steps": 1, "eval_every_steps": 0, "sample_every_steps": 3}},

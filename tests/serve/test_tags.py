@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -113,8 +115,12 @@ def test_a_text_is_tagged_the_same_alone_and_in_company_and_passes_are_shared(se
     texts = [f"Ada {'old ' * (n % 9)} {n}" for n in range(40)]
     alone = [asked(server, text, ignore_labels=[]) for text in texts]
     rows, passes = server.metric("fledge_engine_rows_total"), server.metric("fledge_engine_passes_total")
+    server.engine().send_signal(signal.SIGSTOP)  # until all of them wait, whatever else the machine does
     with ThreadPoolExecutor(40) as pool:
-        together = list(pool.map(lambda text: asked(server, text, ignore_labels=[]), texts))
+        waiting = [pool.submit(asked, server, text, ignore_labels=[]) for text in texts]
+        time.sleep(1.0)
+        server.engine().send_signal(signal.SIGCONT)
+        together = [one.result() for one in waiting]
     for one, other in zip(alone, together, strict=True):
         same(one, other)
     asked(server, "a")

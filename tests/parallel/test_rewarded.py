@@ -18,8 +18,6 @@ from tests.parallel.fleet import Fleet, Trained
 from tests.parallel.test_equal import LARGEST, WEIGHTS, ZERO1, ZERO3, told
 from tests.parallel.test_tuned import LORA, apart, differences
 
-# of a norm: a policy's gradient is what is left of advantages of both signs, so that rounding weighs more in it
-NORM = 5e-6
 RL = {"train": {"steps": 8, "rows": 8, "micro_rows": 2, "epsilon": 1e-3, "device": "cpu"}}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "grpo": ("grpo", {"grpo": {"kl": 0.05}}),
@@ -27,7 +25,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "sequence": ("grpo", {"grpo": {"normalise": "sequence", "entropy": 0.01}}),
     "ppo": ("ppo", {"ppo": {"whiten": True, "kl": 0.05}}),
     "lora": ("grpo", {"tune": {**LORA, "dropout": 0.0}}),
-    "lora ppo": ("ppo", {"tune": {**LORA, "dropout": 0.0}}),
+    # steps that don't overshoot: those that do make a multiple of every difference in the last place
+    "lora ppo": ("ppo", {"tune": {**LORA, "dropout": 0.0}, "train": {**RL["train"], "learning_rate": 0.003}}),
 }
 
 
@@ -62,7 +61,7 @@ def same(expected: Trained, got: Trained) -> None:
     """Losses, norms and weights, the tokens of every answer, and the figures of rollouts, held-out answers and clipped
     tokens."""
     found = differences(expected, got)
-    assert found["loss"] <= LARGEST and found["norm"] <= NORM and found["validation"] <= LARGEST, found
+    assert found["loss"] <= LARGEST and found["norm"] <= LARGEST and found["validation"] <= LARGEST, found
     assert found["weights"] <= WEIGHTS, found
     files = sorted((expected.folder / "rollouts").glob("*.jsonl"))
     assert len(files) == 2 and [f.name for f in files] == sorted(f.name for f in (got.folder / "rollouts").iterdir())

@@ -254,6 +254,8 @@ def test_a_task_head_is_tuned_beside_an_adapter_by_two_as_by_one(task, tune, mes
     asked = task_tree(tmp_path, task, tune)
     if task == "choice":
         asked["train"] |= {"rows": 12, "micro_rows": 6}  # questions of three choices
+    if task == "regression":
+        asked["train"]["learning_rate"] = 0.0003  # three held-out answers stay apart, so that they have a correlation
     one, two = pair.run("finetune", asked), pair.run("finetune", asked, 2, parallel=mesh)
     same(one, two)
     assert one.result is not None and two.result is not None
@@ -261,9 +263,11 @@ def test_a_task_head_is_tuned_beside_an_adapter_by_two_as_by_one(task, tune, mes
     if task != "regression":
         assert scores == others
         return
-    assert scores["mse"]["value"] == pytest.approx(others["mse"]["value"], abs=1e-5)
-    for name in ("pearson", "spearman"):  # of three answers that lie close together
-        assert scores[name]["value"] == pytest.approx(others[name]["value"], abs=1e-3)
+    assert scores["spearman"] == others["spearman"]
+    for name in ("mse", "pearson"):  # sums of real numbers
+        assert scores[name]["n"] == others[name]["n"]
+        for part in ("value", "interval"):
+            assert scores[name][part] == pytest.approx(others[name][part], abs=LARGEST), name
 
 
 @pytest.mark.slow

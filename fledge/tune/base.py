@@ -8,7 +8,8 @@ from typing import Any
 from fledge.errors import CheckpointError
 
 CONFIG = "adapter_config.json"
-HEAD = "head.json"  # the task head that was trained beside the adapter (fledge/tune/heads.py)
+WEIGHTS = "adapter_model.safetensors"
+HEAD = "head.json"  # the task head that was trained beside the adapter (fledge/tune/told_head.py)
 
 
 def base_of(raw: dict[str, Any], folder: Path) -> Path:

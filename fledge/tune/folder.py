@@ -20,10 +20,9 @@ from fledge.nn.adapter import LowRank, Scale
 from fledge.text.chat import chat_renderer
 from fledge.text.tokenizer import Tokenizer
 from fledge.tune.attach import adapters, freeze, made, put, scale_at, weight_at
-from fledge.tune.base import CONFIG, base_of
+from fledge.tune.base import CONFIG, HEAD, WEIGHTS, base_of
 from fledge.tune.config import TuneConfig
 from fledge.tune.heads import (
-    HEAD,
     PREFIX,
     PREFIX_OF_VIRTUAL,
     SAVED,
@@ -33,7 +32,6 @@ from fledge.tune.heads import (
     heads_are_trained,
     prefix_of,
     without_head,
-    write_head,
 )
 from fledge.tune.peft_config import (
     VIRTUAL,
@@ -45,9 +43,9 @@ from fledge.tune.peft_config import (
 from fledge.tune.sites import Place, Site, ends_of, sites
 from fledge.tune.spelled import spelled
 from fledge.tune.tensors import COPY, Stored, fill, in_modules, named, stored
+from fledge.tune.told_head import write_head
 from fledge.tune.virtual import attach_virtual, check_task, fill_virtual, virtual_facts, virtual_tensors, write_trained
 
-WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 DIGEST = "base_digest"
 
@@ -100,7 +98,9 @@ def load_adapter(
 def check_saved(model: Transformer, raw: dict[str, Any]) -> None:
     """Raises ConfigError for modules that are saved whole and are no task head's of the model."""
     saved, known = raw.get("modules_to_save") or [], head_modules(model)
-    strange = [one for one in saved if not (one in SAVED or any(module.endswith(str(one)) for module in known))]
+    there = {str(place) for module in known for place in (module, module.rpartition(".")[0])}  # a pooler has one dense
+    named = saved if isinstance(saved, list) else []
+    strange = [one for one in named if not (one in SAVED or any(place.endswith(str(one)) for place in there))]
     if strange or not isinstance(saved, list):
         raise ConfigError(
             f"{CONFIG}: 'modules_to_save': {str(strange or saved)[:60]} is not known here: expected modules of a task "

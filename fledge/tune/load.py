@@ -11,8 +11,8 @@ from fledge.model.transformer import Transformer
 from fledge.text.chat import chat_renderer
 from fledge.text.tokenizer import Tokenizer
 from fledge.tune.folder import adapter_folder, base_folder, load_adapter
-from fledge.tune.heads import with_head_of
 from fledge.tune.merge import served
+from fledge.tune.told_head import with_head_of
 
 
 def find_served(path: str | Path) -> Path:

@@ -175,7 +175,10 @@ def in_modules(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     for name, tensor in tensors.items():
         end = next((end for ends in ENDS.values() for end in ends if name.endswith(f".{end}")), None)
         if end is None or not name.startswith(PREFIX):
-            raise CheckpointError(f"adapter: expected tensors of LoRA, (IA)^3 or bottlenecks, got {name[:80]!r}")
+            raise CheckpointError(
+                f"adapter: expected tensors of LoRA, (IA)^3 or bottlenecks, got {name[:80]!r}; a task head beside them "
+                "needs a base that has it, or its task_type"
+            )
         if not tensor.is_floating_point() or not math.isfinite(float(tensor.float().abs().sum())):
             raise CheckpointError(f"adapter: {name[:80]!r}: expected finite floating-point numbers, got others")
         found.setdefault(name.removeprefix(PREFIX).removesuffix(f".{end}"), {})[end] = tensor

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import gzip
 import json
-import resource
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ended import ended
 
 CONFIG = Path(__file__).parent / "mood.yaml"
 METHODS = {
@@ -55,15 +54,8 @@ def split(rows: Path, out: Path) -> list[str]:
 def run(model: str, out: Path, method: str, seed: int) -> Path:
     """One run, unless it has ended: its folder."""
     folder = out / f"{method.split(',')[0].replace(' ', '-')}-{seed}"
-    if not (folder / "cost.json").is_file():
-        words = [sys.executable, "-m", "fledge", "finetune", str(CONFIG), f"model.path={model}", *METHODS[method]]
-        words += [f"data.path={out}/train.jsonl", f"data.val={out}/val.jsonl", f"train.seed={seed}"]
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([*words, f"run.dir={folder}", "--json"], check=True, stdout=subprocess.PIPE, text=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cost = {"cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}
-        found = json.loads(done.stdout.splitlines()[-1])
-        (folder / "cost.json").write_text(json.dumps({**cost, "result": found}))
+    words = [str(CONFIG), f"model.path={model}", *METHODS[method], f"train.seed={seed}"]
+    ended([*words, f"data.path={out}/train.jsonl", f"data.val={out}/val.jsonl"], folder)
     return folder
 
 

@@ -53,6 +53,7 @@ def test_what_nobody_spoilt_is_read(good, adapter):
         ({"peft_type": ["LORA"]}, "peft_type"),
         ({"bias": "all"}, "bias: expected none"),
         ({"modules_to_save": ["lm_head"]}, "'modules_to_save'"),
+        ({"modules_to_save": 5}, "'modules_to_save'"),
         ({"layer_replication": [[0, 1]]}, "'layer_replication'"),
         ({"trainable_token_indices": [1]}, "'trainable_token_indices'"),
         ({"a_key_of_tomorrow": {"x": 1}}, "'a_key_of_tomorrow'"),

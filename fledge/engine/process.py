@@ -27,6 +27,7 @@ from fledge.engine import wire
 from fledge.engine.config import EngineConfig
 from fledge.engine.load import Files
 from fledge.engine.loop import Commands, Loop
+from fledge.engine.preparing import Preparations
 from fledge.engine.request import Event
 from fledge.engine.standing import read_in_thread, stand
 from fledge.errors import EXIT_OK, CapacityError, EngineError, FledgeError
@@ -111,7 +112,7 @@ class Worker(Loop):
         super().__init__(connection, commands)
         self.engine = engine
         self.files, self.adapters = files, adapters
-        self.preparing: set[str] = set()  # requests whose constraint is being compiled
+        self.preparing = Preparations(self.prepare)  # requests whose constraint is not compiled yet
         self.kept = ExitStack()  # what ends with the engine: other processes that share its model
         if engine.config.parallel.several:
             self.pulse_seconds = engine.config.parallel.timeout_seconds / 4
@@ -172,8 +173,7 @@ class Worker(Loop):
             if constraint is None or self.engine.constrainer.has(constraint) or "automaton" in frame:
                 self.engine.submit(request)
                 return
-            self.preparing.add(request.id)
-            threading.Thread(target=self.prepare, args=(constraint, frame), daemon=True).start()
+            self.preparing.add(request.tenant, request.id, (constraint, frame))
             return
         except FledgeError as error:
             refusal = error
@@ -182,9 +182,10 @@ class Worker(Loop):
             refusal = EngineError(f"engine: the request could not be taken ({type(error).__name__})")
         self.refuse(frame["request"]["id"], refusal)
 
-    def prepare(self, constraint: Constraint, frame: wire.Frame) -> None:
+    def prepare(self, job: tuple[Constraint, wire.Frame]) -> None:
         """Thread: compile a request's constraint while the others' answers go on. The request comes back to the queue
         with its automaton, or with why there is none."""
+        constraint, frame = job
         try:
             outcome: Any = self.engine.constrainer.automaton(constraint)
         except FledgeError as error:
@@ -195,8 +196,10 @@ class Worker(Loop):
         self.commands.put({"kind": "prepared", "request": frame["request"], "automaton": outcome})
 
     def prepared(self, frame: wire.Frame) -> None:
-        """A request that comes back from `prepare`, unless it was cancelled meanwhile."""
+        """A request that comes back from `prepare`, unless it was cancelled meanwhile. Whoever waits for another sees
+        that there is life."""
         request_id = frame["request"]["id"]
+        self.send({"kind": "counters", "counters": self.counters()})
         if request_id not in self.preparing:
             return
         self.preparing.discard(request_id)

@@ -126,9 +126,10 @@ class ServedAdapters:
         root = Path(self.folder).resolve()
         try:
             folder = (root / path).resolve()
+            there = folder.is_dir()  # a name may be too long even to be looked for
         except (OSError, ValueError):
-            folder = root.parent
-        if folder == root or not folder.is_relative_to(root) or not folder.is_dir():
+            there = False
+        if not there or folder == root or not folder.is_relative_to(root):
             raise ApiError(400, "lora_path: expected a folder inside the server's adapters_dir.", "lora_path")
         return folder
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeAlias
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -16,6 +17,7 @@ from fledge.errors import RequestError
 from fledge.serve.errors import ApiError
 
 MAX_INTEGER_DIGITS = 40
+MAX_PLACE = 200  # characters of a place in a message
 IN_THREAD_BYTES = 1 << 18  # a larger body would hold up every other stream for milliseconds
 
 
@@ -64,6 +66,12 @@ async def collect(request: Request, max_bytes: int) -> bytes:
     return b"".join(parts)
 
 
+Place: TypeAlias = (
+    "tuple[Place, str | int] | None"  # what a value stands in, and its key or number there; None: the body
+)
+Steps: TypeAlias = Iterator[tuple[str | int, Any]]  # keys or numbers with their values, what is not walked yet
+
+
 class LongInteger(str):
     """The digits of an integer too long to be any parameter's value."""
 
@@ -93,40 +101,56 @@ def parse_integer(digits: str) -> int | LongInteger:
 
 
 def check_tree(tree: dict[str, Any]) -> None:
-    """Walk every value (no recursion: depth is the caller's choice). `param` is the top-level field it stands in."""
-    pending: list[tuple[str, Any]] = [("", tree)]
-    while pending:
-        place, value = pending.pop()
-        if isinstance(value, LongInteger):
-            raise at(place, f"expected a number, got an integer of {len(value)} digits")
-        if isinstance(value, str):
-            check_text(place, value)
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise at(place, "expected a finite number, got NaN or an infinite one")
-        elif isinstance(value, dict):
-            for key in value:
-                check_text(f"a key of {place or 'the body'}", key)
-            pending.extend(
-                (f"{place}.{shown_key(key)}" if place else shown_key(key), item) for key, item in value.items()
-            )
-        elif isinstance(value, list):
-            # A long list of token ids is by far the commonest large value: skip naming each plain integer.
-            pending.extend((f"{place}[{i}]", item) for i, item in enumerate(value) if type(item) is not int)
+    """Walk every value in order, with memory for the depth alone (no recursion: depth is the caller's choice). `param`
+    is the top-level field it stands in."""
+    open_ones: list[tuple[Place, Steps]] = [(None, iter(tree.items()))]
+    while open_ones:
+        place, steps = open_ones[-1]
+        for step, value in steps:
+            if isinstance(step, str) and not step.isascii():
+                check_text(step, place, is_key=True)
+            if isinstance(value, dict):
+                open_ones.append(((place, step), iter(value.items())))
+                break
+            if isinstance(value, list):
+                open_ones.append(((place, step), enumerate(value)))
+                break
+            if isinstance(value, LongInteger):
+                raise at((place, step), f"expected a number, got an integer of {len(value)} digits")
+            if isinstance(value, str) and not value.isascii():
+                check_text(value, (place, step))
+            elif isinstance(value, float) and not math.isfinite(value):
+                raise at((place, step), "expected a finite number, got NaN or an infinite one")
+        else:
+            open_ones.pop()
 
 
-def check_text(place: str, text: str) -> None:
-    if text.isascii():
-        return
+def check_text(text: str, place: Place, is_key: bool = False) -> None:
+    """Raises RequestError for a lone surrogate in the text at `place`, or in a key of what stands there."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         unit = ord(text[error.start])
-        raise at(place, f"lone surrogate U+{unit:04X} at character {error.start}; send valid Unicode") from None
+        problem = f"lone surrogate U+{unit:04X} at character {error.start}; send valid Unicode"
+        if is_key:
+            raise RequestError(f"a key of {written(place) or 'the body'}: {problem}") from None
+        raise at(place, problem) from None
 
 
-def at(place: str, problem: str) -> RequestError:
-    param = place.partition(".")[0].partition("[")[0]
-    return RequestError(f"{place}: {problem}", None if " " in param else param)
+def at(place: Place, problem: str) -> RequestError:
+    text = written(place)
+    param = text.partition(".")[0].partition("[")[0]
+    return RequestError(f"{text}: {problem}", None if " " in param else param)
+
+
+def written(place: Place) -> str:
+    """A place as a message has it, its middle left out where it is long."""
+    parts: list[str] = []
+    while place is not None:
+        place, step = place
+        parts.append(f"[{step}]" if isinstance(step, int) else f".{shown_key(step)}")
+    text = "".join(reversed(parts)).removeprefix(".")
+    return text if len(text) <= MAX_PLACE else f"{text[: MAX_PLACE // 2]}…{text[-MAX_PLACE // 2 :]}"
 
 
 def shown_key(key: str) -> str:

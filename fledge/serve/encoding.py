@@ -21,7 +21,7 @@ class Encoding:
     """The work of one request, which `abort` ends with an error whatever it waits for."""
 
     def __init__(self) -> None:
-        self.begun = asyncio.Event()
+        self.accepted = False
         self.generated_tokens = 0
         self.cut_off: asyncio.Future[list[np.ndarray]] = asyncio.get_running_loop().create_future()
 
@@ -51,7 +51,7 @@ async def numbers_of(service: Service, rows: Rows, record: Record, tenant: str) 
     failed: BaseException | None = None
     try:
         found = await encoding.result_of(engine.numbers(request))
-        encoding.begun.set()
+        encoding.accepted = True
         service.metrics.succeeded.labels("encoded").inc(len(rows.ids))
         return found
     except BaseException as error:
@@ -59,5 +59,5 @@ async def numbers_of(service: Service, rows: Rows, record: Record, tenant: str) 
         raise
     finally:
         service.running.discard(encoding)
-        pace.leave(tenant, 1, int(encoding.begun.is_set()))
+        pace.leave(tenant, 1, int(encoding.accepted))
         service.count(encoding, request.n_tokens, record, failed)

@@ -21,7 +21,7 @@ class Submits(Protocol):
 class Work(Protocol):
     """One HTTP request's work, as the service sees it: a generation, or rows to encode (fledge/serve/encoding.py)."""
 
-    begun: asyncio.Event
+    accepted: bool  # the engine took it, and reads its prompt
     generated_tokens: int
 
     def abort(self, error: ApiError) -> None: ...
@@ -38,6 +38,7 @@ class Generation:
         self.n_open = sum(request.sampling.n for request in requests)
         self.generated_tokens = 0
         self.begun = asyncio.Event()
+        self.accepted = False
         self.closing = False
         self.tasks = [asyncio.create_task(self.follow(number, r)) for number, r in enumerate(requests)]
 
@@ -54,6 +55,7 @@ class Generation:
 
     async def put(self, item: tuple[int, Event] | Exception) -> None:
         await self.queue.put(item)
+        self.accepted |= not isinstance(item, Exception) and item[1].finish_reason not in ("deadline", "error")
         self.begun.set()
 
     async def wait_begun(self, seconds: float) -> None:

@@ -69,7 +69,7 @@ class Guard:
             foreign = site[0] not in ("same-origin", "none")
         elif origin:
             host = values(headers, b"host")
-            foreign = not host or urlsplit(origin[0]).netloc.lower() != host[0].lower()
+            foreign = not host or not host[0] or netloc_of(origin[0]) != host[0].lower()
         else:
             return
         if foreign:
@@ -88,6 +88,14 @@ class Guard:
 
 def values(headers: list[tuple[bytes, bytes]], name: bytes) -> list[str]:
     return [value.decode("latin-1") for key, value in headers if key == name]
+
+
+def netloc_of(origin: str) -> str:
+    """Name and port of an Origin header, in lower case; empty for one that is no address."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def host_name(host: str) -> str:

@@ -64,12 +64,14 @@ class Aligner:
         self.waiting.append(token)
 
     def finish(self, reason: str) -> None:
-        """Nothing follows: what is unfinished stays so. After a stop the last token is the stop token, or the end of a
-        stop string: no part of the answer."""
+        """Nothing follows: what is unfinished stays so. After a stop the last token is no part of the answer if it is
+        one that stops, which has no text; that of a stop string ends behind what is released, and the last one of a
+        constraint belongs to the answer."""
         self.decoded += len(self.plain.finish())
         for token in self.waiting:
             token.end = self.decoded if token.end is None else token.end
-        if reason == "stop" and self.waiting:
+        last = self.waiting[-1] if self.waiting else None
+        if reason == "stop" and last is not None and last.end == last.at - self.start:
             self.waiting.pop()
 
 

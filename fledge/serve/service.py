@@ -219,7 +219,7 @@ class Service:
     def count(self, generation: Work, prompt_tokens: int, record: Record, failed: BaseException | None) -> None:
         metrics = self.metrics
         record.values.update(prompt_tokens=prompt_tokens, completion_tokens=generation.generated_tokens)
-        if generation.begun.is_set():
+        if generation.accepted:
             metrics.prompt_tokens.inc(prompt_tokens)
         metrics.generation_tokens.inc(generation.generated_tokens)
         if failed is None:

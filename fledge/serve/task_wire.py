@@ -18,6 +18,7 @@ QUESTION_FIELDS = words("model inputs parameters options user add_special_tokens
 TEXT_FIELDS = TRUNCATION_FIELDS | QUESTION_FIELDS
 MAX_TOP_K = 1000
 MAX_ANSWER_TOKENS = 1000
+MAX_DELIMITER = 64
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,8 @@ def read_tags(tree: dict[str, Any]) -> TagCall:
             raise RequestError("delimiter: expected is_split_into_words to be true beside it", "delimiter")
         texts, single = read_texts(tree.get("inputs"))
         return TagCall(texts=texts, words=(), single=single, **shared)
+    if len(delimiter or "") > MAX_DELIMITER:  # it is written out between all words
+        raise wrong("delimiter", f"at most {MAX_DELIMITER} characters", len(delimiter or ""))
     sentences, single = read_words(tree.get("inputs"))
     return TagCall(texts=(), words=sentences, single=single, delimiter=delimiter or "", **shared)
 

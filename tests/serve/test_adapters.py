@@ -135,6 +135,7 @@ def test_what_callers_may_not_load(place):
             ({"lora_name": "x", "lora_path": str(place / "first")}, 400, "inside the server's adapters_dir"),
             ({"lora_name": "x", "lora_path": "."}, 400, "inside the server's adapters_dir"),
             ({"lora_name": "x", "lora_path": "a\0b"}, 400, "inside the server's adapters_dir"),
+            ({"lora_name": "x", "lora_path": "a" * 300}, 400, "inside the server's adapters_dir"),
             ({"lora_name": "x:y", "lora_path": "second"}, 400, "lora_name: expected letters"),
             ({"lora_name": "x"}, 400, "lora_path: expected a text"),
             ({"lora_name": 3, "lora_path": "second"}, 400, "lora_name: expected a text"),

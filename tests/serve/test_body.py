@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -57,6 +58,31 @@ def test_an_unusable_body_is_refused_with_its_place(body: bytes, param: str | No
     assert refused.value.param == param
     assert len(str(refused.value)) < 300
     assert time.perf_counter() - began < 1
+
+
+def deep_and_wide(bottom: str) -> bytes:
+    """900 mappings in each other by long keys, and many values in the last."""
+    return ('{"' + "k" * 64 + '":').encode() * 900 + bottom.encode() + b"}" * 900
+
+
+@pytest.mark.parametrize("bottom", [['""'] * 30_000, ['{"é": 1}'] * 15_000], ids=["texts", "keys"])
+def test_a_deep_and_wide_body_costs_what_its_values_cost(bottom: list[str]) -> None:
+    """Naming each value's place as it is reached takes gigabytes here: 60 kB for each of thousands."""
+    shallow, deep = (f"[{','.join(bottom)}]", deep_and_wide(f"[{','.join(bottom)}]"))
+    costs = []
+    for body in (f'{{"k": {shallow}}}'.encode(), deep):
+        tracemalloc.start()
+        parse_object(body)
+        costs.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert costs[1] < costs[0] + 4_000_000
+
+
+def test_a_place_deep_inside_is_named_by_its_ends() -> None:
+    with pytest.raises(RequestError) as refused:
+        parse_object(deep_and_wide('["", 1e999]'))
+    assert str(refused.value).startswith("k" * 64 + ".") and "k[1]: expected a finite number" in str(refused.value)
+    assert len(str(refused.value)) < 300 and refused.value.param == "k" * 64
 
 
 def test_a_surrogate_pair_is_a_character() -> None:

@@ -74,6 +74,8 @@ def test_a_loopback_host_is_answered(host: str) -> None:
         ({"origin": "http://127.0.0.1:8000"}, 200),
         ({"origin": "http://evil.com"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://["}, 403),
+        ({"origin": "http://a]b/"}, 403),
         ({"origin": "http://127.0.0.1:9000"}, 403),
         ({"sec_fetch_site": "same-origin", "origin": "https://proxy.name"}, 200),
         ({"sec_fetch_site": "cross-site"}, 403),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import jsonschema
 import pytest
 
@@ -110,3 +113,45 @@ def test_a_costly_constraint_is_refused_while_another_answer_goes_on() -> None:
         assert content(server, guided_choice=["ok"]) == "ok"
         reading.join()
         assert chunks[-2].strip() == "data: [DONE]" or "[DONE]" in chunks[-1]
+
+
+def test_compilations_that_nobody_waits_for_are_not_done(server: RunningServer) -> None:
+    """Callers who leave while costly constraints wait: the next one's is compiled at once, and the engine lives."""
+    pid = server.engine().pid
+    costly = [{"type": "integer", "multipleOf": 1_000_003 + 2 * k} for k in range(40)]
+
+    def leave(schema: Any) -> None:
+        with contextlib.suppress(httpx.TimeoutException):
+            server.post("/v1/completions", {"prompt": "Hi", "max_tokens": 4, "guided_json": schema}, timeout=0.7)
+
+    threads = [threading.Thread(target=leave, args=(schema,)) for schema in costly]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    began = time.monotonic()
+    assert content(server, guided_choice=["at once"]) == "at once"
+    assert time.monotonic() - began < 15  # all of them take a second of CPU time each
+    assert server.engine().pid == pid
+
+
+def test_all_tokens_of_an_answer_that_its_constraint_ends_have_log_probabilities(server: RunningServer) -> None:
+    for fields in ({"guided_choice": ["yes"]}, {"guided_regex": "[a-c]{3}"}, {"response_format": form({"const": 17})}):
+        choice = server.chat(max_tokens=20, logprobs=True, return_token_ids=True, **fields).json()["choices"][0]
+        tokens = [entry["token"] for entry in choice["logprobs"]["content"]]
+        assert "".join(tokens) == choice["message"]["content"] and len(tokens) == len(choice["token_ids"]), fields
+        fields |= {"max_tokens": 20, "logprobs": 1, "seed": 3}
+        plain = server.complete("Hi", **fields).json()["choices"][0]
+        assert "".join(plain["logprobs"]["tokens"]) == plain["text"]
+        stopped = server.complete("Hi", stop=plain["text"][-1], **fields).json()["choices"][0]
+        assert (
+            "".join(stopped["logprobs"]["tokens"]) == stopped["text"] == plain["text"].partition(plain["text"][-1])[0]
+        )
+
+
+def test_prompts_that_were_refused_are_not_counted_as_read(server: RunningServer) -> None:
+    before = server.metric("fledge_prompt_tokens_total")
+    assert server.complete("a prompt of some length", guided_regex="(").status_code == 400
+    assert server.metric("fledge_prompt_tokens_total") == before
+    assert server.complete("abc", max_tokens=1).status_code == 200
+    assert server.metric("fledge_prompt_tokens_total") > before

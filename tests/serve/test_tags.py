@@ -145,6 +145,12 @@ def test_what_is_wrong_is_a_400_that_names_the_field(server) -> None:
         ({"inputs": "a", "parameters": {"grouped_entities": True}}, "grouped_entities", "unsupported_parameter", "not"),
         ({"inputs": "a", "parameters": {"stride": 3}}, "stride", "unsupported_parameter", "not supported"),
         ({"inputs": "a", "parameters": {"delimiter": "-"}}, "delimiter", None, "is_split_into_words"),
+        (
+            {"inputs": ["a"], "parameters": {"is_split_into_words": True, "delimiter": "-" * 65}},
+            "delimiter",
+            None,
+            "at most 64 characters",
+        ),
         ({"inputs": "a", "parameters": {"is_split_into_words": True}}, "inputs", None, "an array of words"),
         (
             {"inputs": ["a", 3], "parameters": {"is_split_into_words": True}},

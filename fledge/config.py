@@ -15,6 +15,7 @@ import inspect
 import json
 import math
 import re
+import reprlib
 import textwrap
 import types
 import typing
@@ -27,6 +28,8 @@ from fledge.errors import ConfigError
 ConfigType = TypeVar("ConfigType")
 
 MAX_YAML_BYTES = 4 << 20
+SHORT = reprlib.Repr()  # of a value in a message, whatever aliases in a YAML file make of it
+SHORT.maxlevel, SHORT.maxlist, SHORT.maxdict, SHORT.maxstring, SHORT.maxother = 3, 8, 8, 200, 200
 MAX_INTEGER = 2**63 - 1
 FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)[eE][-+]?[0-9]+$")
 
@@ -196,28 +199,32 @@ def convert_union(choices: tuple[Any, ...], value: Any, at: str) -> Any:
 
 
 def convert_scalar(hint: Any, value: Any, at: str) -> Any:
-    wrong = ConfigError(f"{at}: expected {type_name(hint)}, got {shorten(value)} ({kind(value)})")
+    def wrong(remedy: str = "") -> ConfigError:
+        return ConfigError(f"{at}: expected {type_name(hint)}, got {shorten(value)} ({kind(value)}){remedy}")
+
     if hint is bool:
         if not isinstance(value, bool):
-            raise wrong
+            raise wrong()
         return value
     if hint is int:
         if isinstance(value, bool) or not isinstance(value, int):
             if not (isinstance(value, float) and value.is_integer() and abs(value) <= 2**53):
-                raise wrong
+                raise wrong()
             value = int(value)
         if abs(value) > MAX_INTEGER:
             raise ConfigError(f"{at}: expected an integer below 2^63, got {shorten(value)}")
         return value
     if hint is float:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise wrong
+            raise wrong()
         if not math.isfinite(value):
             raise ConfigError(f"{at}: expected a finite number, got {value}")
         return float(value)
     if hint in (str, Path):
         if not isinstance(value, str | Path if hint is Path else str):
-            raise ConfigError(f"{wrong}{in_quotes(value)}")
+            raise wrong(in_quotes(value))
+        if "\0" in str(value) or not is_unicode(str(value)):
+            raise ConfigError(f"{at}: expected text without NUL and half characters, got {shorten(value)}")
         if hint is Path and not str(value):
             raise ConfigError(f"{at}: expected a path, got an empty text; . is the folder you are in")
         return hint(value)
@@ -400,5 +407,14 @@ def kind(value: Any) -> str:
 def shorten(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
         return f"an integer of {value.bit_length()} bits"
-    text = repr(value)
+    text = SHORT.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written: it has no half of a character but those by which a file's name keeps its bytes."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True

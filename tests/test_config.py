@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -176,6 +177,9 @@ def test_a_value_of_the_wrong_type_is_named(hint, value, message):
         ("name: [", "line 1: not valid YAML"),
         ("name: !!python/object:os.system x", "not valid YAML"),
         ("[" * 2000, "not"),
+        ('name: "a\\0b"', "name: expected text without NUL and half characters, got 'a.x00b'"),
+        ('name: x\npath: "a\\0b"', "path: expected text without NUL"),
+        ('name: "\\ud800x"', "name: expected text without NUL and half characters"),
     ],
 )
 def test_a_mistake_in_a_file_names_file_and_place(text, message, tmp_path):
@@ -183,6 +187,16 @@ def test_a_mistake_in_a_file_names_file_and_place(text, message, tmp_path):
     with pytest.raises(ConfigError, match=message) as raised:
         load(Outer, tmp_path / "a.yaml")
     assert "a.yaml" in str(raised.value)
+
+
+def test_a_value_of_many_aliases_is_named_at_once(tmp_path):
+    """Ten to the ninth copies of one list, as a message would write them out."""
+    lists = [f"&a{n} [{', '.join([f'*a{n - 1}' if n else '1'] * 10)}]" for n in range(9)]
+    (tmp_path / "a.yaml").write_text(f"name: [{', '.join(lists)}]")
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match="name: expected text, got .*list"):
+        load(Outer, tmp_path / "a.yaml")
+    assert time.monotonic() - began < 5
 
 
 def test_a_file_that_is_missing_or_no_text_is_named(tmp_path):

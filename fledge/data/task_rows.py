@@ -205,7 +205,7 @@ def conll_sentences(text: str, path: Path, answered: bool) -> Iterator[WordsExam
     words: list[str] = []
     tags: list[str] = []
     began = 1
-    lines = [*text.split("\n"), ""]
+    lines, n_cells = [*text.split("\n"), ""], 0
     for number, line in enumerate(lines, 1):
         cells = line.split("\t") if "\t" in line else line.split()
         if not line.strip() or cells[0] == "-DOCSTART-":
@@ -213,10 +213,11 @@ def conll_sentences(text: str, path: Path, answered: bool) -> Iterator[WordsExam
                 yield WordsExample(f"{path}, line {began}", tuple(words), tuple(tags) if tags else None)
             words, tags, began = [], [], number + 1
             continue
-        if line.startswith("# "):
+        if line.startswith("# ") and len(cells) != n_cells:  # else a row whose word is #
             continue
         if len(cells) < 2 and answered:
             raise DataError(f"{path}, line {number}: expected a word and its tag, got {line[:60]!r}")
+        n_cells = len(cells)
         words.append(cells[0])
         if len(cells) > 1:
             tags.append(cells[-1].strip())
@@ -310,6 +311,8 @@ def span_row(row: dict[str, Any], at: str, config: TaskDataConfig, answered: boo
     if isinstance(answers, list):
         answers = {"text": [one.get("text") for one in answers if isinstance(one, dict)],
                    "answer_start": [one.get("answer_start") for one in answers if isinstance(one, dict)]}  # fmt: skip
+    if not isinstance(answers, dict):
+        raise DataError(f"{at}, answers: expected texts and their starts, got {type(answers).__name__}")
     texts, starts = answers.get("text", []), answers.get("answer_start", [])
     if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
         raise DataError(f"{at}, answers: expected as many starts as texts")
@@ -317,9 +320,11 @@ def span_row(row: dict[str, Any], at: str, config: TaskDataConfig, answered: boo
         raise DataError(f"{at}: expected answers, found none (a question without one has an empty list)")
     found = []
     for text, start in zip(texts, starts, strict=True):
-        if not isinstance(text, str) or not isinstance(start, int) or context[start : start + len(text)] != text:
+        counted = isinstance(start, int) and not isinstance(start, bool) and start >= 0
+        if not isinstance(text, str) or not counted or context[start : start + len(text)] != text:
             raise DataError(
-                f"{at}, answers: expected {str(text)[:40]!r} at character {start} of the context, got other text"
+                f"{at}, answers: expected {str(text)[:40]!r} at character {str(start)[:20]} of the context, got other "
+                "text"
             )
         found.append((text, start))
     yield SpanExample(at, str(row.get("id", at)), question, context, tuple(found))
@@ -335,9 +340,9 @@ def choice_row(row: dict[str, Any], at: str, config: TaskDataConfig, answered: b
     answer = row.get("answer", row.get("label", row.get("gold")))
     if isinstance(answer, str) and answer in choices:
         answer = choices.index(answer)
-    elif isinstance(answer, str) and answer.isdigit():
+    elif isinstance(answer, str) and answer.isascii() and answer.isdigit() and len(answer) < 10:
         answer = int(answer)
-    elif isinstance(answer, str) and len(answer) == 1 and answer.isalpha():
+    elif isinstance(answer, str) and len(answer) == 1 and answer.isascii() and answer.isalpha():
         answer = ord(answer.upper()) - ord("A")
     if answer is None and not answered:
         yield ChoiceExample(at, question, tuple(choices), None)

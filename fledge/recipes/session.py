@@ -62,6 +62,11 @@ def run_recipe(
         loaded, state = None, State()
     else:
         loaded, state = point
+        if state.step > settings.steps:
+            raise ConfigError(
+                f"train.steps: expected at least the {state.step} steps that {folder} has done, got {settings.steps}; "
+                f"use another run.dir, or the checkpoint itself ({loaded.name})"
+            )
         say(f"{folder}: continuing from {loaded.name}")
 
     def load_at(checkpoint: Path) -> Transformer:

@@ -108,14 +108,15 @@ def read_row(row: Any, at: str) -> Conversation:
     if not isinstance(row, dict):
         raise DataError(f"{at}: expected an object, got {type(row).__name__}")
     if "messages" in row:
-        found = read_turns(row["messages"], "role", "content", f"{at}, messages")
+        found = with_system(row, read_turns(row["messages"], "role", "content", f"{at}, messages"), at)
     elif "conversations" in row:
-        found = read_system(row, at) + read_turns(row["conversations"], "from", "value", f"{at}, conversations")
+        found = with_system(row, read_turns(row["conversations"], "from", "value", f"{at}, conversations"), at)
     elif "instruction" in row:
         found = read_alpaca(row, at)
     elif "prompt" in row:
         answer = "response" if "response" in row else "completion"
-        found = (Message("user", text_of(row, "prompt", at)), Message("assistant", text_of(row, answer, at)))
+        pair = (Message("user", text_of(row, "prompt", at)), Message("assistant", text_of(row, answer, at)))
+        found = with_system(row, pair, at)
     else:
         keys = ", ".join(map(repr, list(row)[:6])) or "nothing"
         raise DataError(f"{at}: expected messages, conversations, instruction or prompt, got {keys:.80}")
@@ -141,6 +142,11 @@ def read_turns(turns: Any, role_key: str, content_key: str, at: str) -> Conversa
 
 def read_alpaca(row: dict[str, Any], at: str) -> Conversation:
     """Instruction and input, one empty line between them, are the user's turn; `history` holds earlier pairs."""
+    return (*read_instruction(row, at), Message("assistant", text_of(row, "output", at)))
+
+
+def read_instruction(row: dict[str, Any], at: str) -> Conversation:
+    """What stands before the output of a row of Alpaca's."""
     found = read_system(row, at)
     history = row.get("history") or []
     if not isinstance(history, list):
@@ -151,7 +157,17 @@ def read_alpaca(row: dict[str, Any], at: str) -> Conversation:
         found += (checked("user", pair[0], at), checked("assistant", pair[1], at))
     parts = [text_of(row, "instruction", at)]
     parts += [text_of(row, "input", at)] if row.get("input") else []
-    return (*found, Message("user", "\n\n".join(parts)), Message("assistant", text_of(row, "output", at)))
+    return (*found, Message("user", "\n\n".join(parts)))
+
+
+def with_system(row: dict[str, Any], turns: Conversation, at: str) -> Conversation:
+    """A row's turns behind its `system`, if it has one. Raises DataError where the turns begin with another."""
+    system = read_system(row, at)
+    if not system or turns[:1] == system:
+        return turns
+    if turns and turns[0].role == "system":
+        raise DataError(f"{at}, system: expected the text of the first turn, whose role is system too, got another")
+    return system + turns
 
 
 def read_system(row: dict[str, Any], at: str) -> Conversation:

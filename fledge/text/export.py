@@ -140,7 +140,7 @@ def gguf_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
     for role, name in ROLES.items():
         if role in tokenizer.special:
             found[f"{PREFIX}{name}_token_id"] = tokenizer.special[role]
-    found |= {PREFIX + "add_bos_token": False, PREFIX + "add_eos_token": False}
+    found |= {PREFIX + "add_bos_token": tokenizer.bos_id is not None, PREFIX + "add_eos_token": False}
     return found | ({"tokenizer.chat_template": tokenizer.template} if tokenizer.template is not None else {})
 
 

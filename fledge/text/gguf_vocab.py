@@ -64,7 +64,11 @@ def source_of(metadata: dict[str, Any], at: str) -> tuple[str, dict[str, Any]]:
     text, config = readers[str(kind)](metadata, tokens, types, ids, at)
     config = {**{f"{role}_token": tokens[i] for role, i in ids.items() if kind != "bert"}, **config}
     template = metadata.get("tokenizer.chat_template")
-    return text, {**config, "chat_template": template} if isinstance(template, str) else config
+    config = {**config, "chat_template": template} if isinstance(template, str) else config
+    spells_it = isinstance(template, str) and "bos_token" in template
+    if kind != "bert" and metadata.get(PREFIX + "add_bos_token") is False and not spells_it:
+        config["bos_token"] = None  # the file names one, and says that no text begins with it (Qwen's)
+    return text, config
 
 
 def numbers(metadata: dict[str, Any], key: str, n: int, kinds: str, at: str) -> list[Any] | None:

@@ -22,7 +22,15 @@ from typing import Any
 
 from fledge.errors import DataError, RequestError
 from fledge.text.chat import ChatRenderer, Rendered
-from fledge.text.conversation import Conversation, Message, checked, read_rows, read_system, read_turns, text_of
+from fledge.text.conversation import (
+    Conversation,
+    Message,
+    checked,
+    read_instruction,
+    read_rows,
+    read_turns,
+    with_system,
+)
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
@@ -117,26 +125,16 @@ def read_prompt(row: dict[str, Any], at: str) -> Conversation | None:
         prompt = row["prompt"]
         if isinstance(prompt, str) and prompt.startswith("\n\nHuman:"):
             turns = transcript(prompt, f"{at}, prompt")
-            return turns[:-1] if turns[-1] == Message("assistant", "") else turns
-        if isinstance(prompt, str):
-            return (checked("user", prompt, f"{at}, prompt"),)
-        return turns_of(prompt, f"{at}, prompt")
+            turns = turns[:-1] if turns[-1] == Message("assistant", "") else turns
+        elif isinstance(prompt, str):
+            turns = (checked("user", prompt, f"{at}, prompt"),)
+        else:
+            turns = turns_of(prompt, f"{at}, prompt")
+        return with_system(row, turns, at)
     for key in ("messages", "conversations"):
         if key in row:
-            return read_system(row, at) + turns_of(row[key], f"{at}, {key}")
-    if "instruction" not in row:
-        return None
-    parts = [text_of(row, "instruction", at)] + ([text_of(row, "input", at)] if row.get("input") else [])
-    return (*read_system(row, at), *read_history(row, at), Message("user", "\n\n".join(parts)))
-
-
-def read_history(row: dict[str, Any], at: str) -> Conversation:
-    found: Conversation = ()
-    for pair in row.get("history") or []:
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise DataError(f"{at}, history: expected pairs of texts, got {str(pair):.60}")
-        found += (checked("user", pair[0], at), checked("assistant", pair[1], at))
-    return found
+            return with_system(row, turns_of(row[key], f"{at}, {key}"), at)
+    return read_instruction(row, at) if "instruction" in row else None
 
 
 def read_side(value: Any, at: str) -> Conversation:
@@ -182,9 +180,13 @@ def read_margin(row: dict[str, Any], at: str) -> float | None:
     margin = row.get("margin")
     if margin is None:
         return None
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
+    try:
+        number = math.nan if isinstance(margin, bool) or not isinstance(margin, int | float) else float(margin)
+    except OverflowError:  # an integer that no float holds
+        number = math.inf
+    if not math.isfinite(number):
         raise DataError(f"{at}, margin: expected a finite number, got {margin!r:.40}")
-    return float(margin)
+    return number
 
 
 def render_answer(renderer: ChatRenderer, prompt: Conversation, answer: Conversation, at: str) -> Rendered:

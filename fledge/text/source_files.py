@@ -73,12 +73,19 @@ def source_file(name: str, path: str, opener: Callable[[], BinaryIO]) -> SourceF
 
 
 def visible_files(folder: Path) -> list[tuple[str, Path]]:
-    """(relative path, path) of the files below a folder that are not hidden, ordered by relative path."""
-    rows = []
-    for path in folder.rglob("*"):
-        relative = path.relative_to(folder).as_posix()
-        if is_visible(relative) and path.is_file():
-            rows.append((printable(relative), path))
+    """(relative path, path) of the files below a folder that are not hidden, ordered by relative path. Links are
+    followed, but for those to a folder that they stand in."""
+    rows: list[tuple[str, Path]] = []
+    pending: list[tuple[Path, tuple[Path, ...]]] = [(folder, (folder.resolve(),))]
+    while pending:
+        place, above = pending.pop()
+        for path in place.iterdir():
+            if not is_visible(path.name):
+                continue
+            if path.is_file():
+                rows.append((printable(path.relative_to(folder).as_posix()), path))
+            elif path.is_dir() and (own := path.resolve()) not in above:
+                pending.append((path, (*above, own)))
     return sorted(rows)
 
 

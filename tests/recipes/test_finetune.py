@@ -253,6 +253,25 @@ def test_a_stopped_run_goes_on_to_the_same_bits_and_a_finished_one_is_not_repeat
     assert verify(tmp_path / "b" / "run" / "model")["kind"] == "model"
 
 
+def test_fewer_steps_than_are_done_are_refused_and_nothing_is_touched(base, tmp_path):
+    config = config_of(base, tmp_path, "sequence")
+    with pytest.raises(Interrupted):
+        finetune(replace(config, train=replace(TRAIN, stop_after_steps=4)))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match="train.steps: expected at least the 4 steps that .*run has done, got 3"):
+        finetune(replace(config, train=replace(TRAIN, steps=3)))
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_a_word_that_looks_like_a_comment_is_a_word(tmp_path):
+    lines = "# a comment of a file\nPrice NN O\n# # B-SIGN\n5 CD I-SIGN\n\n# id 7 of it\n# # O\nfan NN O\n"
+    (tmp_path / "a.conll").write_text(lines)
+    found = read_examples(tmp_path / "a.conll", "token", TaskDataConfig())
+    assert [(one.words, one.tags) for one in found] == [
+        (("Price", "#", "5"), ("O", "B-SIGN", "I-SIGN")), (("#", "fan"), ("O", "O")),
+    ]  # fmt: skip
+
+
 def test_frozen_parts_stay_and_the_head_learns(base, tmp_path):
     tune = TuneConfig(freeze=("bert",))
     result = finetune(config_of(base, tmp_path, "sequence", tune=tune))
@@ -321,6 +340,14 @@ def test_the_verbs_train_and_answer(base, tmp_path, capfd):
             "span",
             "at character 1",
         ),
+        ('{"question": "q", "context": "abc", "answers": "c"}', "span", "expected texts and their starts, got str"),
+        (
+            '{"question": "q", "context": "abc", "answers": {"text": ["c"], "answer_start": [-1]}}',
+            "span",
+            "at character -1",
+        ),
+        ('{"question": "q", "choices": ["a", "b"], "answer": "²"}', "choice", "expected one of 2 choices"),
+        ('{"question": "q", "choices": ["a", "b"], "answer": "ß"}', "choice", "expected one of 2 choices"),
         ('{"question": "q", "choices": ["a"], "answer": 0}', "choice", "expected at least two texts"),
         ('{"question": "q", "choices": ["a", "b"], "answer": 2}', "choice", "expected one of 2 choices"),
         ("text,label\na,b,c\nd", "sequence", "line 3: expected 2 columns"),

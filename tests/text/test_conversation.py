@@ -32,6 +32,18 @@ ROWS = {
         {"instruction": "i", "input": "", "output": "a"},
         (Message("user", "i"), Message("assistant", "a")),
     ),
+    "openai with a system beside": (
+        {"system": "s", "messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]},
+        (Message("system", "s"), Message("user", "u"), Message("assistant", "a")),
+    ),
+    "a system twice": (
+        {"system": "s", "conversations": [{"from": "system", "value": "s"}, {"from": "gpt", "value": "a"}]},
+        (Message("system", "s"), Message("assistant", "a")),
+    ),
+    "pairs with a system": (
+        {"system": "s", "prompt": "u", "response": "a"},
+        (Message("system", "s"), Message("user", "u"), Message("assistant", "a")),
+    ),
     "pairs": ({"prompt": "u", "completion": "a"}, (Message("user", "u"), Message("assistant", "a"))),
 }
 
@@ -73,6 +85,12 @@ def test_real_files_are_read_whole(name, n_rows, data_file, tmp_path):
         ('{"prompt": "x"}', "line 2, completion: expected text, got none"),
         ('{"prompt": "\\ud800", "response": "x"}', "line 2, prompt: expected Unicode"),
         ('{"instruction": "x", "output": "y", "history": [["a"]]}', "line 2, history: expected pairs"),
+        ('{"instruction": "x", "output": "y", "history": 5}', "line 2, history: expected a list of pairs, got int"),
+        ('{"system": 5, "prompt": "x", "response": "y"}', "line 2, system: expected text, got int"),
+        (
+            '{"system": "s", "messages": [{"role": "system", "content": "t"}, {"role": "assistant", "content": "a"}]}',
+            "line 2, system: expected the text of the first turn",
+        ),
     ],
 )
 def test_a_wrong_line_is_named(line, message, tmp_path):

@@ -66,6 +66,21 @@ def test_a_file_that_cannot_be_read_is_named(name, tmp_path, monkeypatch):
         list(read_documents(tmp_path / name))
 
 
+def test_links_are_followed_but_for_those_into_themselves(tmp_path):
+    source, elsewhere = tmp_path / "source", tmp_path / "elsewhere"
+    for folder in (source / "inner", elsewhere):
+        folder.mkdir(parents=True)
+    (source / "inner" / "a.txt").write_text("in the folder")
+    (elsewhere / "b.txt").write_text("behind a link")
+    (elsewhere / "back").symlink_to(source)
+    (source / "linked").symlink_to(elsewhere)
+    (source / "inner" / "up").symlink_to(source)
+    (source / "file.txt").symlink_to(elsewhere / "b.txt")
+    (source / "broken").symlink_to(tmp_path / "nowhere")
+    (source / ".hidden").symlink_to(elsewhere)
+    assert [document.path for document in read_documents(source)] == ["file.txt", "inner/a.txt", "linked/b.txt"]
+
+
 def test_what_is_written_must_stand_outside_of_the_text(tmp_path):
     text, corpus = tmp_path / "text", tmp_path / "corpus"
     for folder in (text, corpus, text / "inner"):

@@ -121,6 +121,25 @@ def test_an_unknown_pattern_is_refused_and_a_missing_one_is_warned_of(of_pattern
     assert "found none; texts are split as llama.cpp does" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("says", "template", "begins"),
+    [(False, None, False), (True, None, True), (None, None, True),
+     (False, "{{ bos_token }}{{ messages[0].content }}", True), (False, "{{ messages[0].content }}", False)],
+)  # fmt: skip
+def test_a_text_begins_with_bos_unless_the_file_says_no(says, template, begins, tmp_path):
+    """Qwen's files name a token for the beginning and say that none is added; in transformers it has none."""
+    facts = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2", "tokenizer.ggml.merges": ["! !"],
+             "tokenizer.ggml.tokens": [*(chr(33 + i) for i in range(4)), "!!", "<s>"],
+             "tokenizer.ggml.token_type": np.array([1, 1, 1, 1, 1, 3], "<i4"),
+             "tokenizer.ggml.bos_token_id": 5, "tokenizer.ggml.eos_token_id": 5}  # fmt: skip
+    facts |= {} if says is None else {"tokenizer.ggml.add_bos_token": says}
+    facts |= {} if template is None else {"tokenizer.chat_template": template}
+    write_gguf(tmp_path / "a.gguf", facts)
+    tokenizer = Tokenizer.load(tmp_path / "a.gguf")
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (5 if begins else None, 5)
+    assert tokenizer.is_special(5)
+
+
 @pytest.mark.parametrize("kind", ["rwkv", "plamo2", "hybriddna"])
 def test_a_kind_of_vocabulary_that_is_not_supported_says_why(kind, tmp_path):
     write_gguf(tmp_path / "v.gguf", {"tokenizer.ggml.model": kind, "tokenizer.ggml.tokens": ["a"]})

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +11,11 @@ from typing import Any
 
 from fledge.data.cleaning.config import MatchConfig
 from fledge.errors import DataError
+from fledge.text.compressed import FORMS, damage_of, unpacked
+from fledge.text.documents import LINES
 
 PARAGRAPHS = re.compile(r"\n\s*\n")
+TABLES = (".parquet", ".arrow", ".warc", ".wet", ".csv", ".tsv")
 MOST_BYTES = 1 << 30  # of a set, unpacked
 
 
@@ -27,32 +28,49 @@ class Item:
 
 
 def read_items(path: Path, match: MatchConfig) -> Iterator[Item]:
-    """The items of a set: a line of JSON lines (the texts under `fields`, or all), else a paragraph. Raises DataError
-    naming file and line."""
-    kind = path.with_suffix("") if path.suffix == ".gz" else path
-    if kind.suffix == ".jsonl":
-        yield from read_json_lines(path, match.fields)
+    """The items of a set, unpacked if it is compressed: of JSON lines a line, of JSON an entry of its list (the texts
+    under `fields`, or all), of a text a paragraph. Raises DataError naming file and line."""
+    kind = (path.with_suffix("") if path.suffix.lower() in FORMS else path).suffix.lower()
+    if kind in TABLES:
+        raise DataError(f"{path}: expected JSON lines, JSON or text as an evaluation set, got {kind}; convert it")
+    data = read_bytes(path)
+    if kind in LINES:
+        rows = ((n, f"{path}, line {n}", line) for n, line in enumerate(data.split(b"\n"), 1) if line.strip())
+        for number, at, line in rows:
+            yield item_of(number, parsed(line, at, "JSON lines"), match.fields, at)
         return
-    text = read_bytes(path).decode("utf-8", "replace")
+    if kind == ".json":
+        tree = parsed(data, str(path), "JSON")
+        if not isinstance(tree, list):
+            raise DataError(
+                f"{path}: expected a list of items, got {type(tree).__name__}; write its items as JSON lines"
+            )
+        for number, row in enumerate(tree, 1):
+            yield item_of(number, row, match.fields, f"{path}, item {number}")
+        return
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: expected UTF-8, got another byte at {error.start}; convert it") from None
     for number, paragraph in enumerate(filter(str.strip, PARAGRAPHS.split(text)), 1):
         yield Item(number, (paragraph,))
 
 
-def read_json_lines(path: Path, fields: tuple[str, ...]) -> Iterator[Item]:
-    for number, line in enumerate(read_bytes(path).split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            raise DataError(f"{path}, line {number}: not JSON; the file is damaged or not JSON lines") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: expected an object, got {type(row).__name__}")
-        missing = [name for name in fields if name not in row]
-        if missing:
-            raise DataError(f"{path}, line {number}: expected the key {missing[0]}, got {', '.join(row)[:80]}")
-        chosen = [row[name] for name in fields] if fields else list(row.values())
-        yield Item(number, tuple(text for value in chosen for text in texts_in(value)))
+def parsed(data: bytes, at: str, form: str) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise DataError(f"{at}: not JSON; the file is damaged or not {form}") from None
+
+
+def item_of(number: int, row: Any, fields: tuple[str, ...], at: str) -> Item:
+    if not isinstance(row, dict):
+        raise DataError(f"{at}: expected an object, got {type(row).__name__}")
+    missing = [name for name in fields if name not in row]
+    if missing:
+        raise DataError(f"{at}: expected the key {missing[0]}, got {', '.join(row)[:80]}")
+    chosen = [row[name] for name in fields] if fields else list(row.values())
+    return Item(number, tuple(text for value in chosen for text in texts_in(value)))
 
 
 def texts_in(value: Any) -> Iterator[str]:
@@ -65,14 +83,16 @@ def texts_in(value: Any) -> Iterator[str]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's bytes, unpacked if its name ends in .gz. Raises DataError if it can't be read or is too large."""
+    """A file's bytes, unpacked by its ending. Raises DataError if it can't be read or is too large."""
     try:
         with open(path, "rb") as file:
-            data = (gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file).read(MOST_BYTES + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or type(error).__name__
+            stream = unpacked(file, path.suffix.lower()) if path.suffix.lower() in FORMS else file
+            data, damage = stream.read(MOST_BYTES + 1), damage_of(stream)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
         raise DataError(f"{path}: can't be read as an evaluation set ({reason}); check the path") from None
-
     if len(data) > MOST_BYTES:
         raise DataError(f"{path}: expected an evaluation set of at most {MOST_BYTES} bytes; split it")
+    if damage is not None:
+        raise DataError(f"{path}: can't be read as an evaluation set ({damage.reason}); make it anew")
     return data

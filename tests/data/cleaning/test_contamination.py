@@ -155,6 +155,21 @@ def test_text_is_an_item_a_paragraph_also_when_packed(tmp_path):
     ]
 
 
+def test_every_form_of_rows_has_the_same_items(tmp_path):
+    rows = [{"q": QUESTION, "a": "one"}, {"q": essay(1, 20), "a": ["two", {"b": "three"}]}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    zstandard = pytest.importorskip("zstandard")
+    array = json.dumps(rows).encode()
+    forms = {
+        "set.jsonl": lines, "set.ndjson": lines, "set.json": array, "set.jsonl.gz": gzip.compress(lines),
+        "set.ndjson.zst": zstandard.compress(lines), "set.json.zst": zstandard.compress(array),
+    }  # fmt: skip
+    for name, content in forms.items():
+        (tmp_path / name).write_bytes(content)
+        found = [item.texts for item in read_items(tmp_path / name, MatchConfig())]
+        assert found == [(QUESTION, "one"), (essay(1, 20), "two", "three")], name
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -162,6 +177,11 @@ def test_text_is_an_item_a_paragraph_also_when_packed(tmp_path):
         ("a.jsonl", b"[1]", "line 1: expected an object, got list"),
         ("a.jsonl", b"[" * 100_000, "line 1: not JSON"),
         ("a.jsonl.gz", b"not packed", "can't be read as an evaluation set"),
+        ("a.jsonl.zst", b"not packed", "can't be read as an evaluation set .damaged Zstandard"),
+        ("a.txt", b"caf\xe9", "a.txt: expected UTF-8, got another byte at 3"),
+        ("a.json", b'{"data": []}', "a.json: expected a list of items, got dict"),
+        ("a.json", b'[{"q": "x"}, 5]', "a.json, item 2: expected an object, got int"),
+        ("a.parquet", b"PAR1", "expected JSON lines, JSON or text as an evaluation set, got .parquet"),
         ("a.jsonl", b"\n", "expected an evaluation set, got a file without items"),
     ],
 )

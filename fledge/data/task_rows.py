@@ -16,6 +16,7 @@ import gzip
 import io
 import json
 import math
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,7 @@ def file_text(path: Path) -> str:
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: can't be read ({str(error)[:80]}); make it anew") from None
     if len(data) > MAX_FILE_BYTES:
         raise DataError(f"{path}: expected at most {MAX_FILE_BYTES} bytes; split it")
@@ -193,6 +194,11 @@ def table_rows(text: str, path: Path, config: TaskDataConfig) -> Iterator[tuple[
             names = names or [str(place) for place in range(len(cells))]
             if len(cells) < len(names) and config.header:
                 raise DataError(f"{at}: expected {len(names)} columns as in the first line, got {len(cells)}")
+            if config.header and any(cells[len(names) :]):
+                raise DataError(
+                    f"{at}: expected {len(names)} columns as in the first line, got {len(cells)}; quote a text that "
+                    "holds what separates columns"
+                )
             if not config.header:
                 names = [str(place) for place in range(len(cells))]
             yield dict(zip(names, cells, strict=False)), at
@@ -218,6 +224,8 @@ def conll_sentences(text: str, path: Path, answered: bool) -> Iterator[WordsExam
         if len(cells) < 2 and answered:
             raise DataError(f"{path}, line {number}: expected a word and its tag, got {line[:60]!r}")
         n_cells = len(cells)
+        if answered and not cells[-1].strip():
+            raise DataError(f"{path}, line {number}: expected a word and its tag, got an empty tag")
         words.append(cells[0])
         if len(cells) > 1:
             tags.append(cells[-1].strip())
@@ -228,7 +236,7 @@ def text_row(row: dict[str, Any], at: str, config: TaskDataConfig, answered: boo
     pair_at = column(row, "pair", config.pair, at, False)
     label_at = column(row, "label", config.label, at, answered)
     answer = None if label_at is None else label_of(row[label_at], f"{at}, {label_at}")
-    if answered and answer is None:
+    if answered and (answer in (None, "") or isinstance(answer, tuple) and "" in answer):
         raise DataError(f"{at}, {label_at}: expected a label, got none; remove the row")
     yield TextExample(at, text, None if pair_at is None else string(row, pair_at, at), answer)
 
@@ -266,7 +274,7 @@ def string(row: dict[str, Any], key: str | None, at: str) -> str:
 def label_of(value: Any, at: str) -> str | float | tuple[str, ...] | None:
     """A label as text, several, or a number that is no whole one."""
     if isinstance(value, list):
-        return tuple(str(label_of(one, at)) for one in value)
+        return tuple(str("" if one is None else label_of(one, at)) for one in value)
     if isinstance(value, bool) or value is None:
         return None if value is None else str(value).lower()
     if isinstance(value, int):
@@ -302,17 +310,23 @@ def words_row(row: dict[str, Any], at: str, config: TaskDataConfig, answered: bo
     if not isinstance(tags, list) or len(tags) != len(words):
         got = f"{len(tags)}" if isinstance(tags, list) else type(tags).__name__
         raise DataError(f"{at}, tags: expected a tag for each of {len(words)} words, got {got}")
+    if any(tag in (None, "") for tag in tags):
+        raise DataError(f"{at}, tags: expected a tag for each word, got none for {words[index_of_none(tags)][:40]!r}")
     yield WordsExample(at, tuple(words), tuple(str(tag) for tag in tags))
+
+
+def index_of_none(tags: list[Any]) -> int:
+    return next(n for n, tag in enumerate(tags) if tag in (None, ""))
 
 
 def span_row(row: dict[str, Any], at: str, config: TaskDataConfig, answered: bool) -> Iterator[SpanExample]:
     question, context = string(row, "question", at), string(row, "context", at)
     answers = row.get("answers") or {}
-    if isinstance(answers, list):
-        answers = {"text": [one.get("text") for one in answers if isinstance(one, dict)],
-                   "answer_start": [one.get("answer_start") for one in answers if isinstance(one, dict)]}  # fmt: skip
-    if not isinstance(answers, dict):
-        raise DataError(f"{at}, answers: expected texts and their starts, got {type(answers).__name__}")
+    if isinstance(answers, list) and all(isinstance(one, dict) for one in answers):
+        answers = {"text": [one.get("text") for one in answers],
+                   "answer_start": [one.get("answer_start") for one in answers]}  # fmt: skip
+    if not isinstance(answers, dict) or answers and not {"text", "answer_start"} <= answers.keys():
+        raise DataError(f"{at}, answers: expected text and answer_start of each, got {str(answers)[:60]}")
     texts, starts = answers.get("text", []), answers.get("answer_start", [])
     if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
         raise DataError(f"{at}, answers: expected as many starts as texts")
@@ -384,9 +398,11 @@ def label_names(examples: Sequence[Example], given: tuple[str, ...], task: Task)
         if unknown:
             raise DataError(f"{example.place}: expected one of {', '.join(given)[:200]}, got {min(unknown)[:40]!r}")
         found.update(labels)
-    if given:
+    n_several = sum(isinstance(e, TextExample) and isinstance(e.answer, tuple) for e in examples)
+    if given and (len(given) > 1 or n_several or task != "sequence"):
         return given
-    if len(found) < 2 and task != "choice":
+    found = set(given) or found
+    if len(found) < 2 - bool(n_several) and task != "choice":
         raise DataError(f"labels: expected at least two, got {', '.join(found)[:60] or 'none'}; check data.label")
     return tuple(sorted(found, key=lambda name: (0, float(name), name) if is_number(name) else (1, 0.0, name)))
 

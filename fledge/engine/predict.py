@@ -117,7 +117,7 @@ def kind_of(config: ModelConfig) -> TaskKind:
             f"model: expected a task head ({', '.join(TASK_HEADS)}), got {config.family} with "
             f"{', '.join(one.name for one in config.heads) or 'none'}; tune one with fledge finetune"
         )
-    if head.name == "sequence" and head.labels == 1:
+    if head.name == "sequence" and head.labels == 1 and head.problem != SEVERAL:
         return TaskKind("regression")
     return TaskKind(head.name, names_of(head), head.problem == SEVERAL)  # type: ignore[arg-type]
 

@@ -11,7 +11,7 @@ from fledge.model.config import ModelConfig
 from fledge.model.families import family
 from fledge.model.families.family import Family
 from fledge.model.families.task import task_named
-from fledge.model.folder import config_json, put_parameter, state_in_their_names
+from fledge.model.folder import config_json, put_parameter, state_in_their_names, weights_in_files
 from fledge.model.init import fill, generator_for, start_value
 from fledge.model.names import expanded, their_shape, to_ours
 from fledge.model.transformer import Transformer, build
@@ -77,6 +77,12 @@ def shared_weights(model: Transformer, own: Family) -> dict[str, torch.Tensor]:
         for end in ("weight", "bias")
         if not (own.prefix and theirs.startswith(own.prefix))
     }
+    here = {
+        name for name, row in weights_in_files(model.config).items() if any(o.startswith("heads.") for o in row.ours)
+    }
+    heads &= {
+        name.removeprefix(own.prefix) for name in here
+    }  # of an output, which has a head's names, not (ModernBERT)
     state = {prefixed(own, name): tensor for name, tensor in state_in_their_names(model).items()}
     return {name: tensor for name, tensor in state.items() if name.removeprefix(own.prefix) not in heads}
 

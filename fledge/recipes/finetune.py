@@ -210,7 +210,7 @@ def kind_from(config: FinetuneConfig, training: list[Example], held_out: list[Ex
     if config.task in ("sequence", "token"):
         names = label_names(training, config.data.labels, config.task)
         label_names(held_out, names, config.task)
-        several = any(isinstance(e, TextExample) and isinstance(e.answer, tuple) for e in training)
+        several = any(isinstance(e, TextExample) and isinstance(e.answer, tuple) for e in (*training, *held_out))
         return TaskKind(config.task, names, several)
     if config.class_weights != "none":
         raise ConfigError(f"class_weights: expected none for the task {config.task}, which has no classes")

@@ -64,15 +64,16 @@ def freeze(model: Transformer) -> dict[str, Site]:
     return sites(model)
 
 
-def made(place: Place, config: TuneConfig) -> Adapter:
-    """The adapter of a place, without values. Raises ConfigError for one that a place can't have."""
-    site = place.site
+def made(place: Place, config: TuneConfig, names: tuple[str, ...] = ()) -> Adapter:
+    """The adapter of a place, without values; `names` are those that patterns of ranks and alphas can mean, or the
+    place's. Raises ConfigError for one that a place can't have."""
+    site, names = place.site, names or place.names
     if config.method == "ia3":
         return scale_at(place)
     if config.is_bottleneck:
         return bottleneck_at(place, config)
-    rank = int(by_pattern(dict(config.rank_pattern), place.names, config.rank))
-    scale = config.scale(rank, by_pattern(config.alpha_pattern, place.names, config.alpha))
+    rank = int(by_pattern(dict(config.rank_pattern), names, config.rank))
+    scale = config.scale(rank, by_pattern(config.alpha_pattern, names, config.alpha))
     if site.kind != "embedding":
         return LowRank(site.inputs, place.outputs, rank, scale, config.dropout, config.dora)
     if config.dora:

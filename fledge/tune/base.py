@@ -18,8 +18,11 @@ def base_of(raw: dict[str, Any], folder: Path) -> Path:
     name = raw.get("base_model_name_or_path")
     if isinstance(name, str) and name and "\0" not in name and len(name) < 4096:
         for candidate in (Path(name), folder / name):
-            if candidate.is_dir():
-                return candidate
+            try:
+                if candidate.is_dir():
+                    return candidate
+            except OSError:  # a name too long to be looked for
+                continue
     raise CheckpointError(
         f"{folder / CONFIG}: expected base_model_name_or_path to be a folder here, got {str(name)[:80]!r}; put the "
         "base there, or name it: fledge merge BASE ADAPTER --out FOLDER"

@@ -135,14 +135,20 @@ class TuneConfig:
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
 
+MAX_PATTERN = 1000  # characters
+END = r"(.*\.)?({})$"  # how PEFT reads the names in patterns of ranks and alphas
+
+
 def check_pattern(pattern: str, at: str = "tune.targets") -> None:
     """Raises ConfigError for what is no regular expression, or one that could take for ever: files bring them too."""
+    if len(pattern) > MAX_PATTERN:
+        raise ConfigError(f"{at}: expected at most {MAX_PATTERN} characters, got {len(pattern)}")
     try:
-        re.compile(pattern)
-    except re.error as error:
+        re.compile(END.format(pattern))
+    except (re.error, OverflowError, RecursionError) as error:
         raise ConfigError(f"{at}: expected a regular expression, got {pattern[:60]!r} ({error})") from None
-    repeats = len(re.findall(r"(?<!\\)[*+{]", pattern))
-    if not pattern or len(pattern) > 1000 or repeats > 3 or re.search(r"\)[*+{]", pattern):
+    repeats = len(re.findall(r"(?<![\\(])[*+{?]", pattern))  # but for (?:, and what a backslash makes a character
+    if not pattern or repeats > 3 or re.search(r"\)[*+{?]", pattern):
         raise ConfigError(
             f"{at}: expected a name, or a regular expression with at most three repeats and none of a group, got "
             f"{pattern[:60]!r}; name the modules one by one"
@@ -157,7 +163,7 @@ def matches(pattern: str, name: str) -> bool:
 def by_pattern(patterns: dict[str, float], names: tuple[str, ...], default: float) -> float:
     """The value of the first pattern that means one of `names`."""
     for pattern, value in patterns.items():
-        if any(matches(pattern, name) or re.match(rf"(.*\.)?({pattern})$", name) for name in names):
+        if any(matches(pattern, name) or re.match(END.format(pattern), name) for name in names):
             return value
     return default
 

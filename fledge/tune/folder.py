@@ -15,7 +15,8 @@ from fledge.lineage import read_card, sha256_file
 from fledge.model.folder import find_model, write_json
 from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
 from fledge.model.transformer import Transformer
-from fledge.model.weight_files import check_link, pickled, refuse_pickle
+from fledge.model.weight_files import INDEX, check_link, pickled, refuse_pickle
+from fledge.model.weight_files import WEIGHTS as MODEL_WEIGHTS
 from fledge.nn.adapter import LowRank, Scale
 from fledge.text.chat import chat_renderer
 from fledge.text.tokenizer import Tokenizer
@@ -58,7 +59,12 @@ def is_adapter(path: str | Path) -> bool:
 def adapter_folder(path: str | Path) -> Path | None:
     """The adapter's folder at `path`: itself, or the `model/` of a run folder; None if there is none."""
     candidates = (Path(path), Path(path) / "model")
-    return next((c for c in candidates if (c / CONFIG).is_file() and not (c / "config.json").is_file()), None)
+    return next((c for c in candidates if (c / CONFIG).is_file() and not has_weights(c)), None)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a model is in the folder; its config.json alone, which some trainers leave beside an adapter, is none."""
+    return any((folder / name).is_file() for name in (MODEL_WEIGHTS, INDEX))
 
 
 def load_adapter(
@@ -89,7 +95,7 @@ def load_adapter(
         freeze(model)
         attach_virtual(model, raw["peft_type"], virtual_tokens_of(raw), tensors)
     else:
-        found = in_modules(tensors)
+        found = in_modules(without_copies(model, tensors))
         attach(model, found if base is None else usually(model, found, base), tune_config_of(raw), device)
     whole = (folder / HEAD).is_file()  # else what isn't saved is the base's own
     return fill_heads(model, head, whole) if head or whole else model
@@ -150,11 +156,21 @@ def attach(
         if got != wanted:
             raise CheckpointError(f"adapter: {name[:80]}: expected {wanted} by {CONFIG}, got {got}")
         inward = None if got != "(IA)^3" else is_inward(site, tensors["ia3_l"])
-        put(model, place, made(place, config) if inward is None else scale_at(place, inward), device)
+        put(model, place, made(place, config, (site.name,)) if inward is None else scale_at(place, inward), device)
         if site.name in values:
             raise CheckpointError(f"adapter: {name[:80]!r}: expected one adapter of {site.name}, got two")
         values[site.name] = Stored(tensors)
     return fill(model, values).requires_grad_(False)
+
+
+def without_copies(model: Transformer, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A file's tensors but for the base's own embeddings, which PEFT saves whole when it is told to, or takes the
+    vocabulary for changed. Raises CheckpointError where they are not the base's."""
+    left = dict(tensors)
+    for site in sites(model).values():
+        if site.kind != "linear":
+            check_copy(model, Place(site, site.path), left.pop(f"{PREFIX}{site.name}.weight", None))
+    return left
 
 
 def is_inward(site: Site, vector: Tensor) -> bool:

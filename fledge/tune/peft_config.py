@@ -74,7 +74,7 @@ def tune_config_of(raw: dict[str, Any]) -> TuneConfig:
             raise ConfigError(f"{CONFIG}: activation: expected gelu, relu or silu, got {str(activation)[:40]!r}")
         return TuneConfig("houlsby", bottleneck=size, activation=activation)
     ranks = pattern_of(raw, "rank_pattern")
-    if not all(isinstance(rank, int) for rank in ranks.values()):
+    if not all(rank.is_integer() for rank in ranks.values()):
         raise ConfigError(f"{CONFIG}: rank_pattern: expected whole numbers, got {str(ranks)[:60]}")
     for key in ("use_rslora", "use_dora"):
         if raw.get(key) not in (None, True, False):
@@ -116,7 +116,7 @@ def pattern_of(raw: dict[str, Any], key: str) -> dict[str, float]:
         raise ConfigError(f"{CONFIG}: {key}: expected a mapping of at most {MAX_TARGETS} modules")
     for name in found:
         check_pattern(name, f"{CONFIG}: {key}")
-    return {name: value if isinstance(value, int) else number_of(found, name, 0) for name, value in found.items()}
+    return {name: number_of(found, name, 0) for name in found}
 
 
 def task_type_of(config: ModelConfig) -> str | None:

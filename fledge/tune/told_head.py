@@ -61,14 +61,17 @@ def peft_head(model: Transformer, folder: Path) -> tuple[str, int] | None:
     wrapped = str(mapping.get("base_model_class")) if isinstance(mapping, dict) else ""
     by_class = next((task for end, task in CLASSES.items() if wrapped.endswith(end)), None)
     task = PEFT_TASKS.get(str(raw.get("task_type")), by_class)
-    if task is None or any(head.name == task for head in model.config.heads) or not (folder / WEIGHTS).is_file():
+    if task is None or not (folder / WEIGHTS).is_file():
         return None
     prefix = PREFIX_OF_VIRTUAL if raw["peft_type"] in VIRTUAL else PREFIX
     rows = head_rows(task_config(model.config, task))
     with SafetensorsFile(folder / WEIGHTS) as file:
         shapes = {name: file.entries[prefix + name].shape for name in rows if prefix + name in file.entries}
-    if not shapes:
-        return None
+    out = next(name for name, row in rows.items() if f"heads.{task}.out.weight" in row.ours)
+    labels = shapes[out][0] if shapes.get(out) else 0
+    of_base = next((head.labels for head in model.config.heads if head.name == task), None)
+    if not shapes or of_base is not None and (of_base == labels or out not in shapes):
+        return None  # the base's own head, with what was saved of it
     own = family(model.config.family)
     has = {name for name in rows if prefixed(own, name) in shared_weights(model, own)}
     missing = sorted(rows.keys() - shapes.keys() - has)
@@ -79,8 +82,6 @@ def peft_head(model: Transformer, folder: Path) -> tuple[str, int] | None:
         )
     if task not in ("sequence", "token"):
         return task, 2
-    out = next(name for name, row in rows.items() if f"heads.{task}.out.weight" in row.ours)
-    labels = shapes[out][0] if shapes.get(out) else 0
     if not 0 < labels <= MAX_WIDTH:
         raise CheckpointError(f"{folder / WEIGHTS}: {out}: expected 1 to {MAX_WIDTH} labels, got {labels}")
     return task, labels

@@ -272,6 +272,31 @@ def test_a_word_that_looks_like_a_comment_is_a_word(tmp_path):
     ]  # fmt: skip
 
 
+def test_one_label_that_holds_or_not_is_a_share_and_one_label_of_all_rows_is_refused(base, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "".join(json.dumps({"text": sentence(n), "label": ["spam"] if n % 2 else []}) + "\n" for n in range(30))
+    )
+    config = config_of(base, tmp_path, "several")
+    data = TaskDataConfig(path=str(path), labels=("spam",))
+    result = finetune(replace(config, data=data))
+    assert set(result["scores"]) == {"accuracy", "macro_f1", "mcc"}
+    kind = kind_of(load_model(tmp_path / "run" / "model").config)
+    assert (kind.task, kind.names, kind.several) == ("sequence", ("spam",), True)
+    path.write_text("".join(json.dumps({"text": sentence(n), "label": "spam"}) + "\n" for n in range(30)))
+    with pytest.raises(DataError, match="labels: expected at least two, got spam"):
+        finetune(replace(config, data=data, run=RunConfig(str(tmp_path / "other"))))
+
+
+def test_lists_of_labels_among_the_held_out_rows_alone_make_them_several(base, tmp_path):
+    for name, label in (("train", lambda n: "ab"[n % 2]), ("val", lambda n: ["a", "b"][: n % 3])):
+        rows_here = [json.dumps({"text": sentence(n), "label": label(n)}) for n in range(12)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows_here))
+    config = config_of(base, tmp_path, "several")
+    data = TaskDataConfig(path=str(tmp_path / "train.jsonl"), val=str(tmp_path / "val.jsonl"))
+    assert finetune(replace(config, data=data))["scores"]["accuracy"]["n"] == 24
+
+
 def test_frozen_parts_stay_and_the_head_learns(base, tmp_path):
     tune = TuneConfig(freeze=("bert",))
     result = finetune(config_of(base, tmp_path, "sequence", tune=tune))
@@ -340,7 +365,7 @@ def test_the_verbs_train_and_answer(base, tmp_path, capfd):
             "span",
             "at character 1",
         ),
-        ('{"question": "q", "context": "abc", "answers": "c"}', "span", "expected texts and their starts, got str"),
+        ('{"question": "q", "context": "abc", "answers": "c"}', "span", "expected text and answer_start of each"),
         (
             '{"question": "q", "context": "abc", "answers": {"text": ["c"], "answer_start": [-1]}}',
             "span",
@@ -350,7 +375,14 @@ def test_the_verbs_train_and_answer(base, tmp_path, capfd):
         ('{"question": "q", "choices": ["a", "b"], "answer": "ß"}', "choice", "expected one of 2 choices"),
         ('{"question": "q", "choices": ["a"], "answer": 0}', "choice", "expected at least two texts"),
         ('{"question": "q", "choices": ["a", "b"], "answer": 2}', "choice", "expected one of 2 choices"),
-        ("text,label\na,b,c\nd", "sequence", "line 3: expected 2 columns"),
+        ("text,label\na,b\nd", "sequence", "line 3: expected 2 columns"),
+        ("text,label\nhello, world,pos", "sequence", "line 2: expected 2 columns as in the first line, got 3; quote"),
+        ("text,label\na,b\nc,", "sequence", "line 3, label: expected a label, got none"),
+        ('{"text": "a", "label": ["b", null]}', "sequence", "line 1, label: expected a label, got none"),
+        ("word\t\n", "token", "line 1: expected a word and its tag, got an empty tag"),
+        ('{"tokens": ["a", "b"], "tags": ["O", null]}', "token", "expected a tag for each word, got none for 'b'"),
+        ('{"question": "q", "context": "abc", "answers": ["c"]}', "span", "expected text and answer_start of each"),
+        ('{"question": "q", "context": "abc", "answers": {"value": "c"}}', "span", "expected text and answer_start"),
     ],
 )
 def test_wrong_rows_are_named(tmp_path, text, task, message):

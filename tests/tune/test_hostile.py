@@ -66,6 +66,12 @@ def test_what_nobody_spoilt_is_read(good, adapter):
         ({"use_dora": "yes"}, "use_dora: expected true or false"),
         ({"rank_pattern": {"(a+)+$": 4}}, "rank_pattern: expected a name"),
         ({"rank_pattern": [1]}, "rank_pattern: expected a mapping"),
+        ({"rank_pattern": {".?" * 40 + "!": 4}}, "rank_pattern: expected a name, or a regular expression"),
+        ({"rank_pattern": {"a{99999999999999999999}": 4}}, "rank_pattern: expected a regular expression"),
+        ({"rank_pattern": {"(" * 20_000 + ")" * 20_000: 4}}, "rank_pattern: expected at most 1000 characters"),
+        ({"rank_pattern": {"(?i)q_PROJ": 8}}, "rank_pattern: expected a regular expression"),
+        ({"rank_pattern": {"q_proj": 1.5}}, "rank_pattern: expected whole numbers"),
+        ({"alpha_pattern": {"q_proj": 10**400}}, "q_proj: expected a number"),
         ({"alpha_pattern": {"q": "x"}}, "q: expected a number"),
     ],
 )

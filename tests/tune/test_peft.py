@@ -10,6 +10,7 @@ import torch
 
 from fledge.errors import CheckpointError, ConfigError
 from fledge.model.folder import load_model
+from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
 from fledge.recipes.sft import Tuned
 from fledge.tune.attach import adapters, tune
 from fledge.tune.config import TuneConfig
@@ -64,6 +65,34 @@ def test_their_adapter_has_their_logits_here_beside_the_base_and_in_its_weights(
     assert not any(p.requires_grad for p in model.parameters())
     assert (our_logits(name, merged(model)) - wanted).abs().max() <= 2 * limit(wanted)
     assert (our_logits(name, ours(tmp_path)) - wanted).abs().max() > 100 * limit(wanted)  # the control: the base alone
+
+
+@pytest.mark.filterwarnings("ignore:The following alpha_pattern keys did not match:RuntimeWarning")
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
+def test_patterns_of_a_file_mean_their_names_alone(name, tmp_path):
+    """`q` and `layers.0` are ours, and mean nothing in PEFT."""
+    targets = {"bert": ["query", "value"], "gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"]}[name]
+    patterns = {"q": 40, "v": 17} | ({} if name == "llama" else {".*layers.0.*": 40})  # LLaMA's have it there too
+    config = peft.LoraConfig(**LORA, target_modules=targets, alpha_pattern=patterns, fan_in_fan_out=name == "gpt2")
+    wanted = their_logits(name, with_peft(base(name, tmp_path / "base"), config, tmp_path / "adapter"))
+    assert (our_logits(name, ours_with_adapter(tmp_path)) - wanted).abs().max() <= limit(wanted)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-wide"])
+def test_embeddings_that_peft_saved_whole_are_the_base_s_or_refused(name, tmp_path):
+    config = peft.LoraConfig(**LORA, target_modules=["q_proj"])
+    made = random_adapters(peft.get_peft_model(base(name, tmp_path / "base"), config))
+    made.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    wanted = their_logits(name, made)
+    assert (our_logits(name, ours_with_adapter(tmp_path)) - wanted).abs().max() <= limit(wanted)
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    with SafetensorsFile(path) as file:
+        tensors = {key: file.read(key) for key in file.entries}
+    (table,) = (key for key in tensors if key.endswith("embed_tokens.weight"))
+    tensors[table][0, 0] += 1
+    write_safetensors(path, tensors)
+    with pytest.raises(CheckpointError, match="embed_tokens.*expected the base's own weight, got another"):
+        ours_with_adapter(tmp_path)
 
 
 OURS = {

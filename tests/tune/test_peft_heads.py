@@ -33,6 +33,8 @@ CASES = [
     ("bert", "QUESTION_ANS", 2, ["key"], None),
     ("roberta", "SEQ_CLS", 4, ["query", "value"], None),
     ("distilbert", "SEQ_CLS", 3, ["q_lin"], ["pre_classifier", "classifier"]),
+    ("modernbert", "SEQ_CLS", 3, ["Wqkv"], None),
+    ("modernbert", "TOKEN_CLS", 3, ["Wo"], None),
     ("llama", "SEQ_CLS", 3, ["q_proj", "down_proj"], None),
     ("llama", "SEQ_CLS", 1, ["q_proj"], None),
 ]
@@ -44,7 +46,7 @@ def saved(
 ) -> torch.nn.Module:
     """PEFT's model of a bare base in `place`/base, adapters and head random, saved to `place`/adapter."""
     bare = model_of(name)
-    if name != "llama" and pooled:  # with the pooler that a published encoder has
+    if name not in ("llama", "modernbert") and pooled:  # with the pooler that a published encoder has
         bare = randomised(transformers.AutoModel.from_config(bare.config))
     bare.save_pretrained(place / "base")
     words = {} if task == "QUESTION_ANS" else {"num_labels": labels}
@@ -110,6 +112,27 @@ def test_a_head_that_neither_folder_has_whole_is_refused(tmp_path):
         load_served(tmp_path / "adapter")
     # with it saved, the folder answers
     wanted = logits_of(saved(tmp_path, "bert", "SEQ_CLS", 3, ["query"], ["pooler", "classifier"], False), "SEQ_CLS")
+    with torch.no_grad():
+        got = load_served(tmp_path / "adapter").eval().head("sequence", one_document(some_ids(2)), OneDocument())
+    assert (got - wanted).abs().max() <= limit(wanted)
+
+
+def test_a_base_with_a_head_of_other_labels_takes_the_adapter_s(tmp_path):
+    saved(tmp_path, "bert", "SEQ_CLS", 2, ["query"], None)
+    two = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=2)
+    randomised(two).save_pretrained(tmp_path / "base")
+    three = CLASSES["SEQ_CLS"].from_pretrained(tmp_path / "base", num_labels=3, ignore_mismatched_sizes=True)
+    made = random_adapters(peft.get_peft_model(three, peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"])))
+    made.save_pretrained(tmp_path / "adapter")
+    wanted = logits_of(made, "SEQ_CLS")
+    with torch.no_grad():
+        got = load_served(tmp_path / "adapter").eval().head("sequence", one_document(some_ids(2)), OneDocument())
+    assert got.shape == (2, 3) and (got - wanted).abs().max() <= limit(wanted)
+
+
+def test_a_config_json_beside_an_adapter_makes_it_no_model(tmp_path):
+    wanted = logits_of(saved(tmp_path, "bert", "SEQ_CLS", 3, ["query"], None), "SEQ_CLS")
+    (tmp_path / "adapter" / "config.json").write_bytes((tmp_path / "base" / "config.json").read_bytes())
     with torch.no_grad():
         got = load_served(tmp_path / "adapter").eval().head("sequence", one_document(some_ids(2)), OneDocument())
     assert (got - wanted).abs().max() <= limit(wanted)

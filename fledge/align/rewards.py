@@ -14,7 +14,7 @@ from fledge.align.rl_config import RewardConfig
 from fledge.align.sandbox import Limits, passes
 from fledge.errors import DataError
 
-NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?|[-+]?\.\d+")
+NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,4})?")
 FENCE = re.compile(r"```(?:python|py)?\s*\n(.*?)```", re.DOTALL)
 MOST_CHARACTERS = 1 << 16  # of an answer that a pattern is tried on
 
@@ -41,7 +41,10 @@ def last_number(text: str) -> Decimal | None:
 
 def text_equal(text: str, ids: Sequence[int], row: Mapping[str, Any], config: RewardConfig) -> float:
     """1 where the answer, or the pattern's first group, is the row's text, but for space around it."""
-    return float(part_read(text, config).strip() == str(wanted_of(row, config)).strip())
+    wanted = wanted_of(row, config)
+    if not isinstance(wanted, str | int | float):
+        raise DataError(f"rewards: expected a text as {config.field!r} of each prompt, got {wanted!r:.60}")
+    return float(part_read(text, config).strip() == str(wanted).strip())
 
 
 def regex(text: str, ids: Sequence[int], row: Mapping[str, Any], config: RewardConfig) -> float:
@@ -56,9 +59,14 @@ def length(text: str, ids: Sequence[int], row: Mapping[str, Any], config: Reward
 
 def code(text: str, ids: Sequence[int], row: Mapping[str, Any], config: RewardConfig) -> float:
     """1 where the answer's code (its last fenced block, or all of it) passes the row's tests in the sandbox."""
-    blocks = FENCE.findall(text)
-    limits = Limits(config.seconds, config.memory_bytes)
-    return float(passes(blocks[-1] if blocks else text, str(wanted_of(row, config)), limits))
+    blocks, tests = FENCE.findall(text), wanted_of(row, config)
+    if isinstance(tests, list) and all(isinstance(one, str) for one in tests):
+        tests = "\n".join(tests)
+    if not isinstance(tests, str) or not tests.strip():
+        raise DataError(
+            f"rewards: expected tests as {config.field!r} of each prompt, a text or a list of texts, got {tests!r:.60}"
+        )
+    return float(passes(blocks[-1] if blocks else text, tests, Limits(config.seconds, config.memory_bytes)))
 
 
 REWARDS: dict[str, Reward] = {

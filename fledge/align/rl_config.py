@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -117,6 +118,12 @@ class RewardConfig:
         needs = {"regex": "pattern", "length": "tokens", "model": "path"}.get(self.kind)
         if needs and not getattr(self, needs):
             raise ConfigError(f"rewards.{needs}: expected one for kind {self.kind}, got none; set it")
+        try:
+            re.compile(self.pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ConfigError(
+                f"rewards.pattern: expected a regular expression, got {self.pattern[:60]!r} ({error})"
+            ) from None
         if not math.isfinite(self.weight):
             raise ConfigError(f"rewards.weight: expected a finite number, got {self.weight}")
         if self.tokens < 0 or not 0 < self.seconds <= 3600 or self.memory_bytes < 1 << 26:

@@ -124,6 +124,6 @@ def judged(said: bytes | None, word: str, code: int | None) -> Verdict:
         verdict = json.loads(said)
         if verdict["word"] == word:
             return Verdict(str(verdict["outcome"]), str(verdict["detail"]))
-    except (ValueError, KeyError, TypeError):
-        pass
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass  # what the answer's own code wrote, if anything
     return Verdict("time" if code == -signal.SIGXCPU else "died", f"its process ended ({code})")

@@ -14,7 +14,7 @@ from fledge.engine.constraint import Constraint
 from fledge.engine.length import answer_room
 from fledge.engine.overflow import LongInput
 from fledge.engine.request import BeamSearch, Completion, Request, TokenLogprob
-from fledge.engine.source import check_length, source_of
+from fledge.engine.source import check_length, cut_source, source_of
 from fledge.engine.stub_spec import is_stub
 from fledge.errors import ConfigError, DataError, EngineError, RequestError
 from fledge.log import say, silent
@@ -97,7 +97,7 @@ def request_of(
         if not source_ids:
             raise ConfigError("prompt: expected some text, got none; this model has no EOS token to read alone")
         most, n_given = engine.runner.source_tokens, len(source_ids)
-        source_ids = long_input.cut(source_ids, 1, most + 1)
+        source_ids = cut_source(engine.tokenizer, source_ids, long_input, most)
         check_length(len(source_ids), most)
     prompt_ids = (engine.runner.start_id,) if engine.reads_source else encode_prompt(engine.tokenizer, prompt)
     if not engine.reads_source:

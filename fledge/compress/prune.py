@@ -105,18 +105,19 @@ def layer_importance(model: Transformer, rows: Tensor) -> list[float]:
     return found
 
 
-def weight_importance(model: Transformer) -> tuple[list[Tensor], list[Tensor]]:
-    """Of each layer's neurons [F] and groups [G]: the root of the sum of the squares of all their weights."""
+NEURONS, GROUPS = "neurons", "groups"
+
+
+def weight_importance(model: Transformer, which: str) -> list[Tensor]:
+    """Of each layer's neurons [F] or groups [G]: the root of the sum of the squares of all their weights."""
     config, blocks = model.config.stack, walkable(model).layers
-    neurons, groups = [], []
-    for layer, block in zip(config.layers, blocks, strict=True):
-        parts = dict(block.named_parameters())
-        neurons.append(sum_of(parts, layer, lambda w: w.detach() ** 2, NEURONS).sqrt())
-        groups.append(sum_of(parts, layer, lambda w: w.detach() ** 2, GROUPS).sqrt())
-    return neurons, groups
+    return [
+        sum_of(dict(block.named_parameters()), layer, lambda w: w.detach() ** 2, which).sqrt()
+        for layer, block in zip(config.layers, blocks, strict=True)
+    ]
 
 
-def gradient_importance(model: Transformer, rows: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def gradient_importance(model: Transformer, rows: Tensor, which: str) -> list[Tensor]:
     """The same by what the loss on text [R, T] would lose, to first order: |Σ weight · gradient| of all weights of a
     neuron or group (Molchanov et al. 2019, arXiv 1906.10771), batch by batch. Raises ConfigError for a model without a
     loss for the next token."""
@@ -125,30 +126,30 @@ def gradient_importance(model: Transformer, rows: Tensor) -> tuple[list[Tensor],
             "calibration: expected a decoder, whose loss tells what is important, got another model; leave it out"
         )
     config, blocks = model.config.stack, walkable(model).layers
-    neurons: list[Tensor] = []
-    groups: list[Tensor] = []
+    found: list[Tensor] = []
     for ids in batches(rows):
         model.zero_grad(set_to_none=True)
         tokens, targets = one_document(ids[:, :-1]), ids[:, 1:]
         model.loss_sum(tokens, OneDocument(), targets, torch.ones(targets.shape)).backward()  # type: ignore[no-untyped-call]
-        for number, (layer, block) in enumerate(zip(config.layers, blocks, strict=True)):
-            parts = dict(block.named_parameters())
-            for found, which in ((neurons, NEURONS), (groups, GROUPS)):
-                lost = sum_of(parts, layer, lambda w: (w.detach() * w.grad) if w.grad is not None else w * 0, which)
-                if number == len(found):
-                    found.append(lost.abs())
-                else:
-                    found[number] += lost.abs()
+        lost = [
+            sum_of(dict(block.named_parameters()), layer, lost_of, which).abs()
+            for layer, block in zip(config.layers, blocks, strict=True)
+        ]
+        found = [a + b for a, b in zip(found, lost, strict=True)] if found else lost
     model.zero_grad(set_to_none=True)
-    return neurons, groups
+    return found
 
 
-NEURONS, GROUPS = "neurons", "groups"
+def lost_of(weight: nn.Parameter) -> Tensor:
+    """weight · gradient; 0 where there is none."""
+    return weight.detach() * weight.grad if weight.grad is not None else weight.detach() * 0
 
 
 def sum_of(parts: dict[str, nn.Parameter], layer: LayerConfig, value: Any, which: str) -> Tensor:
     """Σ value(weight) over the weights of each neuron [F] or group [G] of a block."""
     if which == NEURONS:
+        if not isinstance(layer.ffn, Dense):
+            raise ConfigError("method: expected one feed-forward a layer to take neurons from, got experts")
         return sum_parts([
             value(w).sum(0) if name == "ffn.down.weight" else value(w).reshape(len(w), -1).sum(1)
             for name, w in parts.items() if name in (*ROWS, "ffn.down.weight")

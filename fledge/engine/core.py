@@ -29,7 +29,7 @@ from fledge.engine.row import Row, RunnerFace, as_array
 from fledge.engine.scheduler import Scheduler
 from fledge.engine.searches import Searches, ended
 from fledge.engine.shelf import Shelf
-from fledge.engine.source import with_start
+from fledge.engine.source import cut_source, with_start
 from fledge.engine.speculate import Drafter
 from fledge.errors import CapacityError, EngineError, FledgeError, PeerError, RankError, RequestError
 
@@ -189,7 +189,7 @@ class Engine:
         if self.reads_source:
             if long_input.policy == "sinks":
                 raise RequestError(NO_SINKS, "overflow", "unsupported_parameter")
-            source = long_input.cut(request.source_ids, 1, self.runner.source_tokens + 1)
+            source = cut_source(self.tokenizer, request.source_ids, long_input, self.runner.source_tokens)
             return replace(request, source_ids=source)
         ids = long_input.cut(
             request.prompt_ids, request.sampling.max_tokens, self.context_tokens, self.tokenizer.bos_id

@@ -17,6 +17,7 @@ from fledge.errors import RequestError
 from fledge.text.sides import framed
 
 if TYPE_CHECKING:
+    from fledge.engine.overflow import LongInput
     from fledge.engine.request import Request
     from fledge.text.tokenizer import Tokenizer
 
@@ -24,6 +25,19 @@ if TYPE_CHECKING:
 def named(ids: Sequence[int], *facts: str) -> Source | None:
     """A source by its ids and the facts that must be equal too (tenant, version of the weights); None for no ids."""
     return Source(root_key(*facts, chain_key(b"", ids).hex()), tuple(ids)) if ids else None
+
+
+def cut_source(tokenizer: Tokenizer, ids: Sequence[int], long_input: LongInput, most: int) -> tuple[int, ...]:
+    """A source's ids, of which the encoder reads at most `most`, cut as `long_input` says, inside the frame of special
+    tokens if they stand in it. Raises RequestError."""
+    frame, whole = framed(tokenizer, ()), tuple(ids)
+    text = next(one for one in range(len(frame) + 1) if one not in frame)  # any id to see what stands around it
+    n = framed(tokenizer, (text,)).index(text)
+    lead, tail = frame[:n], frame[n:]
+    if len(whole) < len(frame) or whole[:n] != lead or whole[len(whole) - len(tail) :] != tail:
+        return long_input.cut(whole, 1, most + 1)
+    inside = replace(long_input, most=max(1, long_input.most - len(frame))) if long_input.most else long_input
+    return (*lead, *inside.cut(whole[n : len(whole) - len(tail)], 1, most + 1 - len(frame)), *tail)
 
 
 class Readers:

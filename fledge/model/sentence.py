@@ -38,6 +38,8 @@ FLAGS = {
 """The old spelling of a pooling, which versions 2 to 6 of sentence-transformers read."""
 POOLING = "1_Pooling"
 LENGTH, PROMPTS = "sentence_bert_config.json", "config_sentence_transformers.json"
+KINDS = ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")  # whose files older versions wrote
+LENGTHS = (LENGTH, *(f"sentence_{kind}_config.json" for kind in KINDS))
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,11 @@ def load_sentence_model(folder: str | Path, device: torch.device | str = "cpu") 
     inner = find_model(folder / steps[0][1])
     model, tokenizer = load_model(inner, device), Tokenizer.load(inner)
     pooling = pooling_of(folder / steps[1][1])
-    stated = optional_json(inner / LENGTH) or optional_json(folder / LENGTH)
+    stated = next((found for at in (inner, folder) for name in LENGTHS if (found := optional_json(at / name))), {})
     prompts = optional_json(folder / PROMPTS)
+    name = prompts.get("default_prompt_name")
+    if name is not None and not isinstance(name, str):
+        raise ConfigError(f"{PROMPTS}: default_prompt_name: expected a name or null, got {str(name)[:40]!r}")
     length = stated.get("max_seq_length") or tokenizer.config.get("model_max_length") or model.config.context_tokens
     if isinstance(length, bool) or not isinstance(length, int | float) or length < 1:
         raise ConfigError(f"{LENGTH}: max_seq_length: expected a positive number, got {str(length)[:40]!r}")

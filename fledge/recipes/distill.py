@@ -113,7 +113,7 @@ class DistillRecipe(MaskedRecipe):
         if TEACHER in shares:
             logits = teacher.logits(states)[:, : self.tokenizer.vocab_size]
             taught = lesson(logits, self.lessons.temperature, self.lessons.top_k)
-            if path is not None:
+            if path is not None and taught.ids is not None:  # else it is all that the teacher says, and not kept
                 write_lesson(path, taught)
         return taught, states if "hidden" in shares else None, heard
 

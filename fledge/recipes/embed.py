@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json as json_text
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -111,7 +112,7 @@ def read_lines(path: Path, column: str) -> Iterator[tuple[str, str]]:
                     yield line.rstrip("\r\n"), place
                 elif line.strip():
                     yield text_of(line, column, place), place
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise DataError(f"{path}, after line {number}: can't be read as UTF-8 ({str(error)[:80]})") from None
 
 

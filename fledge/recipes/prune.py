@@ -13,6 +13,8 @@ from fledge import device as devices
 from fledge import lineage
 from fledge.compress.calibration import calibration_rows, row_tokens_of
 from fledge.compress.prune import (
+    GROUPS,
+    NEURONS,
     Kept,
     evenly,
     gradient_importance,
@@ -90,11 +92,12 @@ def pruned(model: Transformer, tokenizer: Tokenizer | None, config: PruneConfig)
     if config.method == "layers":
         layers = layers_of(model, config, rows)
         return without(model, Kept(layers)), list(layers)
-    neurons, groups = weight_importance(model) if rows is None else gradient_importance(model, rows)
-    if config.method == "neurons":
-        chosen = kept_of(neurons, config.share, "neurons")
+    which = NEURONS if config.method == "neurons" else GROUPS
+    scores = weight_importance(model, which) if rows is None else gradient_importance(model, rows, which)
+    if which == NEURONS:
+        chosen = kept_of(scores, config.share, "neurons")
         return without(model, Kept(every, neurons=chosen)), len(chosen[0])
-    chosen = kept_of(groups, config.share, "groups of heads")
+    chosen = kept_of(scores, config.share, "groups of heads")
     return without(model, Kept(every, groups=chosen)), len(chosen[0])
 
 

@@ -167,6 +167,8 @@ def learn(config: RlConfig, method: Method, valued: bool) -> dict[str, Any]:
     base = checked_base(config)
     _, base_config = read_config(base)
     tokenizer = with_format(Tokenizer.load(base), config.chat.format)
+    if config.reference and Tokenizer.load(find_model(config.reference)).digest != Tokenizer.load(base).digest:
+        raise ConfigError(f"reference: expected a model of {base}'s tokenizer, got another in {config.reference}")
     training, held_out = prompts_of(config, tokenizer, base_config.context_tokens)
     digest = data_digest(config, base, tokenizer)  # type: ignore[arg-type]  # of data.path and data.val
     scorer = Scorer(config.rewards, config.judge, tokenizer)
@@ -184,7 +186,7 @@ def learn(config: RlConfig, method: Method, valued: bool) -> dict[str, Any]:
 
         rollouts = Rollouts(
             model, reference, policy, training, config, key_of(config, method, digest), scorer, method.columns,
-            method.token_weights, method.next_kl, group=group,
+            method.token_weights, method.next_kl, method.follows, group=group,
         )  # fmt: skip
         trained = trained_parameters(model)
         say(

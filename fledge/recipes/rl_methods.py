@@ -49,6 +49,10 @@ class Method(Protocol):
     def clipped(self, learned: Learned) -> Tensor:
         """bool [n]: tokens whose objective is clipped."""
 
+    @property
+    def follows(self) -> bool:
+        """Whether a rollout's weight of the distance goes by the rollout before."""
+
     def next_kl(self, before: Rollout | None) -> float:
         """The weight of the distance in the rewards of the rollout after `before`."""
 
@@ -94,6 +98,10 @@ class Grpo:
     def clipped(self, learned: Learned) -> Tensor:
         columns, config = learned.columns, self.config
         return is_clipped(learned.log_p, columns["old"], columns["advantage"], config.clip, config.high)
+
+    @property
+    def follows(self) -> bool:
+        return False
 
     def next_kl(self, before: Rollout | None) -> float:
         return self.config.kl_in_reward
@@ -145,6 +153,10 @@ class Ppo:
     def clipped(self, learned: Learned) -> Tensor:
         columns, clip = learned.columns, self.config.clip
         return is_clipped(learned.log_p, columns["old"], columns["advantage"], clip, clip)
+
+    @property
+    def follows(self) -> bool:
+        return self.config.kl_target > 0
 
     def next_kl(self, before: Rollout | None) -> float:
         if before is None:

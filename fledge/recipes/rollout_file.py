@@ -116,12 +116,13 @@ def known_of(folder: Path, number: int, key: str, weights: str) -> Rollout | Non
 
 
 def gone_on_with(folder: Path, number: int, key: str) -> Rollout:
-    """The rollout inside which a run was stopped. Raises CheckpointError if it is gone."""
+    """The rollout inside which a run was stopped, or by whose distance the next one weighs its own. Raises
+    CheckpointError if it is gone."""
     known = read_rollout(folder, number)
     if known is None or known.key != key:
         what = "none that is whole" if known is None else "one of other settings or data"
         raise CheckpointError(
-            f"{path_of(folder, number)}: expected the rollout that this checkpoint was learning from, found "
+            f"{path_of(folder, number)}: expected the rollout that this checkpoint goes on from, found "
             f"{what}; bring it back, or go on from an earlier checkpoint"
         )
     return known

@@ -31,7 +31,6 @@ from fledge.recipes.rollout_file import (
     gone_on_with,
     known_of,
     read_figures,
-    read_rollout,
     write_rollout,
 )
 from fledge.recipes.rollout_watch import alarms, figures_of
@@ -62,6 +61,7 @@ class Rollouts:
     columns: Columns
     token_weights: Callable[[list[int]], list[float]]
     next_kl: Callable[[Rollout | None], float]
+    follows: bool
     log: RunLog | None = None
     group: Group = ALONE
     """Processes that hold the same weights: each answers a share of a rollout's prompts, whole groups of them."""
@@ -100,7 +100,7 @@ class Rollouts:
 
     def made(self, number: int, weights: str) -> Rollout:
         config, how = self.config, self.config.rollout
-        before = read_rollout(self.folder, number - 1) if number else None
+        before = gone_on_with(self.folder, number - 1, self.key) if number and self.follows else None
         kl = self.next_kl(before)
         self.policy.refresh(weights)
         prompts = of_rollout(self.prompts, how.prompts, config.train.seed, number)

@@ -58,7 +58,14 @@ def test_there_is_no_way_out_by(what, tmp_path):
     assert victim.read_text() == "here"
 
 
-@pytest.mark.parametrize("code", ["import os; os.write(1, b'{}'); os._exit(0)", "import ctypes; ctypes.string_at(0)"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os; os.write(1, b'{}'); os._exit(0)",
+        "import os; os.write(3, b'[' * 4000); os._exit(0)",
+        "import ctypes; ctypes.string_at(0)",
+    ],
+)
 def test_leaving_before_the_tests_is_no_pass(code):
     assert run(code, "assert False", SHORT).outcome == "died"
 

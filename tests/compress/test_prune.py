@@ -74,7 +74,7 @@ def saved(model, folder: Path) -> Path:
 
 def test_a_model_without_neurons_is_the_whole_one_with_them_silenced(folder):
     model = load_model(folder)
-    kept = kept_of(weight_importance(model)[0], 0.4, "neurons")
+    kept = kept_of(weight_importance(model, "neurons"), 0.4, "neurons")
     small = without(model, Kept(tuple(range(4)), neurons=kept))
     silent = load_model(folder)
     for number, block in enumerate(stack_of(silent).layers):
@@ -93,7 +93,7 @@ def stack_of(model):
 
 def test_a_model_without_heads_is_the_whole_one_with_them_silenced_where_its_folder_can_say_so(folder):
     model = load_model(folder)
-    kept = kept_of(weight_importance(model)[1], 0.5, "groups")
+    kept = kept_of(weight_importance(model, "groups"), 0.5, "groups")
     if folder.name != "llama":  # heads times their width must be the model's there
         with pytest.raises(ConfigError):
             without(model, Kept(tuple(range(4)), groups=kept))
@@ -145,7 +145,7 @@ def test_importance_is_what_its_formula_says(tmp_path):
     torch.manual_seed(4)
     randomised(MODELS["llama"](), 0.2).eval().save_pretrained(tmp_path)
     model = load_model(tmp_path).eval()
-    neurons, groups = gradient_importance(model, IDS)
+    neurons, groups = (gradient_importance(model, IDS, which) for which in ("neurons", "groups"))
 
     def loss(scale: float, which: str) -> float:
         """The loss with neuron 3, or group 1, of layer 2 scaled in all its weights."""

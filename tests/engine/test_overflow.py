@@ -12,10 +12,13 @@ from fledge.engine.config import EngineConfig
 from fledge.engine.core import Engine
 from fledge.engine.overflow import LongInput, cut
 from fledge.engine.request import Request, Sampling
+from fledge.engine.source import cut_source
 from fledge.engine.stub import StubRunner
 from fledge.errors import ConfigError, RequestError
 from fledge.text.chat import ChatRenderer, Message
+from fledge.text.sides import framed
 from fledge.text.turns import render_fitted
+from tests.data.corrupted import wordpiece
 from tests.engine.clients import read, with_client
 from tests.engine.stub_engine import TOKENIZER, joined, said, stub_engine
 
@@ -34,6 +37,24 @@ def text_ids(n, seed=0):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("over", [-1, 0, 1, 25, 500])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("frame", ["T5", "BART"])
+def test_a_source_is_cut_inside_its_frame(side, frame):
+    tokenizer = TOKENIZER if frame == "T5" else wordpiece()
+    text = tuple(range(30, 50))
+    whole = framed(tokenizer, text)
+    n_frame = len(whole) - len(text)
+    found = cut_source(tokenizer, whole, LongInput("truncate", side), 12)
+    kept = text[n_frame - 12 :] if side == "left" else text[: 12 - n_frame]
+    assert n_frame and found == framed(tokenizer, kept) and len(found) == 12
+    assert cut_source(tokenizer, whole, LongInput("truncate", side, most=9), 12) == framed(
+        tokenizer, text[n_frame - 9 :] if side == "left" else text[: 9 - n_frame]
+    )
+    assert cut_source(tokenizer, whole[:5], LongInput("truncate", side), 12) == whole[:5]
+    bare = cut_source(tokenizer, text, LongInput("truncate", side), 12)  # ids in no frame are cut as they are
+    assert bare == (text[-12:] if side == "left" else text[:12])
+
+
 def test_a_truncated_request_says_what_the_cut_prompt_says(side, over):
     room = CONTEXT - ANSWER
     ids = text_ids(room + over)

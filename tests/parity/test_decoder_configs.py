@@ -181,6 +181,15 @@ def test_gemma_3_with_images_gives_its_text_model_and_is_saved_as_such(spelling,
     assert (expected - again(ids).logits).abs().max() <= limit(expected)
 
 
+def test_a_classifier_beside_the_tower_is_no_language_model(tmp_path):
+    """Its head would be left out without a word."""
+    model = gemma3_with_images()
+    classifier = transformers.Gemma3ForSequenceClassification(model.config)
+    classifier.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="architectures: expected Gemma3ForConditionalGeneration, got 'Gemma3ForSeq"):
+        load_model(tmp_path)
+
+
 def test_a_stranger_beside_the_tower_for_images_is_refused(tmp_path):
     """The control: what is left out is named."""
     gemma3_with_images().save_pretrained(tmp_path)

@@ -33,6 +33,7 @@ NAMES = {
     "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
     "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
+    "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up",
 }  # fmt: skip
 PLAIN = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
          "lm_head.weight": "output.weight"}  # fmt: skip
@@ -226,6 +227,18 @@ def test_convert_takes_the_tokenizer_that_the_file_holds(tmp_path):
     inside, out = Tokenizer.load(tmp_path / "model.gguf"), Tokenizer.load(tmp_path / "out")
     assert inside.encode("a cab") == out.encode("a cab") and len(out.encode("a cab")) > 2
     assert load_model(tmp_path / "out").config.special_ids == {"bos": 1, "eos": 2}
+
+
+def test_a_phi_3_whose_file_says_a_window_of_0_has_none(tmp_path):
+    """llama.cpp's converter writes 0 for Phi-4."""
+    model = transformers.Phi3ForCausalLM(transformers.Phi3Config(**{**WIDE, "sliding_window": None}))
+    for name, window in (("plain", None), ("zero", 0), ("four", 4)):
+        said = {} if window is None else {"phi3.attention.sliding_window": window}
+        write(model, tmp_path / f"{name}.gguf", metadata=said)
+    plain, zero = (load_gguf(tmp_path / f"{name}.gguf") for name in ("plain", "zero"))
+    assert plain.config == zero.config
+    with pytest.raises(ConfigError, match="sliding_window"):
+        load_gguf(tmp_path / "four.gguf")
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,11 @@ def test_each_pooling_is_what_its_name_says():
         ("sentence_bert_config.json", {"max_seq_length": "many"}, "max_seq_length"),
         ("config_sentence_transformers.json", {"prompts": ["a"]}, "prompts"),
         ("config_sentence_transformers.json", {"default_prompt_name": "query"}, "default_prompt"),
+        (
+            "config_sentence_transformers.json",
+            {"default_prompt_name": ["a"], "prompts": {"a": "b"}},
+            "default_prompt_name: expected a name or null",
+        ),
     ],
 )
 def test_modules_that_are_not_understood_are_refused_by_name(tiny, tmp_path, file, content, said):
@@ -150,6 +155,17 @@ def test_modules_that_are_not_understood_are_refused_by_name(tiny, tmp_path, fil
     (tmp_path / "folder" / file).write_text(json.dumps(content))
     with pytest.raises(ConfigError, match=said):
         load_sentence_model(tmp_path / "folder")
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "xlm-roberta"])
+def test_length_and_case_are_read_under_the_names_that_older_versions_wrote(tiny, tmp_path, kind):
+    shutil.copytree(tiny, tmp_path / "folder")
+    (tmp_path / "folder" / "sentence_bert_config.json").unlink()
+    assert load_sentence_model(tmp_path / "folder").config.max_tokens != 8  # the control
+    stated = {"max_seq_length": 8, "do_lower_case": True}
+    (tmp_path / "folder" / f"sentence_{kind}_config.json").write_text(json.dumps(stated))
+    found = load_sentence_model(tmp_path / "folder").config
+    assert (found.max_tokens, found.lower) == (8, True)
 
 
 @pytest.fixture(scope="module")

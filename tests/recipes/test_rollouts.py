@@ -159,6 +159,32 @@ def test_the_distance_is_measured_from_the_reference_that_is_named(tmp_path):
     assert [a.token_ids for a in own.answers] == [a.token_ids for a in far.answers]
 
 
+def test_a_reference_of_another_tokenizer_is_refused_before_anything_is_written(tmp_path):
+    world(tmp_path)
+    save_model(tiny(9), tmp_path / "other", byte_level())
+    with pytest.raises(ConfigError, match="reference: expected a model of .*'s tokenizer, got another in"):
+        rl.grpo(config_of(config_file(tmp_path, reference=str(tmp_path / "other"), rewards=[DIGIT])))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_weight_that_goes_by_the_rollout_before_needs_it(tmp_path):
+    """PPO's controller: without the file the weight would begin again, and other answers follow."""
+    world(tmp_path)
+    ppo = {"kl": 0.5, "kl_target": 0.01, "kl_horizon": 16}
+    settings = {"ppo": ppo, "rewards": [DIGIT], "train": {"steps": 24}}
+    first = load(PpoRunConfig, config_file(tmp_path, **settings))
+    per_rollout = first.updates
+    with pytest.raises(Interrupted):
+        rl.ppo(replace(first, train=replace(first.train, stop_after_steps=2 * per_rollout)))
+    kept = tmp_path / "run" / "rollouts" / "00000001.jsonl"
+    text = kept.read_text()
+    kept.unlink()
+    with pytest.raises(CheckpointError, match=r"00000001.jsonl: expected the rollout that this checkpoint goes"):
+        rl.ppo(first)
+    kept.write_text(text)
+    assert rl.ppo(first)["steps"] == first.train.steps
+
+
 def test_prompts_that_cannot_be_read_are_named(tmp_path):
     path = tmp_path / "prompts.jsonl"
     for row, what in (

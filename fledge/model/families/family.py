@@ -62,9 +62,11 @@ class Weight:
 @dataclass(frozen=True)
 class Inside:
     """A published model of images and text that holds a family's: its config stands under `text_config`, its tensors
-    begin with a key of `prefixes` instead of that key's value, and those that begin with `others` are not read."""
+    begin with a key of `prefixes` instead of that key's value, and those that begin with `others` are not read.
+    `class_` is its class in transformers: of another one, with a head of its own, the text model is not all."""
 
     model_type: str
+    class_: str
     prefixes: dict[str, str]
     others: tuple[str, ...]
 
@@ -73,6 +75,10 @@ class Inside:
         own = raw.get("text_config")
         if not isinstance(own, dict):
             raise ConfigError(f"config.json: text_config: expected a mapping in a {self.model_type}, got {own!r:.40}")
+        names = raw.get("architectures")
+        name = names[0] if isinstance(names, list) and names else names
+        if name is not None and name != self.class_ and (not isinstance(name, str) or "For" in name):
+            raise ConfigError(f"config.json: architectures: expected {self.class_}, got {name!r:.60}")
         outside = {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in raw}
         return {**outside, **own}
 

@@ -16,6 +16,7 @@ from fledge.nn.config import Dense, LayerConfig, Rope, RopeScaling
 
 WITH_IMAGES = Inside(
     "gemma3",
+    "Gemma3ForConditionalGeneration",
     {"language_model.model.": "model.", "language_model.lm_head.": "lm_head.", "model.language_model.": "model."},
     ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
 )

@@ -105,16 +105,18 @@ class Window:
 
 
 def windows(reader: Reader, example: SpanExample, number: int, stride: int) -> Iterator[Window]:
-    """The windows of one question. Raises DataError where the question leaves no room for its context."""
+    """The windows of one question, which share `stride` tokens of its context, or half of what the question leaves of a
+    row. Raises DataError where it leaves no room for its context."""
     asked = reader.tokenizer.encode(example.question)
     found = reader.tokenizer.plain.encode(example.context, add_special_tokens=False)
     ids, offsets = list(found.ids), np.array(found.offsets, np.int64).reshape(-1, 2)
     room = reader.max_tokens - len(asked) - reader.frame_tokens(True)
-    if room < LEAST_CONTEXT or room <= stride:
+    if room < LEAST_CONTEXT:
         raise DataError(
-            f"{example.place}: expected room for more than {max(LEAST_CONTEXT, stride)} tokens of context beside the "
-            f"question, got {room}; lower data.stride or raise data.max_tokens"
+            f"{example.place}: expected room for {LEAST_CONTEXT} tokens of context or more beside the question, got "
+            f"{room}; raise data.max_tokens"
         )
+    stride = min(stride, room // 2)
     first = len(reader.tokenizer.frame(asked, (ids[0],) if ids else ()).ids) - 1 - after_pair(reader.tokenizer)
     answer = example.answers[0] if example.answers else None
     for begin in range(0, max(1, len(ids)), room - stride):

@@ -161,7 +161,7 @@ def batches_of(
     if kind.task == "token":
         return WordBatches(reader, examples, kind.names, rows, seed)
     if kind.task == "span":
-        return SpanBatches(reader, examples, min(stride, reader.max_tokens // 4), rows, seed)
+        return SpanBatches(reader, examples, stride, rows, seed)
     if kind.task == "choice":
         return ChoiceBatches(reader, examples, rows, seed)
     return TextBatches(reader, examples, targets, rows, seed)

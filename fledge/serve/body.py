@@ -66,10 +66,10 @@ async def collect(request: Request, max_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-Place: TypeAlias = (
-    "tuple[Place, str | int] | None"  # what a value stands in, and its key or number there; None: the body
-)
-Steps: TypeAlias = Iterator[tuple[str | int, Any]]  # keys or numbers with their values, what is not walked yet
+Place: TypeAlias = "tuple[Place, str | int] | None"
+"""What a value stands in, and its key or number there; None: the body. Written out in messages alone."""
+Steps: TypeAlias = Iterator[tuple[str | int, Any]]
+"""Keys or numbers with their values: what of a value is not walked yet."""
 
 
 class LongInteger(str):

@@ -137,15 +137,14 @@ async def lay_questions(service: Service, call: QuestionCall) -> QuestionRows:
 
 def laid_questions(service: Service, call: QuestionCall) -> QuestionRows:
     reader = reader_of(service)
-    stride = min(call.stride, reader.max_tokens // 4)
-    most = reader.max_tokens - reader.frame_tokens(True) - max(LEAST_CONTEXT, stride + 1)
+    most = reader.max_tokens - reader.frame_tokens(True) - LEAST_CONTEXT
     found, n_tokens = [], 0
     for number, (question, context) in enumerate(call.questions):
         asked = len(reader.tokenizer.encode(question))
         if asked > most:
             message = f"{place_of(call.single, number)}.question: expected at most {most} tokens, got {asked}"
             raise RequestError(f"{message}; shorten it", "inputs", "context_length_exceeded")
-        for window in windows(reader, SpanExample("", "", question, context, ()), number, stride):
+        for window in windows(reader, SpanExample("", "", question, context, ()), number, call.stride):
             if not len(window.offsets):  # control characters alone, say
                 message = f"{place_of(call.single, number)}.context: expected text that this model has tokens for"
                 raise RequestError(f"{message}, got none", "inputs")

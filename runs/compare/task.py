@@ -74,7 +74,7 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_pairs(answers: Path, pairs: Path, seed: int, rounds: int = 3) -> int:
+def write_pairs(answers: Path, pairs: Path, seed: int, rounds: int = 6) -> int:
     """Preference pairs from what `fledge align best-of` wrote of the base model's answers: of two answers to one
     prompt the one of the higher reward is chosen. Each answer is in at most `rounds` of them. Gives their number."""
     draw, found = random.Random(seed), []

@@ -334,6 +334,23 @@ def test_long_contexts_are_read_in_windows_that_find_an_answer_anywhere(base, tm
         assert context[spans[0][0] : spans[1][1]] == "letter"
 
 
+@pytest.mark.parametrize(("stride", "shared"), [(0, 0), (16, 16), (28, 28), (500, 29)])
+def test_windows_share_the_stride_as_transformers_windows_do(base, tmp_path, stride, shared):
+    context = " ".join(story(n, 2) for n in range(6))
+    row = {"question": "who ?", "context": context, "answers": {"text": [], "answer_start": []}}
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps(row))
+    config = replace(config_of(base, tmp_path, "span"), data=TaskDataConfig(path=str(path)))
+    (example,) = read_examples(path, "span", config.data)
+    kind = kind_from(config, [example], [])
+    reader = reader_of(load_model(base).config, wordpiece(), 0, kind)
+    windows = batches_of(reader, kind, [example], stride=stride).windows
+    theirs = transformers.AutoTokenizer.from_pretrained(base)(
+        row["question"], context, truncation="only_second", max_length=64, stride=shared, return_overflowing_tokens=True
+    )
+    assert [list(window.framed.ids) for window in windows] == theirs["input_ids"] and len(windows) >= 2
+
+
 def test_the_verbs_train_and_answer(base, tmp_path, capfd):
     config = config_of(base, tmp_path, "sequence")
     words = ["finetune", f"model.path={base}", f"data.path={config.data.path}", "train.steps=4", "train.rows=4",

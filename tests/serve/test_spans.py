@@ -153,7 +153,7 @@ def test_what_is_wrong_is_a_400_that_names_the_field(server) -> None:
             {"inputs": [good, {"question": "old " * 70, "context": "a"}]},
             "inputs",
             "context_length_exceeded",
-            "inputs[1].question: expected at most 44 tokens, got 70",
+            "inputs[1].question: expected at most 53 tokens, got 70",
         ),
         (
             {"inputs": [good, {"question": "q", "context": "\u200b"}]},
@@ -168,7 +168,7 @@ def test_what_is_wrong_is_a_400_that_names_the_field(server) -> None:
         ({"inputs": good, "parameters": {"doc_stride": -1}}, "doc_stride", None, "at least 0"),
         ({"inputs": good, "parameters": {"top_k": 2}}, "top_k", "unsupported_parameter", "not supported"),
         (
-            {"inputs": {"question": "Who " * 35, "context": "Ada " * 60_000}},
+            {"inputs": {"question": "Who " * 35, "context": "Ada " * 80_000}},
             "inputs",
             "context_length_exceeded",
             "at most 300000 tokens",

@@ -223,8 +223,10 @@ def convert_scalar(hint: Any, value: Any, at: str) -> Any:
     if hint in (str, Path):
         if not isinstance(value, str | Path if hint is Path else str):
             raise wrong(in_quotes(value))
-        if "\0" in str(value) or not is_unicode(str(value)):
-            raise ConfigError(f"{at}: expected text without NUL and half characters, got {shorten(value)}")
+        if not is_unicode(str(value)):
+            raise ConfigError(f"{at}: expected text without half characters, got {shorten(value)}")
+        if hint is Path and "\0" in str(value):
+            raise ConfigError(f"{at}: expected a path without NUL, got {shorten(value)}")
         if hint is Path and not str(value):
             raise ConfigError(f"{at}: expected a path, got an empty text; . is the folder you are in")
         return hint(value)

@@ -20,6 +20,10 @@ class RunConfig:
     dir: str = "out/run"
     """Run folder: run.yaml, log.jsonl, checkpoints/ and, at the end, model/."""
 
+    def __post_init__(self) -> None:
+        if "\0" in self.dir:
+            raise ConfigError(f"run.dir: expected a path without NUL, got {self.dir[:60]!r}")
+
 
 @dataclass(frozen=True)
 class DropoutConfig:

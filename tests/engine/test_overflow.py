@@ -36,8 +36,6 @@ def text_ids(n, seed=0):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("over", [-1, 0, 1, 25, 500])
-@pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("frame", ["T5", "BART"])
 def test_a_source_is_cut_inside_its_frame(side, frame):
     tokenizer = TOKENIZER if frame == "T5" else wordpiece()
@@ -55,6 +53,8 @@ def test_a_source_is_cut_inside_its_frame(side, frame):
     assert bare == (text[-12:] if side == "left" else text[:12])
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("over", [-1, 0, 1, 25, 500])
 def test_a_truncated_request_says_what_the_cut_prompt_says(side, over):
     room = CONTEXT - ANSWER
     ids = text_ids(room + over)

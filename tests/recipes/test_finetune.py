@@ -263,6 +263,11 @@ def test_fewer_steps_than_are_done_are_refused_and_nothing_is_touched(base, tmp_
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 
+def test_a_run_folder_without_a_possible_name_is_refused():
+    with pytest.raises(ConfigError, match="run.dir: expected a path without NUL"):
+        RunConfig("a\0b")
+
+
 def test_a_word_that_looks_like_a_comment_is_a_word(tmp_path):
     lines = "# a comment of a file\nPrice NN O\n# # B-SIGN\n5 CD I-SIGN\n\n# id 7 of it\n# # O\nfan NN O\n"
     (tmp_path / "a.conll").write_text(lines)

@@ -206,7 +206,7 @@ def test_a_run_stopped_inside_a_rollout_goes_on_to_the_same_bits(place, tmp_path
     with pytest.raises(Interrupted):
         distill(broken)
     (tmp_path / "c" / "rollouts" / "00000000.jsonl").unlink()
-    with pytest.raises(CheckpointError, match="expected the rollout that this checkpoint was learning from"):
+    with pytest.raises(CheckpointError, match="expected the rollout that this checkpoint goes on from"):
         distill(replace(broken, train=TRAIN))
     kept = (tmp_path / "a" / "rollouts" / "00000001.jsonl").read_text()
     (tmp_path / "c" / "rollouts" / "00000000.jsonl").write_text(kept)  # the control: another text, another model

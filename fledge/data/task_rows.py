@@ -310,13 +310,10 @@ def words_row(row: dict[str, Any], at: str, config: TaskDataConfig, answered: bo
     if not isinstance(tags, list) or len(tags) != len(words):
         got = f"{len(tags)}" if isinstance(tags, list) else type(tags).__name__
         raise DataError(f"{at}, tags: expected a tag for each of {len(words)} words, got {got}")
-    if any(tag in (None, "") for tag in tags):
-        raise DataError(f"{at}, tags: expected a tag for each word, got none for {words[index_of_none(tags)][:40]!r}")
+    bare = next((word for word, tag in zip(words, tags, strict=True) if tag in (None, "")), None)
+    if bare is not None:
+        raise DataError(f"{at}, tags: expected a tag for each word, got none for {bare[:40]!r}")
     yield WordsExample(at, tuple(words), tuple(str(tag) for tag in tags))
-
-
-def index_of_none(tags: list[Any]) -> int:
-    return next(n for n, tag in enumerate(tags) if tag in (None, ""))
 
 
 def span_row(row: dict[str, Any], at: str, config: TaskDataConfig, answered: bool) -> Iterator[SpanExample]:

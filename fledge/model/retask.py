@@ -77,12 +77,9 @@ def shared_weights(model: Transformer, own: Family) -> dict[str, torch.Tensor]:
         for end in ("weight", "bias")
         if not (own.prefix and theirs.startswith(own.prefix))
     }
-    here = {
-        name for name, row in weights_in_files(model.config).items() if any(o.startswith("heads.") for o in row.ours)
-    }
-    heads &= {
-        name.removeprefix(own.prefix) for name in here
-    }  # of an output, which has a head's names, not (ModernBERT)
+    # a head's names can also be those of the output (ModernBERT): only what is a head's in this model is left out
+    files = weights_in_files(model.config).items()
+    heads &= {name.removeprefix(own.prefix) for name, row in files if any(o.startswith("heads.") for o in row.ours)}
     state = {prefixed(own, name): tensor for name, tensor in state_in_their_names(model).items()}
     return {name: tensor for name, tensor in state.items() if name.removeprefix(own.prefix) not in heads}
 

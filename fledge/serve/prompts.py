@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fledge.engine.overflow import LongInput
-from fledge.engine.source import check_length, framed
+from fledge.engine.source import check_length, cut_source, framed
 from fledge.errors import RequestError
 from fledge.serve.service import Service
 from fledge.serve.wire import DEFAULT_COMPLETION_TOKENS, Call, CompletionCall
@@ -70,14 +70,12 @@ async def read_source(service: Service, call: CompletionCall, prompt: str | tupl
         check_ids(service, ids)
         return Prompt(ids, 0, len(prompt) - len(ids))
     text = tuple(await service.encode(prompt))
-    n_frame = len(framed(tokenizer, text)) - len(text) if call.add_special_tokens else 0
-    inside = replace(policy, most=max(1, policy.most - n_frame)) if policy.most else policy
-    kept = inside.cut(text, 1, most + 1 - n_frame)
-    source = framed(tokenizer, kept) if call.add_special_tokens else kept
+    whole = framed(tokenizer, text) if call.add_special_tokens else text
+    source = cut_source(tokenizer, whole, policy, most)
     if not source:
         raise RequestError("prompt: expected at least one token, got an empty text", "prompt")
     check_length(len(source), most)
-    return Prompt(source, 0, len(text) - len(kept))
+    return Prompt(source, 0, len(whole) - len(source))
 
 
 def check_ids(service: Service, ids: tuple[int, ...]) -> None:

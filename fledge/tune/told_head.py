@@ -67,14 +67,14 @@ def peft_head(model: Transformer, folder: Path) -> tuple[str, int] | None:
     rows = head_rows(task_config(model.config, task))
     with SafetensorsFile(folder / WEIGHTS) as file:
         shapes = {name: file.entries[prefix + name].shape for name in rows if prefix + name in file.entries}
-    out = next(name for name, row in rows.items() if f"heads.{task}.out.weight" in row.ours)
+    out = next((name for name, row in rows.items() if f"heads.{task}.out.weight" in row.ours), "")
     labels = shapes[out][0] if shapes.get(out) else 0
     of_base = next((head.labels for head in model.config.heads if head.name == task), None)
     if not shapes or of_base is not None and (of_base == labels or out not in shapes):
         return None  # the base's own head, with what was saved of it
     own = family(model.config.family)
-    has = {name for name in rows if prefixed(own, name) in shared_weights(model, own)}
-    missing = sorted(rows.keys() - shapes.keys() - has)
+    has = shared_weights(model, own).keys()
+    missing = sorted(name for name in rows.keys() - shapes.keys() if prefixed(own, name) not in has)
     if missing:
         raise CheckpointError(
             f"{folder / WEIGHTS}: expected the whole task head, got none of {', '.join(missing)[:80]}, which the base "

@@ -174,7 +174,8 @@ def plain_loop(peer: str, shape: str, compiled: bool) -> Callable[[int], None]:
 
 
 def trainer_loop(shape: str, compiled: bool) -> Callable[[int], None]:
-    """Steps of transformers' Trainer, its training going on from call to call by a callback that hands over."""
+    """Steps as transformers' Trainer takes them: its loader, training_step, clipping, optimizer and schedule; the
+    bookkeeping of its train() is left out, which is to its advantage."""
     import torch
     from transformers import Trainer, TrainingArguments
 
@@ -195,7 +196,7 @@ def trainer_loop(shape: str, compiled: bool) -> Callable[[int], None]:
     trainer = Trainer(transformers_model(shape), arguments, train_dataset=Rows())
     trainer.create_optimizer_and_scheduler(1 << 30)
     batches, model = iter(trainer.get_train_dataloader()), trainer._wrap_model(trainer.model)
-    trainer.model_wrapped = model
+    trainer.model_wrapped, trainer.current_gradient_accumulation_steps = model, 1
     trainer.optimizer = trainer.accelerator.prepare(trainer.optimizer)
 
     def steps(n: int) -> None:

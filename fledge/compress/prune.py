@@ -206,6 +206,7 @@ def without(model: Transformer, kept: Kept) -> Transformer:
     config = with_stack(model.config, replace(stack, layers=layers))
     family(config.family).write(config)  # a shape that can't be saved is refused now
     target = build(config)
+    target.generation = model.generation
     old = dict(model.named_parameters())
     for name, parameter in list(target.named_parameters()):
         value = taken(name, old, stack, kept)

@@ -20,6 +20,7 @@ from fledge.model.folder import load_model, read_config, save_model, write_json
 from fledge.model.gguf import load_gguf
 from fledge.model.llama2c import load_llama2c
 from fledge.model.quantized_files import quantized_maps
+from fledge.model.resize import check_fits
 from fledge.model.safetensors_file import write_safetensors
 from fledge.model.safetensors_header import DTYPES
 from fledge.model.transformer import Transformer
@@ -34,7 +35,7 @@ from fledge.model.weight_files import (
 )
 from fledge.text.gguf_file import MAGIC, GgufFile
 from fledge.text.llama2c import from_llama2c
-from fledge.text.tokenizer import Tokenizer
+from fledge.text.tokenizer import Tokenizer, tokenizer_beside
 
 
 def convert(config: ConvertConfig) -> dict[str, Any]:
@@ -87,9 +88,7 @@ def read_source(source: Path, config: ConvertConfig, scratch: Path) -> tuple[Tra
     if has_pickle and not list(source.glob("*.safetensors")) and config.trust_pickle:
         folder = unpickled(source, scratch)
     tokenizer = read_tokenizer(config.tokenizer)
-    if tokenizer is None and (source / "tokenizer.json").is_file():
-        tokenizer = Tokenizer.load(source)
-    return load_model(folder, dtype=None), tokenizer
+    return load_model(folder, dtype=None), tokenizer or tokenizer_beside(source)
 
 
 def as_type(model: Transformer, name: str) -> Transformer:
@@ -181,10 +180,7 @@ def with_ids(model: Transformer, tokenizer: Tokenizer | None) -> Transformer:
     """The model with the tokenizer's special ids in its config. Raises ConfigError if the vocabulary does not fit."""
     if tokenizer is None:
         return model
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise ConfigError(
-            f"tokenizer: expected at most the model's {model.config.vocab_size} entries, got {tokenizer.vocab_size}"
-        )
+    check_fits(tokenizer, model.config.vocab_size)
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
     known = {role: i for role, i in ids.items() if i is not None}
     model.config = replace(model.config, special_ids={**known, **model.config.special_ids})

@@ -47,6 +47,7 @@ from fledge.model.spelling import (
     name_of_today,
     names_of_other_tasks,
     prefix_in_files,
+    without_absent_output,
     without_absent_pooler,
 )
 from fledge.model.start import start_id
@@ -57,6 +58,8 @@ from fledge.text.chat import chat_renderer
 from fledge.text.tokenizer import Tokenizer
 
 SHARD_BYTES = 5_000_000_000
+GENERATION, START = "generation_config.json", "decoder_start_token_id"
+WRITERS_OWN = ("transformers_version", "_from_model_config")  # of generation_config.json: who wrote it, and from what
 MAX_CONFIG_BYTES = 2 << 20  # thousands of labels; what takes longer to read than a second is no config
 
 
@@ -98,11 +101,23 @@ def read_config(folder: str | Path) -> tuple[Family, ModelConfig]:
 
 
 def config_of(folder: str | Path) -> dict[str, Any]:
-    """What config.json holds. Raises ConfigError."""
+    """What config.json holds; the id that a decoder begins with may stand in generation_config.json instead. Raises
+    ConfigError."""
     raw = read_json(Path(folder) / "config.json", MAX_CONFIG_BYTES, unique=True)
     if not isinstance(raw, dict):
         raise ConfigError(f"config.json: expected a mapping, got {type(raw).__name__}; download it again")
+    if raw.get(START) is None and (start := read_generation(folder).get(START)) is not None:
+        return {**raw, START: start}
     return raw
+
+
+def read_generation(folder: str | Path) -> dict[str, Any]:
+    """What generation_config.json holds; nothing where there is none. Raises ConfigError."""
+    path = Path(folder) / GENERATION
+    raw = read_json(path, MAX_CONFIG_BYTES) if path.is_file() else {}
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{GENERATION}: expected a mapping, got {type(raw).__name__}")
+    return {key: value for key, value in raw.items() if key not in WRITERS_OWN}
 
 
 def parse_config(raw: dict[str, Any]) -> tuple[Family, ModelConfig]:
@@ -119,21 +134,25 @@ def parse_config(raw: dict[str, Any]) -> tuple[Family, ModelConfig]:
 
 
 def load_model(
-    folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = torch.float32,
+    states_alone: bool = False,
 ) -> Transformer:
     """The model of a folder (or run folder), its weights as `dtype` (None: the files' own) on `device`; quantized ones
-    stay so.
+    stay so. `states_alone`: no logits are asked of it, and a file may lack what makes them.
 
     Raises ConfigError for a bad config.json and CheckpointError for missing, damaged, unsafe or misshapen weights.
     """
     with ExitStack() as files:
-        return read_weights(stored_in(find_model(folder), files), torch.device(device), dtype)
+        return read_weights(stored_in(find_model(folder), files, states_alone), torch.device(device), dtype)
 
 
 @dataclass(frozen=True)
 class Stored:
     """What a folder's files hold of the model of `config`, checked: `shapes` of our parameters, `rows` of the name
-    table, `found`: each row's name in the files, `where` those are open, `packed`: rows that are quantized."""
+    table, `found`: each row's name in the files, `where` those are open, `packed`: rows that are quantized.
+    `generation`: what generation_config.json says."""
 
     config: ModelConfig
     shapes: dict[str, tuple[int, ...]]
@@ -141,13 +160,14 @@ class Stored:
     found: dict[str, str]
     where: dict[str, SafetensorsFile]
     packed: dict[str, StoredMatrix]
+    generation: dict[str, Any]
 
     def plain(self) -> dict[str, Weight]:
         """The rows that are numbers as they are."""
         return {name: weight for name, weight in self.rows.items() if name not in self.packed}
 
 
-def stored_in(folder: Path, files: ExitStack) -> Stored:
+def stored_in(folder: Path, files: ExitStack, states_alone: bool = False) -> Stored:
     """What a folder holds; its files stay open until `files` closes. Raises ConfigError for a bad config.json and
     CheckpointError for missing, damaged, unsafe or misshapen weights; nothing has been allocated."""
     raw = config_of(folder)
@@ -157,6 +177,7 @@ def stored_in(folder: Path, files: ExitStack) -> Stored:
     where = as_plain(where, stored)
     own_family = as_spelled(own_family, config, set(where))
     config = without_absent_pooler(own_family, as_stored(own_family, config, where, set(stored)), where)
+    config = without_absent_output(own_family, config, where) if states_alone else config
     table = {weight.theirs: weight for weight in expanded(own_family, config)}
     found = their_names(own_family, where, table, config)
     table = {name: weight for name, weight in table.items() if name in found or not weight.optional}
@@ -168,7 +189,7 @@ def stored_in(folder: Path, files: ExitStack) -> Stored:
     packed = {name: stored[found[name]] for name in table if found[name] in stored}
     for name, matrix in packed.items():
         check_stored(matrix, table[name], model, shapes)
-    kept = Stored(config, shapes, table, found, where, packed)
+    kept = Stored(config, shapes, table, found, where, packed, read_generation(folder))
     for name, weight in kept.plain().items():
         entry, expected = where[found[name]].entries[found[name]], their_shape(weight, shapes)
         if entry.shape != expected:
@@ -192,6 +213,7 @@ def read_weights(stored: Stored, device: torch.device, dtype: torch.dtype | None
     unread = [name for name, parameter in model.named_parameters() if parameter.is_meta and device.type != "meta"]
     if unread:
         raise CheckpointError(f"weights: expected values for {unread[0]!r}, found none; download the folder again")
+    model.generation = stored.generation
     return model.eval()
 
 
@@ -226,8 +248,10 @@ def their_names(
             if canonical not in others and name_of_today(name) not in others:
                 raise CheckpointError(f"weights: unexpected tensor {name[:80]!r}; config.json describes another model")
     for name in copies:
-        whose = own_family.copies[name if name in own_family.copies else own_family.prefix + name]
-        check_copy(where, name, found.setdefault(whose, name))
+        whole = name if name in own_family.copies else own_family.prefix + name
+        original = found.setdefault(own_family.copies[whole], name)
+        if config.lm or whole.startswith(own_family.prefix):  # outside of the body it is an output's, then not read
+            check_copy(where, name, original)
     return found
 
 
@@ -308,24 +332,28 @@ def save_model(
     dtype = model.embedding.weight.dtype
     quantization = quantization_of(model, weights_in_files(model.config))
     raw = config_json(model.config, dtype) | ({} if quantization is None else {"quantization_config": quantization})
-    save_description(model.config, dtype, folder, tokenizer)
+    save_description(model, dtype, folder, tokenizer)
     write_json(folder / "config.json", raw)
     write_sharded(folder, state_in_their_names(model), shard_bytes)
     if card:
         write_card(folder, kind, parents, raw, facts)
 
 
-def save_description(config: ModelConfig, dtype: torch.dtype, folder: Path, tokenizer: Tokenizer | None = None) -> None:
-    """Write all of a model folder but its weights and card."""
+def save_description(model: Transformer, dtype: torch.dtype, folder: Path, tokenizer: Tokenizer | None = None) -> None:
+    """Write all of a model folder but its weights and card. What the folder that the model was read from said of
+    generating stays said; its stop ids are joined by those of the tokenizer and its chat format."""
+    config, before = model.config, model.generation
     write_json(folder / "config.json", config_json(config, dtype))
     ids = config.special_ids
     renderer = chat_renderer(tokenizer) if tokenizer is not None else None
     ends = renderer.stop_ids if renderer is not None else tokenizer.stop_ids if tokenizer is not None else ()
-    stops = sorted({i for role, i in ids.items() if role == "eos"} | set(ends))
+    known = {i for i in token_ids(before, "eos_token_id", GENERATION) if 0 <= i < config.vocab_size}
+    stops = sorted({i for role, i in ids.items() if role == "eos"} | set(ends) | known)
     generation = {"bos_token_id": ids.get("bos"), "eos_token_id": stops or None, "pad_token_id": ids.get("pad")}
     if config.encoder is not None and config.decoder is not None:  # where transformers looks for it
-        generation["decoder_start_token_id"] = start_id(config)
-    write_json(folder / "generation_config.json", {key: v for key, v in generation.items() if v is not None})
+        generation[START] = start_id(config)
+    stated = {key: value for key, value in generation.items() if value is not None}
+    write_json(folder / GENERATION, {**before, **stated})
     if tokenizer is not None:
         naming_inputs(tokenizer, config).save(folder)
     if renderer is not None:
@@ -380,7 +408,7 @@ def write_json(path: Path, value: Any) -> None:
 def stop_ids(folder: str | Path, tokenizer: Tokenizer) -> frozenset[int]:
     """Ids that end an answer: the tokenizer's, config.json's and generation_config.json's. Raises ConfigError."""
     found = set(tokenizer.stop_ids)
-    for name in ("config.json", "generation_config.json"):
+    for name in ("config.json", GENERATION):
         path = Path(folder) / name
         if path.is_file():
             raw = read_json(path)

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from fledge.errors import ConfigError, TokenizerError
+from fledge.errors import TokenizerError
 from fledge.log import warn
+from fledge.model.resize import check_fits
 from fledge.text.export import gguf_metadata
 from fledge.text.gguf_patterns import other_in_llama_cpp
 from fledge.text.gguf_vocab import PREFIX, source_of
@@ -21,13 +22,13 @@ SAMPLE = (
 
 
 def tokenizer_metadata(tokenizer: Tokenizer, n_rows: int) -> dict[str, Any]:
-    """The `tokenizer.*` entries for a model whose embedding has `n_rows` rows: those beyond the tokens are unused. A
-    prompt begins with the token for the beginning, if there is one, as it does here.
+    """The `tokenizer.*` entries for a model whose embedding has `n_rows` rows: those beyond the tokens are unused, and
+    control tokens beyond the rows left out. A prompt begins with the token for the beginning, if there is one, as it
+    does here.
 
     Raises TokenizerError for a tokenizer that GGUF, or llama.cpp, has no equal of.
     """
-    if tokenizer.vocab_size > n_rows:
-        raise ConfigError(f"tokenizer: expected at most the model's {n_rows} entries, got {tokenizer.vocab_size}")
+    check_fits(tokenizer, n_rows)
     if tokenizer.eos_id is None:
         raise TokenizerError(
             "gguf: expected a token for the end of a text, found none, and llama.cpp would take one of the others; "
@@ -35,7 +36,10 @@ def tokenizer_metadata(tokenizer: Tokenizer, n_rows: int) -> dict[str, Any]:
         )
     found = gguf_metadata(tokenizer)
     check_llama_cpp(found)
-    rest = n_rows - tokenizer.vocab_size
+    for key in ("tokens", "token_type", "scores"):
+        if PREFIX + key in found:
+            found[PREFIX + key] = found[PREFIX + key][:n_rows]
+    rest = max(0, n_rows - tokenizer.vocab_size)
     found[PREFIX + "tokens"] = [*found[PREFIX + "tokens"], *(f"[PAD{n_rows - rest + i}]" for i in range(rest))]
     twice = next((text for text, n in Counter(found[PREFIX + "tokens"]).items() if n > 1), None)
     if twice is not None:

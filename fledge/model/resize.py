@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from fledge.errors import ConfigError
+from fledge.log import warn
 from fledge.model.config import MAX_VOCAB, ModelConfig
 from fledge.model.transformer import Transformer
 from fledge.nn.config import bounded
 from fledge.nn.linear import Linear
+from fledge.text.tokenizer import Tokenizer
 
 ROWS_OF_VOCABULARY = ("embedding.weight", "output.weight", "output_bias")
 
@@ -63,3 +65,14 @@ def unpadded(config: ModelConfig, parameters: dict[str, Tensor]) -> tuple[ModelC
         return config, parameters
     cut = {name: t[: config.tokens] if name in ROWS_OF_VOCABULARY else t for name, t in parameters.items()}
     return replace(config, vocab_size=config.tokens, tokens=0), cut
+
+
+def check_fits(tokenizer: Tokenizer, n_rows: int) -> None:
+    """Raises ConfigError for a tokenizer with more tokens than an embedding has rows. Of control tokens beyond the last
+    row a warning tells: Gemma 3's text models have none for the token of an image."""
+    beyond = range(n_rows, tokenizer.vocab_size)
+    if any(number not in tokenizer.control for number in beyond):
+        raise ConfigError(f"tokenizer: expected at most the model's {n_rows} entries, got {tokenizer.vocab_size}")
+    if beyond:
+        names = ", ".join(repr(tokenizer.token_of(number)) for number in beyond)
+        warn(f"tokenizer: the model has {n_rows} rows, and none for the control tokens {names:.200}")

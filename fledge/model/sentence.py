@@ -38,6 +38,7 @@ FLAGS = {
 """The old spelling of a pooling, which versions 2 to 6 of sentence-transformers read."""
 POOLING = "1_Pooling"
 LENGTH, PROMPTS = "sentence_bert_config.json", "config_sentence_transformers.json"
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 KINDS = ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")  # whose files older versions wrote
 LENGTHS = (LENGTH, *(f"sentence_{kind}_config.json" for kind in KINDS))
 
@@ -46,7 +47,8 @@ LENGTHS = (LENGTH, *(f"sentence_{kind}_config.json" for kind in KINDS))
 class SentenceConfig:
     """What follows the model. `pooling`: one of POOLINGS, or several whose vectors stand side by side. `normalise`: to
     length 1. `max_tokens`: longer texts are cut. `lower`: texts are lowered first. `prompts`: by name, what stands
-    before a text; `default_prompt`: the name of the one that every text gets (empty: none)."""
+    before a text; `default_prompt`: the name of the one that every text gets (empty: none). `similarity`: how vectors
+    are to be compared, for whoever does."""
 
     pooling: tuple[str, ...] = ("mean",)
     normalise: bool = True
@@ -54,11 +56,16 @@ class SentenceConfig:
     lower: bool = False
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt: str = ""
+    similarity: str = "cosine"
 
     def __post_init__(self) -> None:
         if not self.pooling or any(name not in POOLINGS for name in self.pooling):
             raise ConfigError(f"pooling: expected some of {', '.join(POOLINGS)}, got {str(self.pooling)[:60]}")
         bounded("max_tokens", self.max_tokens, 1, MAX_CONTEXT)
+        if self.similarity not in SIMILARITIES:
+            raise ConfigError(
+                f"similarity: expected one of {', '.join(SIMILARITIES)}, got {str(self.similarity)[:40]!r}"
+            )
         if self.default_prompt and self.default_prompt not in self.prompts:
             raise ConfigError(f"default_prompt: expected one of {', '.join(self.prompts)}, got {self.default_prompt!r}")
 
@@ -154,7 +161,7 @@ def load_sentence_model(folder: str | Path, device: torch.device | str = "cpu") 
     folder = Path(folder)
     steps = steps_of(folder)
     inner = find_model(folder / steps[0][1])
-    model, tokenizer = load_model(inner, device), Tokenizer.load(inner)
+    model, tokenizer = load_model(inner, device, states_alone=True), Tokenizer.load(inner)
     pooling = pooling_of(folder / steps[1][1])
     stated = next((found for at in (inner, folder) for name in LENGTHS if (found := optional_json(at / name))), {})
     prompts = optional_json(folder / PROMPTS)
@@ -171,6 +178,7 @@ def load_sentence_model(folder: str | Path, device: torch.device | str = "cpu") 
         lower=stated.get("do_lower_case") is True,
         prompts=prompts_of(prompts.get("prompts")),
         default_prompt=prompts.get("default_prompt_name") or "",
+        similarity=prompts.get("similarity_fn_name") or "cosine",
     )
     dense: list[DenseLayer] = []
     for path in (path for kind, path in steps if kind == "Dense"):
@@ -236,5 +244,5 @@ def save_sentence_model(sentences: SentenceModel, folder: str | Path, parents: d
         write_json(folder / kinds[-1][1] / "config.json", {})
     write_json(folder / LENGTH, {"max_seq_length": config.max_tokens, "do_lower_case": config.lower})
     prompts = {"prompts": config.prompts, "default_prompt_name": config.default_prompt or None}
-    write_json(folder / PROMPTS, {**prompts, "similarity_fn_name": "cosine"})
+    write_json(folder / PROMPTS, {**prompts, "similarity_fn_name": config.similarity})
     save_model(sentences.model, folder, sentences.tokenizer, parents)

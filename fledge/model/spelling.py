@@ -55,6 +55,16 @@ def without_absent_pooler(own_family: Family, config: ModelConfig, where: dict[s
     return replace(config, heads=tuple(head for head in config.heads if head.name != POOLER))
 
 
+def without_absent_output(own_family: Family, config: ModelConfig, where: dict[str, SafetensorsFile]) -> ModelConfig:
+    """For whoever reads states alone: a file may lack all that makes logits of them, whatever class config.json names,
+    as published models of sentence vectors do."""
+    bare = replace(config, lm=False, transform=None, output_bias=False)
+    names = {weight.theirs for weight in expanded(own_family, config)}
+    names -= {weight.theirs for weight in expanded(own_family, bare)}
+    there = names & {canonical_name(own_family, config, name, names) for name in where}
+    return bare if config.lm and names and not there else config
+
+
 def as_spelled(own_family: Family, config: ModelConfig, names: set[str]) -> Family:
     """The family with the name table that a file's `names` follow, where it has several."""
     usual = {weight.theirs for weight in expanded(own_family, config)} if own_family.spellings else set()

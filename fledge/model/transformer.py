@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
+        self.generation: dict[str, Any] = {}  # what its folder's generation_config.json says
         width, vocab = config.embedding_width, config.vocab_size
         self.embedding = nn.Embedding(vocab, width, _weight=torch.empty(vocab, width))
         self.encoder = Stack(config.encoder) if config.encoder is not None else None

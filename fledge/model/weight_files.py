@@ -99,11 +99,12 @@ def check_inside(folder: Path, name: str, index_name: str, end: str) -> None:
 
 
 def check_link(path: Path) -> None:
-    """Raise CheckpointError for a link, but one of a hub cache: snapshots/REVISION/FILE -> ../../blobs/HASH of the same
-    repository."""
-    repository = path.parent.parent.parent
-    in_cache = path.parent.parent.name == "snapshots"
-    if path.is_symlink() and not (in_cache and path.resolve().parent == (repository / "blobs").resolve()):
+    """Raise CheckpointError for a link, but one of a hub cache, where snapshots/REVISION/FILE, or one in a folder
+    there, leads to blobs/HASH of the same repository."""
+    if not path.is_symlink():
+        return
+    snapshots = next((above for above in path.absolute().parents if above.name == "snapshots"), None)
+    if snapshots is None or path.resolve().parent != (snapshots.parent / "blobs").resolve():
         raise CheckpointError(f"{path.name}: a link out of the folder is not followed; copy the file")
 
 

@@ -89,7 +89,7 @@ class LanguageRecipe:
         self.writes(self.model, folder, self.tokenizer)
 
     def describe(self, folder: Path) -> None:
-        save_description(self.model.config, self.model.embedding.weight.dtype, folder, self.tokenizer)
+        save_description(self.model, self.model.embedding.weight.dtype, folder, self.tokenizer)
 
 
 def balanced_layers(model: Transformer) -> list[Experts]:

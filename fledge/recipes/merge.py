@@ -19,7 +19,7 @@ from fledge.model.quantization import read_quantization
 from fledge.model.safetensors_file import SafetensorsFile
 from fledge.model.transformer import Transformer
 from fledge.recipes.quantize import free_folder, scratch_beside, weight_bytes
-from fledge.text.tokenizer import Tokenizer
+from fledge.text.tokenizer import Tokenizer, tokenizer_beside
 from fledge.train.checkpointing import fsync_tree
 from fledge.tune.attach import adapters
 from fledge.tune.config import MergeConfig
@@ -94,8 +94,7 @@ def type_of(base: Path) -> torch.dtype:
 
 def tokenizer_of(adapter: Path, base: Path) -> Tokenizer | None:
     """The adapter's tokenizer, where it brings one, else the base's; None if there is none."""
-    folder = next((one for one in (adapter, base) if (one / "tokenizer.json").is_file()), None)
-    return None if folder is None else Tokenizer.load(folder)
+    return tokenizer_beside(adapter) or tokenizer_beside(base)
 
 
 @torch.no_grad()

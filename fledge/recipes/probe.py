@@ -115,7 +115,7 @@ def frozen_of(config: ProbeConfig) -> tuple[Path, Transformer, Take]:
     if not (folder / MODULES).is_file():
         if (folder / "adapter_config.json").is_file():
             raise ConfigError(f"model: expected a model of its own, got the adapter {folder}; fledge merge makes one")
-        model = load_model(folder)
+        model = load_model(folder, states_alone=True)
         if model.encoder is not None and model.decoder is not None:
             raise ConfigError(f"model: expected an encoder or a decoder alone, got {model.config.family}")
         return folder, model, TAKES[config.pooling or ("mean" if model.decoder is None else "lasttoken")]

@@ -33,7 +33,7 @@ from fledge.log import json_safe
 from fledge.model.folder import config_of, find_model, load_model, save_model
 from fledge.model.transformer import Transformer
 from fledge.recipes.quantize import Quality, free_folder, quality, scratch_beside, speeds, weight_bytes
-from fledge.text.tokenizer import Tokenizer
+from fledge.text.tokenizer import Tokenizer, tokenizer_beside
 from fledge.train.checkpointing import fsync_tree
 
 
@@ -45,7 +45,7 @@ def prune_model(config: PruneConfig, json: bool = False) -> dict[str, Any]:
     devices.pick("cpu", threads=config.threads)
     model = load_model(folder)
     asked = config.calibration is not None or config.evaluate is not None
-    tokenizer = Tokenizer.load(folder) if asked or (folder / "tokenizer.json").is_file() else None
+    tokenizer = Tokenizer.load(folder) if asked else tokenizer_beside(folder)
     if config.evaluate is not None and (model.config.encoder is not None or not model.config.lm):
         raise ConfigError(
             "evaluate: expected a decoder, whose loss on text is measured, got another model; leave it out"

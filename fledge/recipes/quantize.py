@@ -30,7 +30,7 @@ from fledge.log import json_safe
 from fledge.model.folder import config_of, find_model, load_model, save_model
 from fledge.model.transformer import Transformer
 from fledge.recipes.quantize_page import page
-from fledge.text.tokenizer import Tokenizer
+from fledge.text.tokenizer import Tokenizer, tokenizer_beside
 from fledge.train.checkpointing import fsync_tree
 
 
@@ -98,7 +98,7 @@ def scratch_beside(out: Path) -> Iterator[Path]:
 def tokenizer_of(folder: Path, config: QuantizeConfig) -> Tokenizer | None:
     """The folder's tokenizer; one without may be rounded, but neither calibrated nor measured."""
     asked = config.needs_text or config.evaluate is not None
-    return Tokenizer.load(folder) if asked or (folder / "tokenizer.json").is_file() else None
+    return Tokenizer.load(folder) if asked else tokenizer_beside(folder)
 
 
 def check_measurable(model: Transformer, config: QuantizeConfig) -> None:

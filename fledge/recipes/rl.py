@@ -125,7 +125,7 @@ class RlRecipe:
         self.writes(self.model, folder, self.tokenizer)
 
     def describe(self, folder: Path) -> None:
-        save_description(self.model.config, self.model.embedding.weight.dtype, folder, self.tokenizer)
+        save_description(self.model, self.model.embedding.weight.dtype, folder, self.tokenizer)
 
 
 @dataclass(frozen=True)

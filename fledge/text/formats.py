@@ -61,10 +61,9 @@ def read(path: str | Path) -> Read:
 def find(folder: Path) -> Path:
     """The tokenizer in a folder, or in its `tokenizer` or `model`. Raises TokenizerError if there is none, or several
     of a sort that can't be told apart."""
-    for form in FOLDER_FORMS:
-        for part in SUBFOLDERS:
-            if (folder / part / form).is_file():
-                return folder / part / form
+    path = known_form(folder, SUBFOLDERS)
+    if path is not None:
+        return path
     for suffix in SUFFIXES:
         found = sorted(folder.glob(f"*{suffix}"))
         if len(found) == 1:
@@ -72,6 +71,12 @@ def find(folder: Path) -> Path:
         if found:
             raise TokenizerError(f"{folder}: expected one {suffix} file, got {len(found)}; name the one you mean")
     raise TokenizerError(f"{folder}: expected {READ}; found none; check the path")
+
+
+def known_form(folder: Path, parts: tuple[str, ...] = ("",)) -> Path | None:
+    """The first of FOLDER_FORMS that a folder holds, itself or in one of `parts`."""
+    places = (folder / part / form for form in FOLDER_FORMS for part in parts)
+    return next((place for place in places if place.is_file()), None)
 
 
 def read_config(folder: Path) -> Config:

@@ -281,6 +281,11 @@ def trimmed(text: str, start: int, end: int, kept: int) -> tuple[int, int]:
     return begin, max(begin, start + len(whole.rstrip()))
 
 
+def tokenizer_beside(folder: Path) -> Tokenizer | None:
+    """The tokenizer that stands in a model's folder, in whatever form; None if there is none."""
+    return None if formats.known_form(folder) is None else Tokenizer.load(folder)
+
+
 def from_text(text: str, config: dict[str, Any] | None = None, template: str | None = None) -> Tokenizer:
     """A Tokenizer from the text of a tokenizer.json."""
     return Tokenizer(tokenizer_file.parse(text), config, template)

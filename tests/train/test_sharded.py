@@ -54,7 +54,7 @@ def whole_moments(model: nn.Module) -> dict[str, Tensor]:
 
 
 def describe(config: ModelConfig):
-    return lambda folder: save_description(config, torch.float32, folder)
+    return lambda folder: save_description(build(config), torch.float32, folder)
 
 
 def save_whole(root: Path, name: str) -> Path:

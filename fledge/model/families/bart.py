@@ -171,6 +171,10 @@ def preset(width: int, layers: int, heads: int) -> ShapeConfig:
     return ShapeConfig("bart", width=width, layers=layers, heads=heads, context_tokens=1024, vocab_size=50265)
 
 
+ALIASES = {
+    "d_model": "hidden_size", "encoder_layers": "num_hidden_layers", "encoder_attention_heads": "num_attention_heads",
+}  # fmt: skip
+
 FAMILY = Family(
     name="bart",
     model_type="bart",
@@ -179,6 +183,7 @@ FAMILY = Family(
     read=read,
     write=write,
     weights=weights,
+    aliases=ALIASES,
     tasks=(
         Task("lm", "BartForConditionalGeneration", lm=True),
         Task("base", "BartModel", base=True),

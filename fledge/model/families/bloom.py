@@ -7,7 +7,6 @@ from typing import Any
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families.decoder import (
-    aliased,
     decoder_config,
     faithful,
     from_shape,
@@ -15,7 +14,7 @@ from fledge.model.families.decoder import (
     read_sizes,
     weight_table,
 )
-from fledge.model.families.family import Family, Weight, number, refuse
+from fledge.model.families.family import Family, Weight, aliased, number, refuse
 from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Alibi, Dense, Heads, Inputs, LayerConfig, Norm, StackConfig
 

@@ -45,9 +45,9 @@ TASKS = (
 )  # fmt: skip
 BLOCK = {name: ours for name, ours in BERT_BLOCK.items() if not name.startswith("attention.self")}
 IGNORED = (
-    ".position_ids", "cls.predictions.decoder.bias", "mask_predictions.dense.weight", "mask_predictions.dense.bias",
-    "mask_predictions.LayerNorm.weight", "mask_predictions.LayerNorm.bias", "mask_predictions.classifier.weight",
-    "mask_predictions.classifier.bias",
+    ".position_ids", "embeddings.position_embeddings.weight", "cls.predictions.decoder.bias",
+    "mask_predictions.dense.weight", "mask_predictions.dense.bias", "mask_predictions.LayerNorm.weight",
+    "mask_predictions.LayerNorm.bias", "mask_predictions.classifier.weight", "mask_predictions.classifier.bias",
 )  # fmt: skip
 
 

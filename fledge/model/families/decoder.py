@@ -42,20 +42,6 @@ QK_NORMS = {"self_attn.q_norm": "attention.q_norm", "self_attn.k_norm": "attenti
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
-def aliased(raw: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """`raw` with each key of `names` filled in from its other name. Raises ConfigError if the two contradict."""
-    filled = dict(raw)
-    for name, other in names.items():
-        if raw.get(other) is None:
-            if other in raw and raw.get(name) is None:
-                filled[name] = None
-            continue
-        if raw.get(name) is not None and raw[name] != raw[other]:
-            raise ConfigError(f"config.json: {name} and {other}: expected one value, got two; remove one")
-        filled[name] = raw[other]
-    return filled
-
-
 @dataclass(frozen=True)
 class Sizes:
     """The numbers that every such config.json has."""

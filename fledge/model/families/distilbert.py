@@ -86,6 +86,8 @@ def preset(vocab_size: int) -> ShapeConfig:
     )
 
 
+ALIASES = {"dim": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads"}
+
 FAMILY = Family(
     name="distilbert",
     model_type="distilbert",
@@ -94,6 +96,7 @@ FAMILY = Family(
     read=read,
     write=write,
     weights=weights,
+    aliases=ALIASES,
     prefix="distilbert.",
     ignored=(".position_ids",),
     copies={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},

@@ -7,8 +7,8 @@ from typing import Any
 
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
-from fledge.model.families.decoder import aliased, decoder_config, faithful, from_shape, read_sizes, weight_table
-from fledge.model.families.family import Family, Weight, activation_name, flag, integer, number
+from fledge.model.families.decoder import decoder_config, faithful, from_shape, read_sizes, weight_table
+from fledge.model.families.family import Family, Weight, activation_name, aliased, flag, integer, number
 from fledge.model.families.rotary import longest, max_position_embeddings, read_rope, rope_json
 from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Alibi, Dense, Heads, LayerConfig, Norm, Position, Rope, StackConfig

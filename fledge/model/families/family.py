@@ -20,6 +20,8 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "gelu": "gelu",
     "relu": "relu",
+    "gelu_fast": "gelu_tanh",
+    "swish": "silu",
 }
 """transformers' names of the activations; of two names for one, the first is written unless a family prefers."""
 
@@ -96,7 +98,8 @@ class Family:
     `copies`: other names under which a file may hold a tensor once more, or instead. `tasks`: its classes in
     transformers, the first of a config without one (empty: those of every decoder); `adjust_head` changes a head by
     config.json. `spellings`: other name tables that files may follow; `weights` is the one that is written.
-    `inside`: a larger model whose text model is of this family. `own_names`: weights stand under our names, and the
+    `aliases`: keys of config.json -> other names that transformers takes for them. `inside`: a larger model whose text
+    model is of this family. `own_names`: weights stand under our names, and the
     table is empty."""
 
     name: str
@@ -113,6 +116,7 @@ class Family:
     tasks: tuple[Task, ...] = ()
     adjust_head: AdjustHead | None = None
     spellings: tuple[Callable[[ModelConfig], list[Weight]], ...] = ()
+    aliases: dict[str, str] = field(default_factory=dict)
     inside: Inside | None = None
     own_names: bool = False
 
@@ -122,6 +126,7 @@ class Family:
 
     def config_of(self, raw: dict[str, Any]) -> ModelConfig:
         """The model that config.json describes, with the heads of the class it names. Raises ConfigError."""
+        raw = aliased(raw, self.aliases)
         if not self.all_tasks:
             return self.read(raw)
         task = task_of(self.all_tasks, raw)
@@ -137,6 +142,20 @@ class Family:
         if changed == config or expressible(changed, self.read, self.write):
             return changed
         return replace(changed, family=OWN_FORMAT)
+
+
+def aliased(raw: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """`raw` with each key of `names` filled in from its other name. Raises ConfigError if the two contradict."""
+    filled = dict(raw)
+    for name, other in names.items():
+        if raw.get(other) is None:
+            if other in raw and raw.get(name) is None:
+                filled[name] = None
+            continue
+        if raw.get(name) is not None and raw[name] != raw[other]:
+            raise ConfigError(f"config.json: {name} and {other}: expected one value, got two; remove one")
+        filled[name] = raw[other]
+    return filled
 
 
 def given(raw: dict[str, Any], key: str, default: Any) -> Any:

@@ -154,6 +154,11 @@ def preset(width: int, layers: int, heads: int, context_tokens: int = 1024) -> S
     return ShapeConfig("gpt2", width=width, layers=layers, heads=heads, context_tokens=context_tokens, vocab_size=50257)
 
 
+ALIASES = {
+    "n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
+}  # fmt: skip
+
 FAMILY = Family(
     name="gpt2",
     model_type="gpt2",
@@ -163,6 +168,7 @@ FAMILY = Family(
     read=read,
     write=write,
     weights=weights,
+    aliases=ALIASES,
     prefix="transformer.",
     ignored=(".attn.bias", ".attn.masked_bias"),
     presets={

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fledge.model.config import ModelConfig, ShapeConfig
-from fledge.model.families.decoder import aliased, decoder_config, faithful, from_shape, read_sizes, weight_table
-from fledge.model.families.family import Family, Weight, activation_name, flag, integer, number, refuse
+from fledge.model.families.decoder import decoder_config, faithful, from_shape, read_sizes, weight_table
+from fledge.model.families.family import Family, Weight, activation_name, aliased, flag, integer, number, refuse
 from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Dense, Heads, Inputs, LayerConfig, Norm, StackConfig
 

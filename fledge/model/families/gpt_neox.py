@@ -7,7 +7,6 @@ from typing import Any
 
 from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families.decoder import (
-    aliased,
     decoder_config,
     faithful,
     from_shape,
@@ -16,7 +15,7 @@ from fledge.model.families.decoder import (
     sizes_json,
     weight_table,
 )
-from fledge.model.families.family import Family, Weight, flag, number, refuse
+from fledge.model.families.family import Family, Weight, aliased, flag, number, refuse
 from fledge.model.families.rotary import longest, read_rope, rope_json
 from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Dense, Heads, LayerConfig, Norm, StackConfig

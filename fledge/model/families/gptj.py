@@ -8,7 +8,6 @@ from typing import Any
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families.decoder import (
-    aliased,
     decoder_config,
     faithful,
     from_shape,
@@ -17,7 +16,17 @@ from fledge.model.families.decoder import (
     rope_of,
     weight_table,
 )
-from fledge.model.families.family import ACTIVATIONS, Family, Weight, activation_name, choice, integer, number, refuse
+from fledge.model.families.family import (
+    ACTIVATIONS,
+    Family,
+    Weight,
+    activation_name,
+    aliased,
+    choice,
+    integer,
+    number,
+    refuse,
+)
 from fledge.model.families.openai_gpt import NAMES
 from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Dense, Heads, LayerConfig, Norm, Rope, StackConfig

@@ -15,7 +15,7 @@ from fledge.model.families.decoder import (
     sizes_json,
     weight_table,
 )
-from fledge.model.families.family import Family, flag, number, refuse
+from fledge.model.families.family import Family, flag, number
 from fledge.model.families.rotary import longest, read_rope, rope_json
 from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Dense, Heads, LayerConfig, Norm, RopeScaling, StackConfig
@@ -27,7 +27,6 @@ DEFAULT = {
 
 
 def read(raw: dict[str, Any]) -> ModelConfig:
-    refuse(raw, "pretraining_tp", (1, None), "weights are not split")
     sizes = read_sizes(raw, DEFAULT)
     bias = flag(raw, "attention_bias", False)
     rope = read_rope(raw, sizes.channels, sizes.context)

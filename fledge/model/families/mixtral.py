@@ -77,6 +77,7 @@ FAMILY = Family(
     write=faithful("mixtral", read, write),
     weights=weights,
     spellings=(weights_stacked,),
+    aliases={EXPERTS: "num_experts"},
     prefix="model.",
     ignored=(".rotary_emb.inv_freq",),
     presets={

@@ -33,7 +33,6 @@ def read(raw: dict[str, Any]) -> ModelConfig:
     sizes = read_sizes(raw, DEFAULT)
     if sizes.channels * sizes.heads != sizes.width:
         raise ConfigError(f"config.json: head_dim: expected {sizes.width} / {sizes.heads}, got {sizes.channels}")
-    raw = raw if raw.get("num_local_experts") is None else {EXPERTS: raw["num_local_experts"], **raw}
     dense, bias = Dense(sizes.hidden, sizes.activation, True), flag(raw, "attention_bias", False)
     ffn = read_experts(raw, EXPERTS, DEFAULT, dense, flag(raw, "norm_topk_prob", False), 0.01)
     heads = Heads(sizes.heads, sizes.kv_heads, sizes.channels, bias, bias, qk_norm="whole")
@@ -71,6 +70,7 @@ FAMILY = Family(
     write=faithful("olmoe", read, write),
     weights=weights_apart,
     spellings=(weights_stacked,),
+    aliases={EXPERTS: "num_local_experts"},
     prefix="model.",
     ignored=(".rotary_emb.inv_freq",),
     presets={

@@ -6,8 +6,8 @@ from typing import Any
 
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
-from fledge.model.families.decoder import aliased, decoder_config, faithful, from_shape, read_sizes, weight_table
-from fledge.model.families.family import Family, Weight, choice, number, refuse
+from fledge.model.families.decoder import decoder_config, faithful, from_shape, read_sizes, weight_table
+from fledge.model.families.family import Family, Weight, aliased, choice, number, refuse
 from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Activation, Dense, Heads, Inputs, LayerConfig, Norm, StackConfig
 

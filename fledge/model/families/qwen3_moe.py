@@ -41,7 +41,6 @@ def read(raw: dict[str, Any]) -> ModelConfig:
     refuse(raw, "mlp_only_layers", ([], None), "every layer has experts")
     sizes = read_sizes(raw, DEFAULT)
     dense = Dense(integer(raw, "moe_intermediate_size", 768), sizes.activation, True)
-    raw = raw if raw.get("num_local_experts") is None else {EXPERTS: raw["num_local_experts"], **raw}
     ffn = read_experts(raw, EXPERTS, DEFAULT, dense, flag(raw, "norm_topk_prob", False), 0.001)
     bias = flag(raw, "attention_bias", False)
     heads = Heads(sizes.heads, sizes.kv_heads, sizes.channels, bias, bias, qk_norm="head")
@@ -93,6 +92,7 @@ FAMILY = Family(
     write=faithful("qwen3_moe", read, write),
     weights=weights_apart,
     spellings=(weights_stacked,),
+    aliases={EXPERTS: "num_local_experts"},
     prefix="model.",
     ignored=(".rotary_emb.inv_freq",),
     presets={"qwen3-30b-a3b": preset(2048, 768, 48, 32), "qwen3-235b-a22b": preset(4096, 1536, 94, 64)},

@@ -213,6 +213,10 @@ TASKS = (
     Task("span", "T5ForQuestionAnswering", heads=(Head("span", "each", 2, "qa_outputs"),)),
 )  # fmt: skip
 
+ALIASES = {
+    "d_model": "hidden_size", "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "d_kv": "head_dim",
+}  # fmt: skip
+
 FAMILY = Family(
     name="t5",
     model_type="t5",
@@ -221,6 +225,7 @@ FAMILY = Family(
     read=read,
     write=write,
     weights=weights,
+    aliases=ALIASES,
     tasks=TASKS,
     # of the first decoder block, in files of the first release: read by nobody
     ignored=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),

@@ -11,6 +11,7 @@ from fledge.model.config import PROBLEMS, HeadConfig, ModelConfig, Take
 from fledge.nn.config import MAX_WIDTH, Activation
 
 POOLER = "pooler"  # the head that a file may lack
+OLD_CLASSES = {"t5withlmheadmodel": "t5forconditionalgeneration"}  # names that transformers gave up
 DEFAULT_LABELS = 2  # transformers' number for a config.json without labels
 
 
@@ -108,8 +109,9 @@ def task_of(tasks: tuple[Task, ...], raw: dict[str, Any]) -> Task:
     if given is None or given == []:
         return tasks[0]
     name = given[0] if isinstance(given, list) else given
+    wanted = OLD_CLASSES.get(name.lower(), name.lower()) if isinstance(name, str) else None
     for task in tasks:
-        if isinstance(name, str) and task.architecture.lower() == name.lower():
+        if task.architecture.lower() == wanted:
             return task
     known = ", ".join(task.architecture for task in tasks)
     raise ConfigError(f"config.json: architectures: expected one of {known}, got {str(name)[:60]!r}")
@@ -139,7 +141,7 @@ def task_of_config(tasks: tuple[Task, ...], config: ModelConfig) -> Task:
 
 def posed(config: ModelConfig, task: Task, raw: dict[str, Any], adjust: AdjustHead | None = None) -> ModelConfig:
     """The body `config` with the heads of `task`, their labels from config.json. Raises ConfigError."""
-    names = label_names(raw)
+    names = label_names(raw) if any(head.labels is None for head in task.heads) else ()
     problem = raw.get("problem_type") or ""
     if problem not in PROBLEMS:
         raise ConfigError(f"config.json: problem_type: expected one of {', '.join(PROBLEMS[1:])}, got {problem!r:.60}")

@@ -103,7 +103,7 @@ class Choice:
             return self.text(start, end)
         sinks, hidden = self.sliding.sinks, self.hidden
         first = self.text(start, min(end, sinks)) if start < sinks else ()
-        return first + self.text(max(start, sinks) + hidden, end + hidden)
+        return first + (self.text(max(start, sinks) + hidden, end + hidden) if end > sinks else ())
 
     def text(self, start: int, end: int) -> tuple[int, ...]:
         """Tokens start..end of prompt, answer and draft."""

@@ -51,6 +51,7 @@ UNMEASURED = (
     "prompt: expected at most {} tokens where its log-probabilities are asked for, got {}; under sinks no token sees "
     "all of a longer one"
 )
+UNTOLD = "prompt_logprobs: does not go with a beam search, which tells its answers' scores alone; leave it out"
 REPLACED = "engine: the weights were replaced before the answer was finished; send the request again"
 
 
@@ -134,6 +135,17 @@ class Engine:
         """Whether a request has not ended."""
         return request_id in self.live or request_id in self.searches
 
+    def check_new(self, request_id: str) -> None:
+        """Raise RequestError for the id of a request that has not ended, or some of whose events were not told yet."""
+        if self.knows(request_id):
+            raise RequestError(f"id: expected a new request id, got {request_id!r:.60}, which is running", "id")
+        if any(event.request_id == request_id for event in self.unsent):
+            raise RequestError(
+                f"id: expected a new request id, got {request_id!r:.60}, whose last events come with the next step; "
+                "take another, or step first",
+                "id",
+            )
+
     def submit(self, request: Request) -> None:
         """Put a request in the line. Raises RequestError or CapacityError and then nothing has changed."""
         request.check_urgency()
@@ -141,8 +153,7 @@ class Engine:
         request = self.shelf.resolved(self.fitted(request))
         if request.source_ids or self.reads_source:
             request = with_start(request, self.runner, self.vocab_size)
-        if self.knows(request.id):
-            raise RequestError(f"id: expected a new request id, got {request.id!r:.60}, which is running", "id")
+        self.check_new(request.id)
         if not request.prompt_ids:
             raise RequestError("prompt: expected at least one token, got none; begin with the BOS token", "prompt")
         if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= self.vocab_size:
@@ -150,6 +161,8 @@ class Engine:
         search = None if request.search is None else check_search(sampling, request.search)
         longest = self.longest(request) if search is None else self.context_tokens
         answer_room(len(request.prompt_ids), sampling.max_tokens, longest)
+        if request.prompt_logprobs and search is not None:
+            raise RequestError(UNTOLD, "prompt_logprobs", "unsupported_parameter")
         if request.prompt_logprobs and self.hidden(request):
             raise RequestError(UNMEASURED.format(self.context_tokens, len(request.prompt_ids)), "prompt")
         scheduler, n_waiting = self.scheduler, self.scheduler.n_waiting + self.searches.n_waiting
@@ -394,8 +407,9 @@ class Engine:
         """
         outcome: dict[str, list[Gathered]] = {}
         for request in requests:
-            if request.id in outcome or self.knows(request.id):
+            if request.id in outcome:
                 raise RequestError(f"id: expected different ids, got {request.id!r:.60} twice", "id")
+            self.check_new(request.id)
             outcome[request.id] = [Gathered() for _ in range(request.sampling.n)]
         n_open = sum(map(len, outcome.values()))
         todo = deque(requests)
@@ -421,7 +435,7 @@ class Engine:
             try:
                 self.submit(todo[0])
             except CapacityError:
-                if not self.has_work:
+                if not (self.live or self.searches.all):  # events of others that wait make no room
                     raise
                 return
             todo.popleft()

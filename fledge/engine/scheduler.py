@@ -15,7 +15,7 @@ from fledge.engine.blocks import BlockPool
 from fledge.engine.choice import Choice
 from fledge.engine.config import EngineConfig
 from fledge.engine.prefix import root_key
-from fledge.engine.row import RunnerFace
+from fledge.engine.row import RunnerFace, Source
 from fledge.engine.source import Readers, named
 from fledge.engine.waiting import WaitingLine
 
@@ -114,7 +114,6 @@ class Scheduler:
         can grow by a block too."""
         if not self.free_slots:
             return False
-        choice.source = named(choice.request.source_ids, *self.facts(choice))
         known = self.known_blocks(choice)
         if self.lacking(choice, known, len(self.running)) > 0:
             return False
@@ -123,6 +122,7 @@ class Scheduler:
             self.pool.hold(block)
         choice.slot, choice.blocks, choice.n_cached = heapq.heappop(self.free_slots), known, n_known
         choice.n_known = len(known)
+        choice.source = self.source_of(choice)
         if choice.source is not None:
             choice.n_unread = len(choice.source.ids) if self.readers.add(choice.source) else 0
         self.drop_unseen(choice)
@@ -142,7 +142,8 @@ class Scheduler:
     def lacking(self, choice: Choice, known: list[int], n_running: int) -> int:
         """Blocks that are not there for a waiting choice to come in beside `n_running` others, which can grow by a
         block each; 0 or less: it can."""
-        n_idle = sum(not self.pool.holders[block] for block in known)
+        n_unseen = self.n_unseen(len(known) * self.block_tokens)  # given back at once
+        n_idle = sum(not self.pool.holders[block] for block in known[n_unseen:])
         wanted = self.blocks_of(self.first_end(choice, known)) - len(known) + n_running
         return wanted - (self.pool.n_available - n_idle)
 
@@ -162,8 +163,12 @@ class Scheduler:
     def root(self, choice: Choice) -> bytes:
         """The key before its first block, of all that its keys and values depend on beside its tokens: an answer to
         another source shares none of its blocks."""
-        source = choice.source
+        source = self.source_of(choice)
         return root_key(*self.facts(choice)) if source is None else source.name
+
+    def source_of(self, choice: Choice) -> Source | None:
+        """What it reads besides, by the name that it has under these weights, whether it runs or waits."""
+        return choice.source or named(choice.request.source_ids, *self.facts(choice))
 
     def facts(self, choice: Choice) -> tuple[str, str, str]:
         return choice.request.tenant, self.version, choice.request.adapter
@@ -227,12 +232,14 @@ class Scheduler:
 
     def drop_unseen(self, choice: Choice) -> None:
         """Free the blocks that lie before every layer's window."""
-        if self.window is None:
-            return
-        for number in range(choice.n_dropped, (choice.n_cached + 1 - self.window) // self.block_tokens):
+        for number in range(choice.n_dropped, self.n_unseen(choice.n_cached)):
             self.pool.release(choice.blocks[number])
             choice.blocks[number] = -1
             choice.n_dropped = number + 1
+
+    def n_unseen(self, n_cached: int) -> int:
+        """Blocks of a document with so many tokens in the cache that lie before every layer's window."""
+        return 0 if self.window is None else max(0, (n_cached + 1 - self.window) // self.block_tokens)
 
     def leave(self, choice: Choice) -> None:
         """Take a choice from wherever it stands; what it held is given back, its last blocks to be the first reused."""

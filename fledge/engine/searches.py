@@ -1,9 +1,9 @@
 """`Searches`: the beam searches of an engine, beside its other answers. Imports no torch.
 
 A search waits in the line like an answer of as many choices as it has beams: it is let in when so many slots and all of
-its blocks are free beside what the running answers may grow by, and answers that came later and matter no more wait
-meanwhile. Then it owns them to its end, and takes one pass for every step of the others, in rows of its own: their
-tokens are what they would be without it. One search runs at a time; tenants take turns.
+its blocks are free beside what the running answers may grow by; less important answers, and equal ones that came later,
+wait meanwhile. Then it owns them to its end, and takes one pass for every step of the others, in rows of its own: their
+tokens are what they would be without it. One search runs at a time; among equals tenants take turns.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fledge.engine.beam import Places, Search, needed_blocks, text_of
-from fledge.engine.request import BeamSearch, Event, FinishReason, Request
+from fledge.engine.request import MAX_BEAMS, BeamSearch, Event, FinishReason, Request, check
 from fledge.engine.source import named
 from fledge.errors import PeerError, RankError
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from fledge.engine.row import Source
     from fledge.engine.scheduler import Scheduler
     from fledge.text.tokenizer import Tokenizer
+
+TOO_FEW = "n: expected at most {}, all the answers that the search found, got {}; ask for fewer"
 
 
 @dataclass
@@ -47,7 +49,7 @@ class Searches:
         self.tokenizer, self.vocab_size, self.chunk_tokens = tokenizer, vocab_size, chunk_tokens
         self.waiting: list[Asked] = []  # in the order in which they came
         self.running: Asked | None = None
-        self.turns: dict[str, int] = {}  # of tenants that wait: when one of theirs was let in last
+        self.turns: dict[str, int] = {}  # of tenants that wait: the higher, the later one of theirs was let in
 
     def __contains__(self, request_id: str) -> bool:
         return any(one.request.id == request_id for one in self.all)
@@ -66,7 +68,11 @@ class Searches:
         return self.running.search.n_beams if self.running else 0
 
     def add(self, request: Request, search: BeamSearch, arrival: int, model_stops: frozenset[int]) -> None:
-        """Let a search wait. Raises RequestError where the runner has no room for it at all."""
+        """Let a search wait. Raises RequestError where the runner has no room for it at all, or there are fewer answers
+        than it is to tell."""
+        most = search.n_groups * self.vocab_size ** min(search.max_tokens, MAX_BEAMS)
+        known = f"at most {most}, all the answers of {search.max_tokens} tokens over {self.vocab_size} ids"
+        check(request.sampling.n <= most, "n", known, request.sampling.n)
         need = needed_blocks(self.runner, len(request.prompt_ids) + search.max_tokens, search.n_beams)
         stops = frozenset() if request.sampling.ignore_eos else model_stops
         stops |= frozenset(request.sampling.stop_token_ids)
@@ -74,12 +80,16 @@ class Searches:
 
     def first(self) -> Asked | None:
         """Whose turn it is among those that wait."""
-        return min(self.waiting, key=lambda one: (self.turns.get(one.request.tenant, -1), one.arrival), default=None)
+
+        def place(one: Asked) -> tuple[int, int, int]:
+            return -one.request.priority, self.turns.get(one.request.tenant, -1), one.arrival
+
+        return min(self.waiting, key=place, default=None)
 
     def goes_before(self, arrival: int, priority: int) -> bool:
         """Whether a search that waits for places goes before an answer."""
         first = None if self.running else self.first()
-        return first is not None and first.arrival < arrival and first.request.priority >= priority
+        return first is not None and (-first.request.priority, first.arrival) < (-priority, arrival)
 
     def seat(self) -> Request | None:
         """Let the next search in if there is room; its request if it was."""
@@ -89,9 +99,9 @@ class Searches:
             return None
         if scheduler.pool.n_available < asked.n_blocks + len(scheduler.running):
             return None
-        if scheduler.waiting:  # an answer that came before, and matters no less, goes first
+        if scheduler.waiting:
             other = scheduler.waiting.first()
-            if other.arrival < asked.arrival and other.request.priority >= asked.request.priority:
+            if not self.goes_before(other.arrival, other.request.priority):
                 return None
         request = asked.request
         blocks: list[int] = []
@@ -110,7 +120,7 @@ class Searches:
         self.running = asked
         waits = {one.request.tenant for one in self.waiting}
         self.turns = {tenant: turn for tenant, turn in self.turns.items() if tenant in waits}
-        self.turns[request.tenant] = asked.arrival
+        self.turns[request.tenant] = 1 + max(self.turns.values(), default=-1)
         return request
 
     def step(self, fail: Callable[[str, Exception], list[Event]]) -> list[Event]:
@@ -129,12 +139,13 @@ class Searches:
             return fail(asked.request.id, error)
 
     def told(self, asked: Asked, work: Search) -> list[Event]:
-        """The best answers of a search that is over, best first."""
+        """The best answers of a search that is over, best first; an error for each that there is none for."""
+        request, found = asked.request, work.answers()[: asked.request.sampling.n]
         events = []
-        for index, one in enumerate(work.answers()[: asked.request.sampling.n]):
-            text, reason = text_of(self.tokenizer, asked.request.prompt_ids, one.token_ids, asked.stop_ids)
-            events.append(Event(asked.request.id, index, one.token_ids, text, finish_reason=reason, score=one.score))
-        return events
+        for index, one in enumerate(found):
+            text, reason = text_of(self.tokenizer, request.prompt_ids, one.token_ids, asked.stop_ids)
+            events.append(Event(request.id, index, one.token_ids, text, finish_reason=reason, score=one.score))
+        return events + ended(request, "error", TOO_FEW.format(len(found), request.sampling.n))[len(found) :]
 
     def leave(self, request_id: str) -> Request | None:
         """Take a search from wherever it stands; what it held is free. Its request, if there is one."""

@@ -137,6 +137,23 @@ def test_cancelling_frees_every_slot_at_once_and_says_so():
     assert engine.counters()["cancelled_total"] == 1 and not engine.has_work
 
 
+def test_the_id_of_a_cancelled_request_is_taken_until_its_last_event_is_told():
+    engine = stub_engine()
+    engine.submit(request("r", max_tokens=50, ignore_eos=True))
+    engine.step()
+    engine.cancel("r")
+    for again in (lambda: engine.submit(request("r")), lambda: engine.complete([request("r")])):
+        with pytest.raises(RequestError, match="id: expected a new request id, got 'r', whose last events"):
+            again()
+    assert [(event.request_id, event.finish_reason) for event in engine.step()] == [("r", "cancelled")]
+    (done,) = engine.complete([request("r")])
+    assert said(done) == said(stub_engine().complete([request("r")])[0])
+    engine.submit(request("r"))
+    engine.step_for(())
+    engine.abandon(["r"])  # nobody is told of these
+    assert engine.complete([request("r")]) == [done]
+
+
 def test_nothing_of_a_cancelled_request_comes_after_its_last_event():
     engine = stub_engine()
     engine.submit(request("gone", max_tokens=100))
@@ -234,6 +251,16 @@ def test_complete_raises_for_a_request_that_failed_and_leaves_a_clean_engine():
         engine.complete([request("r"), request("r")])
     with pytest.raises(CapacityError):
         stub_engine(n_slots=1, max_waiting=1).complete([request("r", n=3)])
+
+
+def test_events_of_others_do_not_keep_complete_waiting_for_room_that_never_comes():
+    engine = stub_engine(n_slots=1, max_waiting=1)
+    engine.submit(request("gone"))
+    engine.step()
+    engine.cancel("gone")
+    with pytest.raises(CapacityError, match="room for 3 answers, got 2"):
+        engine.complete([request("r", n=3)])
+    assert [event.finish_reason for event in drain(engine)] == ["cancelled"]
 
 
 def test_complete_keeps_the_events_of_others_for_the_next_step():

@@ -81,6 +81,16 @@ def test_the_verb_fills_texts_and_files(folder, tmp_path, capfd):
     assert len(json.loads(capfd.readouterr().out)["texts"]) == 3
 
 
+def test_a_text_ends_at_the_end_of_its_line_alone_and_a_wrong_one_is_named_by_it(folder, tmp_path, capfd):
+    lines, given = tmp_path / "texts", [f"the old{mark}[MASK] went home" for mark in "\f\v\x1c\x85\u2028\r"]
+    lines.write_bytes("\r\n".join([*given, "", "no mask here"]).encode())
+    assert main(["fill", str(folder), "--file", str(lines)]) == 2
+    assert f"{lines}, line 8: expected [MASK] in it, found none in 'no mask here'" in capfd.readouterr().err
+    lines.write_bytes("\r\n".join(given).encode())
+    assert main(["fill", str(folder), "--file", str(lines), "--json"]) == 0
+    assert [one["text"] for one in json.loads(capfd.readouterr().out)["texts"]] == given
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -97,6 +97,20 @@ def test_company_chunks_and_preemption_change_nothing_past_the_context(llama):
     assert crowded.totals["requests"] == 4 and crowded.scheduler.totals["preemptions"] > 0
 
 
+@pytest.mark.parametrize("n_slots", [1, 2])
+def test_a_prompt_whose_beginning_fills_the_whole_cache_is_let_in(llama, n_slots):
+    """What is known and lies before the window counts as free: it is given back with the place."""
+    engine = engine_on(llama[0], reach_tokens=REACH, n_slots=n_slots, cache_tokens=80)
+    ids = [65 + n * n % 57 for n in range(100)]
+    engine.complete([asked(ids[:80], 1)])
+    assert engine.counters()["blocks_free"] == 0
+    engine.submit(asked(ids, 9))
+    told = [event for _ in range(20) for event in engine.step()]
+    (alone,) = engine_on(llama[0], reach_tokens=REACH).complete([asked(ids, 9)])
+    assert tuple(token for event in told for token in event.token_ids) == alone.token_ids
+    assert engine.counters()["prefix_hit_tokens_total"] == 80 and engine.scheduler.pool.n_held == 0
+
+
 def test_a_request_inside_the_context_is_answered_as_without_a_reach(llama):
     ids = PROMPTS["short"]
     for policy in ("refuse", "window"):

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 
 from fledge.engine import searches
-from fledge.engine.beam import Places, beam_search
+from fledge.engine.beam import Places, Search, beam_search
 from fledge.engine.core import Engine
 from fledge.engine.request import BeamSearch, Completion, Request, Sampling
 from fledge.engine.stub import StubRunner
-from fledge.errors import CapacityError, RequestError
+from fledge.errors import CapacityError, EngineError, RequestError
+from fledge.text.tokenizer import characters
 from tests.engine.stub_engine import TOKENIZER, drain, request, stub_engine
 
 WIDE = BeamSearch(3, length_penalty=0.7, early_stopping=True)
@@ -119,6 +120,99 @@ def test_later_answers_wait_for_a_search_that_waits_and_earlier_ones_go_first() 
     assert order.index("late") < order.index("early")
 
 
+def ends(engine: Engine) -> list[str]:
+    """The requests in the order in which they end."""
+    return [event.request_id for event in drain(engine) if event.finish_reason and event.index == 0]
+
+
+def test_a_more_important_answer_goes_before_a_search_whenever_it_came() -> None:
+    engine = stub_engine(n_slots=3)
+    engine.submit(sought("search", max_tokens=20))
+    engine.submit(request("urgent", max_tokens=3, priority=5))
+    assert ends(engine) == ["urgent", "search"]
+    equal = stub_engine(n_slots=3)  # the control
+    equal.submit(sought("search", max_tokens=20))
+    equal.submit(request("later", max_tokens=3))
+    assert ends(equal) == ["search", "later"]
+    full = stub_engine(n_slots=3)
+    full.submit(request("early", n=3, max_tokens=4, ignore_eos=True, priority=9))
+    full.step()
+    full.submit(sought("search", max_tokens=20))
+    full.submit(request("urgent", max_tokens=3, priority=5))
+    assert ends(full) == ["early", "urgent", "search"]
+    for one in (engine, equal, full):
+        nothing_is_held(one)
+
+
+def test_of_several_searches_the_most_important_go_first_and_among_equals_tenants_take_turns() -> None:
+    engine = stub_engine(n_slots=4)
+    for name in ("a 0 first", "a 0 second", "a 0 third", "b 0 first", "b 0 second", "a 9 first", "a 9 second", "b 9"):
+        engine.submit(sought(name, tenant=name[0], priority=int(name[2])))
+    urgent, others = ["a 9 first", "b 9", "a 9 second"], ["b 0 first", "a 0 first", "b 0 second", "a 0 second"]
+    assert ends(engine) == [*urgent, *others, "a 0 third"]
+
+
+def test_an_urgent_search_waits_for_no_flood_of_less_important_answers() -> None:
+    engine = stub_engine(n_slots=3)
+    for number in range(8):
+        engine.submit(request(f"flood{number}", max_tokens=6, priority=1, ignore_eos=True))
+    engine.step()
+    engine.submit(sought("search"))
+    engine.submit(sought("urgent", priority=9))
+    ended: list[str] = []
+    for number in range(8, 60):
+        engine.submit(request(f"flood{number}", max_tokens=6, priority=1, ignore_eos=True))
+        ended += [event.request_id for event in engine.step() if event.finish_reason and event.index == 0]
+    assert ended[:4] == ["flood0", "flood1", "flood2", "urgent"]
+    assert "search" not in ended  # the control: one that matters less than the flood waits for its end
+    assert "search" in ends(engine)
+    nothing_is_held(engine)
+
+
+def small(n: int, max_tokens: int, stop_token_ids: tuple[int, ...] = (), **settings: float) -> Request:
+    """A search over the five ids of `DNA`."""
+    search = BeamSearch(8, **settings)  # type: ignore[arg-type]
+    return Request("r", (0, 1), Sampling(max_tokens, n=n, stop_token_ids=stop_token_ids), search=search)
+
+
+DNA = characters("ACGT")  # and an unknown one
+
+
+def test_more_answers_than_there_are_over_a_small_vocabulary_are_refused() -> None:
+    engine = stub_engine(n_slots=8, tokenizer=DNA)
+    for asked in (small(6, 1), small(8, 1)):
+        with pytest.raises(RequestError, match="n: expected at most 5, all the answers of 1 tokens over 5 ids"):
+            engine.submit(asked)
+    nothing_is_held(engine)
+    groups = small(8, 1, n_groups=2, diversity_penalty=1.0)  # each finds its own four
+    for asked in (small(5, 1), small(8, 2), small(8, 400), groups):  # the control
+        assert len(engine.complete([asked])) == asked.sampling.n
+
+
+def test_answers_that_stops_leave_no_room_for_end_with_an_error_that_says_so() -> None:
+    engine = stub_engine(n_slots=8, tokenizer=DNA)
+    few = small(8, 2, (0, 1, 2, 3, 4))
+    engine.submit(few)
+    told = {event.index: event for event in drain(engine)}
+    assert [told[index].finish_reason for index in range(8)] == ["stop"] * 5 + ["error"] * 3
+    assert "n: expected at most 5" in str(told[5].error) and "got 8" in str(told[5].error) and told[4].error is None
+    nothing_is_held(engine)
+    with pytest.raises(EngineError, match="n: expected at most 5"):
+        engine.complete([few])
+    nothing_is_held(engine)
+    assert len(engine.complete([small(8, 2, (0, 1, 2, 3))])) == 8  # the control
+
+
+def test_a_search_that_finds_no_answer_ends_too(monkeypatch) -> None:
+    engine = stub_engine()
+    monkeypatch.setattr(Search, "answers", lambda self: [])
+    engine.submit(sought("a"))
+    told = drain(engine)
+    assert [event.finish_reason for event in told] == ["error", "error"] and engine.totals["failed"] == 0
+    assert all("n: expected at most 0" in str(event.error) for event in told)
+    nothing_is_held(engine)
+
+
 def test_answers_go_on_beside_a_search_and_tenants_take_turns() -> None:
     engine = stub_engine(n_slots=4)
     for number in range(3):
@@ -178,6 +272,9 @@ def test_what_does_not_go_with_a_search_is_refused_by_name() -> None:
         with pytest.raises(RequestError) as refused:
             engine.submit(replace(asked, sampling=replace(asked.sampling, **{name: value})))
         assert refused.value.param == name
+    with pytest.raises(RequestError, match="does not go with a beam search") as refused:
+        engine.submit(replace(asked, prompt_logprobs=True))
+    assert refused.value.param == "prompt_logprobs"
     for search, n, param in ((BeamSearch(2), 3, "n"), (BeamSearch(5), 1, "n_beams"), (BeamSearch(65), 1, "n_beams")):
         with pytest.raises(RequestError) as refused:
             engine.submit(sought("b", search=search, n=n))

@@ -138,6 +138,15 @@ def test_company_chunks_hits_preemption_and_guesses_change_nothing(folders, name
         assert "cache_tokens" not in config or engine.scheduler.totals["preemptions"] > 0
 
 
+@pytest.mark.parametrize("chunk", [3, 8, 16])
+def test_a_chunk_that_ends_among_the_sinks_reads_them_alone(chunk):
+    many = asked(PROMPTS["long"][:40], policy=LongInput("sinks", sinks=20))
+    (expected,) = stub_engine(1, context_tokens=64).complete([many])
+    runner = Recording(TOKENIZER.vocab_size, 1, context_tokens=64)
+    (done,) = stub_engine(1, chunk, runner=runner).complete([many])
+    assert said(done) == said(expected) and max(len(row.ids) for rows in runner.calls for row in rows) == chunk
+
+
 def test_an_answer_cut_in_two_goes_on_with_the_same_tokens(folders):
     engine = engine_on(folders["rotary"][0])
     (whole,) = engine.complete([asked(PROMPTS["short"])])

@@ -106,6 +106,35 @@ def test_requests_may_come_at_any_time_and_sources_that_wait_for_the_encoder_tak
     assert {name: joined(events, name)[1] for name in "ac"} == alone
 
 
+def test_a_tenant_that_gets_a_place_of_a_flood_shares_no_block_with_answers_to_another_source():
+    prompt = tuple(TOKENIZER.encode("begins with more than a block"))
+    mine = replace(asked("mine", OTHER, "other", logprobs=0), prompt_ids=prompt)
+    (alone,) = engine_of().complete([mine])
+    engine = engine_of(4)
+    for number in range(4):
+        engine.submit(asked(f"flood{number}", tenant="flood", max_tokens=40))
+    engine.step()
+    engine.submit(replace(asked("first", tenant="other"), prompt_ids=prompt))
+    for _ in range(2):
+        engine.step()
+    for again in range(2):  # beside answers to another source, then where its own blocks are known
+        engine.submit(replace(mine, id=f"mine{again}"))
+        events = drain_of(engine, f"mine{again}")
+        assert joined(events, f"mine{again}")[1] == alone.token_ids
+        assert [one.logprob for event in events for one in event.logprobs] == pytest.approx(
+            [one.logprob for one in alone.logprobs], abs=1e-4
+        )
+    assert engine.counters()["preemptions_total"] >= 2 and engine.counters()["prefix_hits_total"] > 0
+
+
+def drain_of(engine: Engine, name: str) -> list[Event]:
+    """The events of one request, up to its end."""
+    events: list[Event] = []
+    while engine.knows(name):
+        events += [event for event in engine.step() if event.request_id == name]
+    return events
+
+
 def test_a_source_that_cannot_be_encoded_ends_its_request_alone(monkeypatch, capsys):
     engine = engine_of()
     right = Transformer.keep_source

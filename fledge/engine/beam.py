@@ -2,7 +2,7 @@
 
 A `Search` goes a step at a time in the blocks and slots that it is given: the whole of a runner's (`beam_search`), or
 what an engine has to spare beside its other answers (fledge/engine/searches.py). Beams share the blocks of the
-beginning they have in common; one that goes on from another's computes the tokens of its last, unfinished block anew.
+beginning they have in common; of a last, unfinished block each but the first that goes on from it takes a copy.
 What finishes, what stops and what scores are as `transformers.generate` has them, whose answers these are.
 
 V entries of the vocabulary.
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fledge.text.tokenizer import Tokenizer
 
 CHUNK_TOKENS = 512
+RUN = 64  # values whose maximum stands for them
 UNSEARCHED = (
     "min_tokens", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
     "frequency_penalty", "logit_bias", "stop", "logprobs", "constraint",
@@ -44,12 +45,14 @@ class Found:
 
 @dataclass
 class Beam:
-    """A running answer: `blocks` of cache for its first `n_cached` tokens, prompt included."""
+    """A running answer: `blocks` of cache for its first `n_cached` tokens, prompt included. `copied`: the block whose
+    content its last one is still to take over, and that one."""
 
     ids: tuple[int, ...]
     score: float
     blocks: tuple[int, ...] = ()
     n_cached: int = 0
+    copied: tuple[int, int] | None = None
 
 
 def beam_search(
@@ -164,7 +167,8 @@ class Group:
         size, totals = self.search.group_beams, totals[self.members]
         n_kept = max(2, 1 + len(self.stops)) * size  # enough that `size` go on, whatever finishes
         going_on: list[tuple[int, int, float]] = []
-        for rank, (row, token, _) in enumerate(best_of(totals - self.search.diversity_penalty * said, n_kept)):
+        penalty = self.search.diversity_penalty
+        for rank, (row, token, _) in enumerate(best_of(totals - penalty * said if penalty else totals, n_kept)):
             parent, total = self.members[row], float(totals[row, token])
             if not (length == self.search.max_tokens or np.isin(token, self.stops)):
                 going_on.append((parent, token, total))
@@ -255,23 +259,25 @@ class Places:
             beam.blocks += (self.free.pop(),)
         start, beam.n_cached = beam.n_cached, end
         ids, slot = beam.ids[start:end], self.slots[number]
-        return Row(beam.blocks, start, ids, sequence=slot, source=self.source, adapter=self.adapter)
+        copied, beam.copied = beam.copied, None
+        return Row(beam.blocks, start, ids, sequence=slot, source=self.source, adapter=self.adapter, copied=copied)
 
     def follow(self, parents: list[Beam], steps: list[tuple[int, int, float]]) -> list[Beam]:
         """The beams that go on from `parents` by (parent, token, log-probability) steps. The first child of a parent
-        takes its last block; the others share the full ones."""
+        takes its last block, if that is unfinished; the others share the full ones and take a copy of it."""
+        held = {block for number, _, _ in steps for block in parents[number].blocks}
+        self.free += [block for block in {b for parent in parents for b in parent.blocks} if block not in held]
         children: list[Beam] = []
         taken: set[int] = set()
         for number, token, total in steps:
             parent = parents[number]
-            n_full = parent.n_cached // self.size
-            keeps = number not in taken
+            child = Beam((*parent.ids, token), total, parent.blocks, parent.n_cached)
+            if number in taken and parent.n_cached % self.size:
+                *full, last = parent.blocks
+                child.copied = last, self.free.pop()
+                child.blocks = (*full, child.copied[1])
             taken.add(number)
-            blocks = parent.blocks if keeps else parent.blocks[:n_full]
-            n_cached = parent.n_cached if keeps else n_full * self.size
-            children.append(Beam((*parent.ids, token), total, blocks, n_cached))
-        held = {block for child in children for block in child.blocks}
-        self.free += [block for block in {b for parent in parents for b in parent.blocks} if block not in held]
+            children.append(child)
         return children
 
 
@@ -283,10 +289,17 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float32))
 
 
+def bound(values: np.ndarray, n: int) -> np.float32:
+    """A number that the `n` largest of these reach and few others do: of runs of values, the n-th largest maximum."""
+    size = min(RUN, len(values) // n)
+    largest = values[: len(values) // size * size].reshape(-1, size).max(1)
+    return np.partition(largest, len(largest) - n)[len(largest) - n]
+
+
 def best_of(totals: np.ndarray, n: int) -> list[tuple[int, int, float]]:
     """(beam, token, log-probability) of the `n` best continuations, best first; equals by beam and token."""
     flat = totals.ravel()
     n = min(n, len(flat))
-    places = np.flatnonzero(flat >= np.partition(flat, len(flat) - n)[len(flat) - n])
+    places = np.flatnonzero(flat >= bound(flat, n))
     best = places[np.argsort(-flat[places], kind="stable")][:n]
     return [(int(i) // totals.shape[1], int(i) % totals.shape[1], float(flat[i])) for i in best]

@@ -28,7 +28,15 @@ class Plan:
     def packed(self, known: Container[bytes]) -> bytes:
         """As bytes. A source whose name is `known` goes without its ids."""
         rows = [
-            [row.blocks, row.start, row.ids, row.all_logits, row.sequence, source_to_plain(row.source, known)]
+            [
+                row.blocks,
+                row.start,
+                row.ids,
+                row.all_logits,
+                row.sequence,
+                source_to_plain(row.source, known),
+                row.copied,
+            ]
             for row in self.rows
         ]
         plain = [rows, [name.hex() for name in self.forgotten], self.last]
@@ -41,9 +49,10 @@ def unpacked(packed: bytes) -> Plan:
 
 
 def row_from_plain(plain: list[Any]) -> Row:
-    blocks, start, ids, all_logits, sequence, source = plain
+    blocks, start, ids, all_logits, sequence, source, copied = plain
     read = None if source is None else Source(bytes.fromhex(source[0]), tuple(source[1]))
-    return Row(tuple(blocks), start, tuple(ids), all_logits, sequence, read)
+    pair = None if copied is None else (copied[0], copied[1])
+    return Row(tuple(blocks), start, tuple(ids), all_logits, sequence, read, copied=pair)
 
 
 def source_to_plain(source: Source | None, known: Container[bytes]) -> list[Any] | None:

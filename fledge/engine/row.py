@@ -33,7 +33,8 @@ class Row:
     `sequence`, below the runner's `n_slots`, names the document for what is kept of it beside its blocks. A row with
     start 0 begins a new document. `all_logits` asks for the logits after every token, not after the last alone.
     `source` is what a decoder with an encoder reads besides; `adapter` the key of what stands beside the base, "" for
-    the base alone.
+    the base alone. `copied`: (from, to), two blocks; before any row of the pass is computed the second takes over what
+    the first holds.
     """
 
     blocks: tuple[int, ...]
@@ -43,6 +44,12 @@ class Row:
     sequence: int = 0
     source: Source | None = None
     adapter: str = ""
+    copied: tuple[int, int] | None = None
+
+
+def copies(rows: Sequence[Row]) -> list[tuple[int, int]]:
+    """The pairs of blocks to copy before a pass over these rows."""
+    return [row.copied for row in rows if row.copied is not None]
 
 
 class RunnerFace(Protocol):

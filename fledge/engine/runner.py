@@ -18,7 +18,7 @@ from fledge.batch import Cached, Tokens
 from fledge.engine.adapters import Adapters
 from fledge.engine.config import CacheDtype, EngineConfig
 from fledge.engine.native import NativeDecoder, why_not
-from fledge.engine.row import Row
+from fledge.engine.row import Row, copies
 from fledge.errors import CheckpointError, ConfigError
 from fledge.model.start import start_id
 from fledge.model.stretch import reach, stretch
@@ -93,11 +93,15 @@ class Runner:
 
     def forward(self, rows: list[Row]) -> Sequence[Tensor | np.ndarray]:
         """float32 logits [k, V] a row: k is 1 (the last token) or, with `all_logits`, every token."""
-        return self.torch_forward(rows) if self.compiled is None else self.compiled.forward(rows)
+        if self.compiled is None:
+            return self.torch_forward(rows)
+        self.cache.copy(copies(rows))
+        return self.compiled.forward(rows)
 
     @torch.inference_mode()
     def torch_forward(self, rows: list[Row]) -> list[Tensor]:
         """As `forward`, by the transformer itself."""
+        self.cache.copy(copies(rows))
         results: list[Tensor | None] = [None] * len(rows)
         for adapter in dict.fromkeys(row.adapter for row in rows):
             numbers = [i for i, row in enumerate(rows) if row.adapter == adapter]
@@ -247,9 +251,14 @@ def tie(model: Transformer) -> None:
 
 def refuse_encoders(model: Transformer) -> None:
     """Raises ConfigError for what writes nothing."""
+    family = model.config.family
     if model.decoder is None:
-        family = model.config.family
         raise ConfigError(f"engine: expected a decoder, got {family}, an encoder; fledge fill and heads use those")
+    if not model.config.lm:
+        raise ConfigError(
+            f"engine: expected a model that writes, got {family} without an output over the vocabulary; fledge predict "
+            "and fledge serve answer with its head"
+        )
 
 
 def load_runner(folder: str | Path, config: EngineConfig | None = None) -> tuple[Runner, Tokenizer, frozenset[int]]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from fledge.engine.config import EngineConfig
 from fledge.engine.noise import GOLDEN, WORD, gumbel, mix
-from fledge.engine.row import Row
+from fledge.engine.row import Row, copies
 from fledge.engine.stub_spec import StubSpec
 from fledge.errors import ConfigError, EngineError
 from fledge.text.tokenizer import Tokenizer
@@ -74,6 +74,8 @@ class StubRunner:
         self.n_calls += 1
         if self.delay_seconds or self.token_seconds:
             time.sleep(self.delay_seconds + self.token_seconds * sum(len(row.ids) - 1 for row in rows))
+        for given, taking in copies(rows):
+            self.tokens[taking] = self.tokens[given]
         return [self.row_logits(row) for row in rows]
 
     def row_logits(self, row: Row) -> np.ndarray:

@@ -7,6 +7,8 @@ of fixed size belong to a sequence, a running number, and not to blocks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -60,6 +62,16 @@ class KeyValueCache:
             if scales is not None:
                 new, scales[:, places] = quantized(new)
             kept[:, places] = new
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Have the second block of each pair hold what the first does."""
+        if not pairs:
+            return
+        given, taking = torch.tensor(pairs, device=self.keys[0].device).unbind(1)
+        for kept in (*self.keys, *self.values, *self.key_scales, *self.value_scales):
+            if kept is not None and kept.dim() > 1:  # a layer with a state of fixed size has no blocks
+                blocks = kept.unflatten(1, (-1, BLOCK_TOKENS))
+                blocks[:, taking] = blocks[:, given]
 
     def read(self, layer: int, table: Table, straight: int, start: int, end: int) -> tuple[Tensor, Tensor]:
         """Keys and values of positions start..end of a document, [K, S, C]: views where the blocks are consecutive,

@@ -31,6 +31,7 @@ MAX_YAML_BYTES = 4 << 20
 SHORT = reprlib.Repr()  # of a value in a message, whatever aliases in a YAML file make of it
 SHORT.maxlevel, SHORT.maxlist, SHORT.maxdict, SHORT.maxstring, SHORT.maxother = 3, 8, 8, 200, 200
 MAX_INTEGER = 2**63 - 1
+MOST_THREADS = 1024  # far more take a machine down before a pass is computed
 FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)[eE][-+]?[0-9]+$")
 
 
@@ -373,6 +374,12 @@ def flatten(cls: type, prefix: str = "") -> list[tuple[str, str, Any, str]]:
             default = factory() if factory is not dataclasses.MISSING else "required"
         rows.append((name, type_name(hint), default, docs.get(field.name, "")))
     return rows
+
+
+def check_threads(threads: int) -> None:
+    """Raises ConfigError for a number of CPU threads that no machine is meant to start; 0 is a choice left open."""
+    if not 0 <= threads <= MOST_THREADS:
+        raise ConfigError(f"threads: expected 0..{MOST_THREADS}, got {threads}")
 
 
 def join(at: str, name: str) -> str:

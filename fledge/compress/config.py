@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fledge.config import check_threads
 from fledge.errors import ConfigError
 
 LOSS_INCREASE: dict[int | str, float] = {8: 0.01, 4: 0.05, "mixed": 0.05}
@@ -57,7 +58,8 @@ class QuantizeConfig:
 
     def __post_init__(self) -> None:
         bounds = {"rows": (1, 1 << 20), "row_tokens": (0, 1 << 20), "budget_bits": (1, 64), "damping": (1e-8, 1)}
-        for name, (low, high) in (bounds | {"threads": (0, 4096)}).items():
+        check_threads(self.threads)
+        for name, (low, high) in bounds.items():
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name}: expected {low:g} to {high:g}, got {getattr(self, name)}")
         if self.max_loss_increase is not None and not self.max_loss_increase >= 0:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fledge.config import check_threads
 from fledge.errors import ConfigError
 
 PruneMethod = Literal["magnitude", "wanda", "neurons", "heads", "layers"]
@@ -49,7 +50,8 @@ class PruneConfig:
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
             raise ConfigError(f"share: expected a share between 0 and 1, got {self.share}")
-        bounds = {"rows": (1, 1 << 20), "row_tokens": (0, 1 << 20), "threads": (0, 4096)}
+        bounds = {"rows": (1, 1 << 20), "row_tokens": (0, 1 << 20)}
+        check_threads(self.threads)
         for name, (low, high) in bounds.items():
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name}: expected {low} to {high}, got {getattr(self, name)}")

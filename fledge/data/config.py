@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fledge.config import check_threads
 from fledge.data.cleaning.config import CleanConfig
 from fledge.errors import ConfigError
 from fledge.text.config import ReadingConfig
@@ -40,8 +41,7 @@ class BuildConfig:
     def __post_init__(self) -> None:
         if not self.sources:
             raise ConfigError("source: expected at least one, got none; name a folder, a file or python")
-        if not 0 <= self.threads <= 1024:
-            raise ConfigError(f"threads: expected 0..1024, got {self.threads}")
+        check_threads(self.threads)
         if not 0 <= self.val_fraction < 1:
             raise ConfigError(f"val_fraction: expected at least 0 and below 1, got {self.val_fraction}")
         if not 0 < self.near_duplicate <= 1:

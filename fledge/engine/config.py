@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from fledge.config import check_threads
 from fledge.engine.constraint import Constraint
 from fledge.engine.overflow import LongInput, Policy, Side
 from fledge.engine.request import Sampling
@@ -79,11 +80,11 @@ class EngineConfig:
             ("window_tokens", 0),
             ("draft_tokens", 0),
             ("max_waiting", 0),
-            ("threads", 0),
             ("stall_seconds", 0),
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        check_threads(self.threads)
         if self.draft_accept not in ("equal", "rejection"):
             raise ConfigError(f"draft_accept: expected equal or rejection, got {self.draft_accept!r:.40}")
         if self.draft_accept == "rejection" and self.deterministic:
@@ -250,8 +251,7 @@ class FillConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= 1000:
             raise ConfigError(f"top_k: expected 1 to 1000, got {self.top_k}")
-        if self.threads < 0:
-            raise ConfigError(f"threads: expected at least 0, got {self.threads}")
+        check_threads(self.threads)
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,8 @@ class PredictConfig:
     """CPU threads; 0 is one for each core."""
 
     def __post_init__(self) -> None:
-        for name, least in (("max_tokens", 0), ("stride", 0), ("answer_tokens", 0), ("beams", 1), ("threads", 0)):
+        check_threads(self.threads)
+        for name, least in (("max_tokens", 0), ("stride", 0), ("answer_tokens", 0), ("beams", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: expected at least {least}, got {getattr(self, name)}")
 

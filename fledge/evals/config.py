@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fledge.config import check_threads
 from fledge.errors import ConfigError
 
 
@@ -38,6 +39,8 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.text is None and self.questions is None:
             raise ConfigError("text: expected text or questions to evaluate on, found neither; set text=FILE")
-        for name, least in (("limit_questions", 0), ("max_answer_tokens", 1), ("stride", 0), ("threads", 0)):
+        low = {"limit_questions": 0, "max_answer_tokens": 1, "stride": 0, "seed": 0}
+        check_threads(self.threads)
+        for name, least in low.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: expected at least {least}, got {getattr(self, name)}")

@@ -14,7 +14,6 @@ import torch
 from fledge import device as devices
 from fledge.data.keyed_batches import EveryRow
 from fledge.data.preference_batches import PreferenceBatches
-from fledge.errors import ConfigError
 from fledge.lineage import artefact_digest, sha256_json
 from fledge.log import RunLog, say
 from fledge.model.folder import load_model
@@ -28,7 +27,7 @@ from fledge.recipes.preference_recipe import JudgedRecipe, PreferenceRecipe
 from fledge.recipes.reference import reference_table
 from fledge.recipes.sample import sample_hook
 from fledge.recipes.session import check_whole_rows, in_run_folder, run_recipe
-from fledge.recipes.sft import Tuned, data_digest, opened_base, prompt_ids, tuned_by
+from fledge.recipes.sft import Tuned, check_writer, data_digest, opened_base, prompt_ids, tuned_by
 from fledge.text.chat import renderer_for, with_format
 from fledge.text.tokenizer import Tokenizer
 from fledge.train.recipe import Hook, Recipe
@@ -44,11 +43,7 @@ def align_dpo(config: AlignConfig) -> dict[str, Any]:
     Raises ConfigError, DataError naming file and line, and CheckpointError where the reference of a run that goes on
     is not the one it began with."""
     base, base_config = opened_base(config, "preferences")
-    if base_config.decoder is None or base_config.encoder is not None:
-        raise ConfigError(
-            f"model.path: expected a decoder, which goes on from a prompt, got {base_config.family} in {base}; name "
-            "another model"
-        )
+    check_writer(base_config, base)
     tokenizer = with_format(Tokenizer.load(base), config.chat.format)
     renderer = renderer_for(tokenizer)
     row_tokens = row_tokens_of(config.train, base_config.context_tokens)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from fledge.config import check_threads
 from fledge.data.task_config import TaskDataConfig
 from fledge.engine.purpose import check_pooling
 from fledge.errors import ConfigError
@@ -37,9 +38,9 @@ class EmbedConfig:
 
     def __post_init__(self) -> None:
         check_pooling(self.pooling)
-        for name, least in (("batch_tokens", 1), ("threads", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        check_threads(self.threads)
+        if self.batch_tokens < 1:
+            raise ConfigError(f"batch_tokens: expected at least 1, got {self.batch_tokens}")
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class ProbeConfig:
     """CPU threads; 0 is one for each core."""
 
     def __post_init__(self) -> None:
+        check_threads(self.threads)
         if not self.strengths or min(self.strengths) <= 0:
             raise ConfigError(f"strengths: expected numbers above 0, got {str(self.strengths)[:60]}")
         if self.folds < 2:

@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from fledge.engine.config import EngineConfig
-from fledge.engine.load import load_engine
 from fledge.engine.request import Sampling
 from fledge.errors import ConfigError
 from fledge.evals.score import mean_score
@@ -24,7 +22,7 @@ from fledge.recipes.rl_config import MeasureConfig
 from fledge.recipes.rollout_file import Answer
 from fledge.recipes.rollout_watch import figures_of
 from fledge.recipes.rollouts import answers_told
-from fledge.recipes.sampler import answers_of, measured
+from fledge.recipes.sampler import answers_of, measured, prompted_engine
 from fledge.recipes.scoring import Scorer
 from fledge.tune.load import load_served, served_tokenizer
 
@@ -38,7 +36,7 @@ def measure(config: MeasureConfig, json: bool = False) -> dict[str, Any]:
         raise ConfigError("data: expected prompts as JSON lines; set data=…")
     if config.out is not None:
         check_output_file(config.out)
-    engine = load_engine(config.model, EngineConfig(n_slots=config.slots))
+    engine = prompted_engine(config.model, config.slots)
     reference = config.reference or config.model
     if served_tokenizer(reference).digest != engine.tokenizer.digest:
         raise ConfigError(f"reference: expected a model of {config.model}'s tokenizer, got another in {reference}")

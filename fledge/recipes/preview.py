@@ -31,7 +31,7 @@ from fledge.recipes.objective import MASKED, objective_tokenizer
 from fledge.recipes.preference_config import AlignConfig
 from fledge.recipes.pretrain import check_config, first_config, objective_recipe, open_data, prepare_data
 from fledge.recipes.preview_config import PreviewConfig
-from fledge.recipes.sft import chat_batches, conversations, opened_base
+from fledge.recipes.sft import chat_batches, check_writer, conversations, opened_base
 from fledge.text.chat import renderer_for, with_format
 from fledge.text.tokenizer import Tokenizer
 
@@ -203,6 +203,7 @@ def long_documents(data: Dataset | Mixture, row_tokens: int) -> tuple[str, int]:
 
 def sft_rows(config: SftConfig, scratch: Path) -> TrainedRows:
     base, base_config = opened_base(config, "conversations", config.tune.method != "full")
+    check_writer(base_config, base)
     renderer = renderer_for(with_format(Tokenizer.load(base), config.chat.format))
     training, held_out = conversations(config)
     row_tokens = row_tokens_of(config.train, base_config.context_tokens - config.tune.virtual)

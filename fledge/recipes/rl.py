@@ -37,7 +37,7 @@ from fledge.recipes.rollouts import Rollouts
 from fledge.recipes.sampler import Policy, Sampled, answer_logits, weights_digest
 from fledge.recipes.scoring import Scorer
 from fledge.recipes.session import check_whole_rows, in_run_folder, run_recipe, same_model
-from fledge.recipes.sft import Tuned, data_digest, tuned_by
+from fledge.recipes.sft import Tuned, check_writer, data_digest, tuned_by
 from fledge.recipes.together import share, told
 from fledge.recipes.value_head import read_value_head, with_value_head, write_value_head
 from fledge.text.chat import with_format
@@ -165,7 +165,8 @@ class Start:
 
 def learn(config: RlConfig, method: Method, valued: bool) -> dict[str, Any]:
     base = checked_base(config)
-    _, base_config = read_config(base)
+    base_config = read_config(base)[1]
+    check_writer(base_config, base)
     tokenizer = with_format(Tokenizer.load(base), config.chat.format)
     if config.reference and Tokenizer.load(find_model(config.reference)).digest != Tokenizer.load(base).digest:
         raise ConfigError(f"reference: expected a model of {base}'s tokenizer, got another in {config.reference}")

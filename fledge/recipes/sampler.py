@@ -17,6 +17,7 @@ from fledge.batch import Batch, padded
 from fledge.data.permutation import keyed_numbers
 from fledge.engine.config import EngineConfig
 from fledge.engine.core import Engine
+from fledge.engine.load import load_engine
 from fledge.engine.request import MAX_CHOICES, Completion, Request, Sampling
 from fledge.engine.runner import Runner, copied
 from fledge.errors import AgreementError, ConfigError
@@ -96,6 +97,14 @@ class Policy:
                     f"{one.prompt.at}, token {place} of the answer: expected log-probability {one.logprobs[place]!r} "
                     f"again in one pass, got {again[place]!r}; the engine's deterministic mode is broken, report it"
                 )
+
+
+def prompted_engine(model: str, n_slots: int) -> Engine:
+    """An engine on a model that goes on from prompts. Raises ConfigError for another, and what loading it raises."""
+    engine = load_engine(model, EngineConfig(n_slots=n_slots))
+    if engine.reads_source:
+        raise ConfigError(f"model: expected a decoder, which goes on from a prompt, got an encoder-decoder in {model}")
+    return engine
 
 
 @dataclass(frozen=True)

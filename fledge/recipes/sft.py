@@ -54,6 +54,7 @@ def sft(config: SftConfig) -> dict[str, Any]:
     """Tune, or go on tuning, and publish `run.dir`/model: a model, or by tune.method an adapter folder. Gives the
     same figures as `pretrain`."""
     base, base_config = opened_base(config, "conversations", config.tune.method != "full")
+    check_writer(base_config, base)
     tokenizer = with_format(Tokenizer.load(base), config.chat.format)
     renderer = renderer_for(tokenizer)
     training, held_out = conversations(config)
@@ -116,6 +117,17 @@ def opened_base(config: Any, what: str, quantized: bool = False) -> tuple[Path, 
             "with fledge sft tune an adapter beside them (tune.method=lora), or the original and quantize that"
         )
     return base, read_config(base)[1]
+
+
+def check_writer(config: ModelConfig, base: Path) -> None:
+    """Raises ConfigError for a model that does not go on from a prompt: an encoder, one that reads a source beside it,
+    one without an output over the vocabulary."""
+    if config.decoder is None or config.encoder is not None or not config.lm:
+        got = config.family if config.lm else f"{config.family} without an output over the vocabulary"
+        raise ConfigError(
+            f"model.path: expected a decoder, which goes on from a prompt, got {got} in {base}; name another model, or "
+            "tune this one with fledge finetune"
+        )
 
 
 def tuned_by(config: TuneConfig, base: Path, seed: int, tokenizer: Tokenizer, aside: bool = False) -> Tuned | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from fledge.config import check_threads
 from fledge.errors import ConfigError
 from fledge.model.show_config import ShowConfig
 
@@ -191,7 +192,8 @@ class MergeConfig:
     """CPU threads; 0 is one for each core."""
 
     def __post_init__(self) -> None:
-        for name, (low, high) in {"prompts": (1, 1024), "prompt_tokens": (1, 4096), "threads": (0, 4096)}.items():
+        check_threads(self.threads)
+        for name, (low, high) in {"prompts": (1, 1024), "prompt_tokens": (1, 4096)}.items():
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name}: expected {low} to {high}, got {getattr(self, name)}")
         if not 0 <= self.tolerance <= 1:

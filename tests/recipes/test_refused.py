@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from fledge.cli.main import main
 from fledge.config import load
 from fledge.errors import ConfigError, DataError
+from fledge.model.folder import save_model
+from fledge.model.retask import retask
 from fledge.recipes.config import ChatDataConfig, PretrainConfig, SftConfig
 from fledge.recipes.sft import conversations
+from fledge.text.tokenizer import byte_level
 from fledge.train.resume import write_run_yaml
+from tests.compress.tiny import tiny
 
 SMALL = ("model.width=16", "model.layers=1", "model.heads=2", "model.context_tokens=16", "train.steps=1")
 
@@ -52,6 +57,21 @@ def test_the_control_the_same_words_without_a_mistake_train(text, tmp_path):
     assert (tmp_path / "run" / "model" / "config.json").is_file()
 
 
+@pytest.mark.parametrize("verb", ["lr-range", "convert"])
+def test_an_output_that_could_not_be_written_is_refused_before_the_work(verb, text, tmp_path, capsys, monkeypatch):
+    def refuse(dir):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("fledge.recipes.lr_range.fresh_recipe", lambda *_: pytest.fail("the model was built"))
+    monkeypatch.setattr("fledge.model.convert.read_source", lambda *_: pytest.fail("the model was read"))
+    out = tmp_path / "new" / "out"
+    words = {"lr-range": [f"data.path={text}", f"out={out}", *SMALL[:-1]], "convert": [str(text), str(out)]}[verb]
+    assert main([verb, *words]) == 2
+    assert re.search(r"new.*: can't be written to \(Read-only file system\)", capsys.readouterr().err)
+    assert {path.name for path in tmp_path.iterdir()} == {"text"}
+
+
 def talk(path, n: int) -> str:
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
     path.write_text("".join(json.dumps({"messages": turns}) + "\n" for _ in range(n)))
@@ -85,3 +105,50 @@ def test_a_run_s_config_is_read_back_equal_whatever_its_texts_look_like(tmp_path
     config = load(PretrainConfig, changes=changes)
     write_run_yaml(tmp_path, config, {"torch": "2"})
     assert load(PretrainConfig, tmp_path / "run.yaml") == config
+
+
+WRITERS = {
+    "sft": "sft model.path={model} data.path={chats} run.dir={run} train.steps=1",
+    "dpo": "align dpo model.path={model} data.path={pairs} run.dir={run} train.steps=1",
+    "grpo": "align grpo model.path={model} data.path={prompts} rewards=[{{kind: number}}] run.dir={run}",
+    "best of": "align best-of {model} --data {prompts} rewards=[{{kind: number}}] --out {run}",
+    "measure": "align measure {model} --data {prompts} rewards=[{{kind: number}}]",
+    "generate": "generate {model} --prompt a",
+}
+
+
+KINDS = [(kind, verb) for kind in ("encoder", "encoder-decoder", "reward") for verb in WRITERS]
+KINDS.remove(("encoder-decoder", "generate"))  # which writes from its source
+
+
+@pytest.mark.parametrize(("kind", "verb"), KINDS)
+def test_a_model_that_does_not_go_on_from_a_prompt_is_refused_before_anything_begins(kind, verb, tmp_path, capsys):
+    models = {"encoder": tiny("bert"), "encoder-decoder": tiny("t5"), "reward": retask(tiny("llama"), "sequence", 1)}
+    save_model(models[kind], tmp_path / "model", byte_level(("<|im_start|>", "<|im_end|>")))
+    prompt = [{"role": "user", "content": "1+1="}]
+    rows = {
+        "prompts": {"messages": prompt, "answer": "2"},
+        "pairs": {"messages": prompt, "chosen": "2", "rejected": "3"},
+        "chats": {"messages": [*prompt, {"role": "assistant", "content": "2"}]},
+    }
+    places = {name: tmp_path / f"{name}.jsonl" for name in rows}
+    for name, row in rows.items():
+        places[name].write_text(f"{json.dumps(row)}\n" * 3)
+    places |= {"model": tmp_path / "model", "run": tmp_path / "run"}
+    words = [word.replace("~", " ").format(**places) for word in WRITERS[verb].replace(": ", ":~").split(" ")]
+    assert main(words) == 2
+    assert "expected a" in (said := capsys.readouterr().err) and ("decoder" in said or "writes" in said)
+    assert not places["run"].exists()
+
+
+def test_the_control_a_decoder_goes_on_from_a_prompt(tmp_path):
+    save_model(tiny("llama"), tmp_path / "model", byte_level())
+    assert main(["generate", str(tmp_path / "model"), "--prompt", "a", "--max-tokens", "1", "--json"]) == 0
+
+
+@pytest.mark.parametrize("verb", ["generate M --prompt a", "chat M", "fill M a", "predict M a", "evaluate M --text a"])
+def test_more_threads_than_a_machine_bears_are_refused(verb, tmp_path, capsys):
+    save_model(tiny("llama"), tmp_path / "model", byte_level())
+    words = [str(tmp_path / "model") if word == "M" else word for word in verb.split()]
+    assert main([*words, "--threads", "100000"]) == 2
+    assert "threads: expected 0..1024, got 100000" in capsys.readouterr().err

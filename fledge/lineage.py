@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,17 @@ def refuse_other_artefact(folder: str | Path, *kinds: str) -> None:
         )
 
 
+def refuse_without_card(folder: str | Path, names: Iterable[str], verb: str) -> None:
+    """Raises ConfigError if files of `names`, which `verb` would replace, are there without a card: somebody's own."""
+    folder = Path(folder)
+    there = [name for name in names if (folder / name).exists()]
+    if there and not (folder / CARD).exists():
+        raise ConfigError(
+            f"{folder}: expected a folder to write to, got one with {', '.join(there)} that {verb} did not write; "
+            "choose another, or move what is there"
+        )
+
+
 def check_output_file(path: str | Path) -> None:
     """Try whether the file could be written, before work that would be lost. Raises ConfigError."""
     path = Path(path)
@@ -187,7 +198,7 @@ def check_writable(folder: str | Path) -> None:
 
 def write_text_durably(path: str | Path, text: str) -> None:
     """Write beside, fsync, rename, fsync the folder: after a crash the file is the old one or the new one. What can't
-    be written whole (a full disk) leaves nothing behind."""
+    be written whole (a full disk) leaves nothing behind, and the error names `path`."""
     path = Path(path)
     scratch = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
@@ -198,7 +209,7 @@ def write_text_durably(path: str | Path, text: str) -> None:
         rename(scratch, path)
     except OSError as error:
         scratch.unlink(missing_ok=True)
-        error.filename = error.filename if error.filename is not None else str(path)
+        error.filename = str(path)  # not the scratch file's, which nobody knows
         raise
     fsync_folder(path.parent)
 

@@ -3,6 +3,7 @@ encoder–decoder, which reads the prompt as its source, the answer and one newl
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from dataclasses import fields
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 REQUEST_ID = "generate"
 ANY_VOCABULARY = 2**31
+KEYS = {"n_beams": "beams", "n_groups": "beam_groups", "alpha": "penalty_alpha", "source": "prompt"}
+"""What a key of the engine's is called here."""
+PARSER_ERROR = re.compile(r"at .* error: (.+?) 1 \| %llguidance.*")
+"""What the parser of a regular expression says of the grammar around it."""
 NOT_OF_SEARCH = (
     "min_tokens", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
     "frequency_penalty", "logit_bias", "stop", "stop_token_ids", "ignore_eos", "logprobs", "prompt_logprobs",
@@ -35,7 +40,8 @@ NOT_OF_SEARCH = (
 def generate(config: GenerateConfig, json: bool = False) -> dict[str, Any]:
     """Continue a prompt, or answer it: text on standard output (as it comes on a terminal), all figures in the result.
 
-    Raises ConfigError (a setting, or no prompt), RequestError (too long) and what loading the model raises.
+    Raises ConfigError (a setting, or no prompt), RequestError (too long) and what loading the model raises. Without a
+    max_tokens of one's own a prompt that leaves less than the usual one gets what is left.
     """
     constraint = read_constraint(config)
     check_settings(config, constraint)
@@ -49,7 +55,18 @@ def generate(config: GenerateConfig, json: bool = False) -> dict[str, Any]:
         parallel=config.parallel,
     )
     with shared_engine(config.model, how) as engine:
-        return {} if engine is None else answered(engine, config, prompt, constraint, json)
+        try:
+            return {} if engine is None else answered(engine, config, prompt, constraint, json)
+        except RequestError as error:
+            if error.code == "context_length_exceeded":
+                raise
+            raise refusal(error) from None
+
+
+def refusal(error: RequestError) -> ConfigError:
+    """A request that can't be, as the wrong flag that it is here."""
+    name, colon, rest = PARSER_ERROR.sub(r"\1", str(error)).partition(":")
+    return ConfigError(f"{KEYS.get(name, name)}{colon}{rest}")
 
 
 def answered(
@@ -76,6 +93,9 @@ def answered(
         result["cut_tokens"] = n_cut
         fate = "are hidden" if config.overflow == "sinks" else "were cut off"
         say(f"the prompt was too long: {n_cut} of its tokens {fate}")
+    short = request.sampling.max_tokens < (config.max_tokens or 0)
+    if short and any(one.finish_reason == "length" for one in completions):
+        say(f"the answer was cut: the context of {engine.context_tokens} tokens is full")
     for choice, score in zip(result["choices"], scores, strict=False):
         choice["score"] = score
     return result
@@ -100,12 +120,16 @@ def request_of(
         source_ids = cut_source(engine.tokenizer, source_ids, long_input, most)
         check_length(len(source_ids), most)
     prompt_ids = (engine.runner.start_id,) if engine.reads_source else encode_prompt(engine.tokenizer, prompt)
+    context_tokens, usual = engine.context_tokens, config.max_tokens == GenerateConfig.max_tokens
+    max_tokens = None if usual and (config.max_tokens or 0) >= context_tokens else config.max_tokens
     if not engine.reads_source:
         n_given = len(prompt_ids)
-        prompt_ids = long_input.cut(prompt_ids, config.max_tokens, engine.context_tokens, engine.tokenizer.bos_id)
-    context_tokens, n_prompt = engine.context_tokens, len(prompt_ids)
+        prompt_ids = long_input.cut(prompt_ids, max_tokens, context_tokens, engine.tokenizer.bos_id)
+    n_prompt = len(prompt_ids)
     longest = context_tokens if searches(config) else long_input.longest(context_tokens, engine.reach_tokens)
     max_tokens = config.max_tokens or long_input.open_tokens(context_tokens)
+    if usual and max_tokens is not None:
+        max_tokens = min(max_tokens, max(1, longest - n_prompt))
     sampling = config.sampling(answer_room(n_prompt, max_tokens, longest), constraint)
     request = Request(
         REQUEST_ID, prompt_ids, sampling, "", config.prompt_logprobs, source_ids=source_ids, long_input=long_input

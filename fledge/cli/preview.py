@@ -13,7 +13,7 @@ from fledge.cli.parse import Parser, find_verb
 from fledge.data.task_config import TaskDataConfig
 from fledge.data.task_rows import file_text, rows_of
 from fledge.errors import ConfigError, DataError
-from fledge.lineage import write_text_durably
+from fledge.lineage import check_output_file, make_folder, write_text_durably
 from fledge.recipes.preview_config import PreviewConfig
 from fledge.text.conversation import read_rows
 
@@ -39,9 +39,12 @@ def preview(config: PreviewConfig, json: bool = False) -> dict[str, Any]:
     from fledge.recipes.preview_page import page
     from fledge.recipes.preview_text import colours, text
 
+    if config.html is not None:
+        check_output_file(config.html)
     with tempfile.TemporaryDirectory() as scratch:
         result = {"path": config.path, **preview_rows(verb, training, config, Path(scratch))}
     if config.html is not None:
+        make_folder(config.html.parent)
         write_text_durably(config.html, page(result))
         result["html"] = str(config.html)
     if not json:

@@ -35,6 +35,7 @@ from fledge.lineage import (
     make_folder,
     read_card,
     refuse_other_artefact,
+    refuse_without_card,
     verify,
     write_card,
 )
@@ -117,17 +118,11 @@ def refuse_own_output(config: BuildConfig) -> None:
 def refuse_strangers(out: Path) -> None:
     """Raises ConfigError if files that would be replaced are somebody's own. A killed build has no card, but its corpus
     begins as a corpus does."""
-    there = [name for name in OWN if (out / name).exists()]
-    if not there or (out / CARD).exists():
-        return
     if (out / CORPUS).is_file():
         with open(out / CORPUS, "rb") as file:
             if file.read(len(BEGINS)) == BEGINS:
                 return
-    raise ConfigError(
-        f"{out}: expected a folder for a dataset, got one with {', '.join(there)} that data build did not write; "
-        "choose another, or move what is there"
-    )
+    refuse_without_card(out, OWN, "data build")
 
 
 def build_corpus(config: BuildConfig, train: TrainShard) -> tuple[dict[str, Any], bool]:

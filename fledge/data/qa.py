@@ -22,12 +22,22 @@ from fledge.data.document import Document, is_held_out
 from fledge.data.questions import Exchange, about_definitions, about_text, number_of
 from fledge.data.sources import gather
 from fledge.errors import CheckpointError, DataError
-from fledge.lineage import CARD, make_folder, refuse_other_artefact, sha256_file, sha256_json, verify, write_card
+from fledge.lineage import (
+    CARD,
+    make_folder,
+    refuse_other_artefact,
+    refuse_without_card,
+    sha256_file,
+    sha256_json,
+    verify,
+    write_card,
+)
 from fledge.text.documents import ReadingConfig, refuse_inside
 
 RECIPE = 1  # raised when the same config and sources would give other conversations
 KIND = "conversations"
 TRAIN, VAL = "train.jsonl", "val.jsonl"
+KEYS = {"messages", "name", "document"}  # of a row
 FEW = 200  # with fewer conversations about definitions, questions about the text itself are added
 
 
@@ -35,13 +45,14 @@ def build_qa(config: QaConfig, json: bool = False) -> dict[str, Any]:
     """Write train.jsonl and val.jsonl of {"messages": [...]} and a card; gives counts and the digest.
 
     `config.source` may also be a folder written by `data build`: then its split is kept. Raises DataError when the
-    source gives no conversation.
+    source gives no conversation, ConfigError when files that would be replaced are somebody's own.
     """
     began = time.monotonic()
     if config.source != PYTHON:
         refuse_inside(config.source, config.out)
     make_folder(config.out)
     refuse_other_artefact(config.out, KIND)
+    refuse_without_card(config.out, (name for name in (TRAIN, VAL) if not is_ours(config.out / name)), "data qa")
     clean(config.out, (TRAIN, VAL, CARD))
     documents = list(split_documents(config.source, config.reading))
     sources = sha256_json([(document.path, document.sha256, trained) for document, trained in documents])
@@ -57,6 +68,17 @@ def build_qa(config: QaConfig, json: bool = False) -> dict[str, Any]:
     if not json:
         print(summary(result))
     return result
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is empty or its first row one of these conversations, as a killed run leaves them."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            line = file.readline()
+        row = json_format.loads(line) if line else dict.fromkeys(KEYS)
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and row.keys() >= KEYS
 
 
 def split_documents(source: str, reading: ReadingConfig) -> Iterator[tuple[Document, bool]]:

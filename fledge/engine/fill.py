@@ -49,22 +49,26 @@ def fill(config: FillConfig, json: bool = False) -> dict[str, Any]:
     Raises ConfigError (no text, a text without a mask or too long, a model that fills no masks), DataError for a file,
     and what loading the model raises.
     """
-    texts = read_texts(config)
+    texts, places = read_texts(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     folder = find_model(config.model)
     tokenizer = Tokenizer.load(folder)
-    found = fill_texts(load_model(folder), tokenizer, texts, config.top_k)
+    found = fill_texts(load_model(folder), tokenizer, texts, config.top_k, places)
     if not json:
         for one in found:
             print(shown(one))
     return {"model": config.model, "texts": [asdict(one) for one in found]}
 
 
-def fill_texts(model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], top_k: int = 5) -> list[Filled]:
-    """The `top_k` likeliest tokens of each mask of each text. Raises ConfigError as `fill`."""
+def fill_texts(
+    model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], top_k: int = 5, places: Sequence[str] = ()
+) -> list[Filled]:
+    """The `top_k` likeliest tokens of each mask of each text; `places` is where each stands, for messages. Raises
+    ConfigError as `fill`."""
     mask_id = mask_of(model, tokenizer)
-    rows = [row_of(model, tokenizer, text, mask_id) for text in texts]
+    at = places or ["text"] * len(texts)
+    rows = [row_of(model, tokenizer, text, mask_id, place) for text, place in zip(texts, at, strict=True)]
     found: list[Filled] = []
     for batch in batches(rows):
         guesses = iter(guessed(model, tokenizer, batch, mask_id, top_k))
@@ -90,14 +94,15 @@ def mask_of(model: Transformer, tokenizer: Tokenizer) -> int:
     return mask_id
 
 
-def row_of(model: Transformer, tokenizer: Tokenizer, text: str, mask_id: int) -> list[int]:
+def row_of(model: Transformer, tokenizer: Tokenizer, text: str, mask_id: int, place: str) -> list[int]:
     """A text's ids between the special tokens that the model wants. Raises ConfigError."""
     row = list(tokenizer.frame(tokenizer.encode(text, parse_special=True)).ids)
     if mask_id not in row:
-        raise ConfigError(f"text: expected {tokenizer.token_of(mask_id)} in it, found none in {text[:60]!r}")
+        raise ConfigError(f"{place}: expected {tokenizer.token_of(mask_id)} in it, found none in {text[:60]!r}")
     if len(row) > model.config.context_tokens:
         raise ConfigError(
-            f"text: expected at most {model.config.context_tokens} tokens, got {len(row)} in {text[:60]!r}; shorten it"
+            f"{place}: expected at most {model.config.context_tokens} tokens, got {len(row)} in {text[:60]!r}; shorten "
+            "it"
         )
     return row
 
@@ -139,20 +144,21 @@ def likeliest(model: Transformer, states_MD: Tensor, vocab_size: int, top_k: int
     return shares, ids
 
 
-def read_texts(config: FillConfig) -> list[str]:
-    """The one text, or a file's lines but empty ones. Raises ConfigError or DataError."""
+def read_texts(config: FillConfig) -> tuple[list[str], list[str]]:
+    """(texts, where each stands): the one text, or a file's lines but empty ones. Raises ConfigError or DataError."""
     if (config.text is None) == (config.file is None):
         raise ConfigError("text: expected one of a text and --file FILE (- is standard input), a text a line")
     if config.file is None:
-        return [config.text or ""]
+        return [config.text or ""], ["text"]
     try:
         data = sys.stdin.buffer.read() if config.file == "-" else Path(config.file).read_bytes()
-        texts = [line for line in data.decode("utf-8").splitlines() if line.strip()]
+        lines = [line.removesuffix("\r") for line in data.decode("utf-8").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{config.file}: can't be read as UTF-8 text ({type(error).__name__})") from None
-    if not texts:
+    found = [(line, f"{config.file}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not found:
         raise DataError(f"{config.file}: expected a text a line, got none")
-    return texts
+    return [text for text, _ in found], [place for _, place in found]
 
 
 def shown(found: Filled) -> str:

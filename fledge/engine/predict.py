@@ -7,7 +7,7 @@ B rows, T tokens of a row, L labels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 from fledge.data.task_batches import ChoiceBatches, SpanBatches, TaskBatches, TextBatches, WordBatches
 from fledge.data.task_config import Task, TaskDataConfig
 from fledge.data.task_framing import Reader
-from fledge.data.task_rows import Example, PairExample, TextExample, read_examples
+from fledge.data.task_rows import Example, PairExample, TextExample, WordsExample, read_examples
 from fledge.engine.config import EngineConfig, PredictConfig
 from fledge.engine.load import load_engine
 from fledge.engine.reading import SpanSearch, labelled, shares_of, word_tags
@@ -95,12 +95,14 @@ def predict_texts(config: PredictConfig, json: bool) -> dict[str, Any]:
 
 
 def asked(config: PredictConfig, kind: TaskKind) -> list[Example]:
-    """What is to be answered. Raises ConfigError unless it is a text or a file."""
+    """What is to be answered; tags that a file has are left out, whatever they are. Raises ConfigError unless it is a
+    text or a file."""
     if (config.text is None) == (config.file is None):
         raise ConfigError('text: expected a text or --file, got both or neither; write fledge predict MODEL "text"')
     if config.file is not None:
         columns = TaskDataConfig(text=config.column, pair=config.pair_column, header=config.header)
-        return read_examples(config.file, kind.task, columns, answered=False)
+        found = read_examples(config.file, kind.task, columns, answered=False)
+        return [replace(one, tags=None) if isinstance(one, WordsExample) else one for one in found]
     assert config.text is not None
     if kind.task == "text2text":
         return [PairExample("text", config.text, None)]

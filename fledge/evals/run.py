@@ -14,7 +14,7 @@ from fledge import device as devices
 from fledge.config import read_json, to_dict
 from fledge.data.document import Document
 from fledge.engine.loaded import Model, load
-from fledge.errors import ConfigError, FledgeError
+from fledge.errors import ConfigError, DataError, FledgeError
 from fledge.evals import bigram as bigrams
 from fledge.evals import score as scores
 from fledge.evals.answers import Question, answer_bits, greedy_answers, questions_of, same
@@ -200,7 +200,7 @@ def question_figures(config: EvaluateConfig, model: Model, before: Model | None)
     questions = questions_of(list(read_conversations(config.questions)))
     questions = questions[: config.limit_questions] if config.limit_questions else questions
     if not questions:
-        raise ConfigError(f"{config.questions}: expected conversations that end with an answer, found none")
+        raise DataError(f"{config.questions}: expected conversations that end with an answer, found none")
     form = "plain" if model.renderer is None else "chat"
     bits, answers = asked(config, model, questions, form)
     found = answer_scores(questions, bits, answers, config.seed)

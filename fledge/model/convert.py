@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fledge.errors import CheckpointError, ConfigError
-from fledge.lineage import sha256_file
+from fledge.lineage import check_writable, make_folder, sha256_file
 from fledge.log import say
 from fledge.model.convert_config import ConvertConfig
 from fledge.model.folder import load_model, read_config, save_model, write_json
@@ -48,7 +48,8 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         raise CheckpointError(f"{source}: expected a checkpoint, found nothing; check the path")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target}: expected a new or empty folder, found something there; choose another target")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(target.parent)
+    make_folder(target.parent)
     scratch = target.parent / f".new-{target.name}-{os.getpid()}"
     try:
         model, tokenizer = read_source(source, config, scratch)

@@ -8,27 +8,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from fledge.engine.config import EngineConfig
-from fledge.engine.load import load_engine
 from fledge.engine.request import Sampling
-from fledge.errors import ConfigError
+from fledge.errors import ConfigError, DataError
 from fledge.lineage import check_output_file, make_folder, write_text_durably
 from fledge.log import say
 from fledge.recipes.prompts import read_prompts
 from fledge.recipes.rl_config import BestOfConfig
-from fledge.recipes.sampler import Sampled, answers_of
+from fledge.recipes.sampler import Sampled, answers_of, prompted_engine
 from fledge.recipes.scoring import Scorer
 
 
 def best_of(config: BestOfConfig) -> dict[str, Any]:
     """Write the best of `samples` answers to each prompt as conversations (`fledge sft` reads them). Gives `prompts`,
-    `written`, and the mean rewards of all answers (`reward_all`) and of each prompt's best (`reward_best`)."""
+    `written`, and the mean rewards of all answers (`reward_all`) and of each prompt's best (`reward_best`).
+
+    Raises DataError, and writes nothing, where no answer is kept."""
     if not config.data:
         raise ConfigError("data: expected prompts as JSON lines; set data=…")
+    if config.out.resolve() == Path(config.data).resolve():
+        raise ConfigError(f"out: expected another file than data, got {config.out} for both; choose another")
     check_output_file(config.out)
-    engine = load_engine(config.model, EngineConfig(n_slots=config.slots))
+    engine = prompted_engine(config.model, config.slots)
     prompts = read_prompts(config.data, engine.tokenizer, engine.context_tokens - config.max_tokens)
     scorer = Scorer(config.rewards, (), engine.tokenizer)
     sampling = Sampling(max_tokens=config.max_tokens, temperature=config.temperature, stop=config.stop)
@@ -41,6 +44,12 @@ def best_of(config: BestOfConfig) -> dict[str, Any]:
         rewards += [reward for reward, _ in scored]
         best.append(max(rewards[-config.samples :]))
         lines += [json.dumps(row, ensure_ascii=False) + "\n" for row in kept(scored, config)]
+    if not lines:
+        whole = "; whole=false keeps those that max_tokens cut" if config.whole else ""
+        raise DataError(
+            f"{config.data}: expected an answer to keep, found none of {len(rewards)}, whose best reward is "
+            f"{max(rewards):.3f}; lower least, or raise samples or max_tokens{whole}"
+        )
     make_folder(config.out.parent)
     write_text_durably(config.out, "".join(lines))
     figures = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import fledge
 from fledge import device as devices
-from fledge.lineage import make_folder, write_text_durably
+from fledge.lineage import check_writable, make_folder, write_text_durably
 from fledge.log import Progress, json_safe
 from fledge.recipes.config import LrRangeConfig
 from fledge.recipes.pretrain import fresh_recipe
@@ -29,6 +29,7 @@ def lr_range(config: LrRangeConfig, json: bool = False) -> dict[str, Any]:
 
     Gives `suggested`, `steepest` and `diverged` rates and the paths. Raises DataError if the loss never falls.
     """
+    check_writable(config.out)
     make_folder(config.out)
     device = devices.pick(config.train.device, "float32", config.train.threads)
     recipe = fresh_recipe(config, config.out)

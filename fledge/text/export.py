@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fledge.errors import ConfigError, TokenizerError
-from fledge.lineage import CARD, make_folder, write_text_durably
+from fledge.lineage import CARD, check_writable, make_folder, refuse_without_card, write_text_durably
 from fledge.log import warn
 from fledge.text import sentencepiece_text, tokenizer_file
 from fledge.text.byte_alphabet import to_bytes
@@ -29,10 +29,13 @@ from fledge.text.tokenizer import Tokenizer
 
 
 def convert_tokenizer(config: TokenizerConvertConfig, json: bool = False) -> dict[str, Any]:
-    """`fledge tokenizer convert`: read a tokenizer of any form and write it in another; gives what was written."""
-    tokenizer = with_format(Tokenizer.load(config.tokenizer), config.chat.format)
+    """`fledge tokenizer convert`: read a tokenizer of any form and write it in another; gives what was written. Raises
+    ConfigError where files of those names are there already."""
     if (config.out / CARD).is_file():
         raise ConfigError(f"out: expected a folder of its own, got {config.out}, whose card vouches for what is there")
+    check_writable(config.out)
+    refuse_without_card(config.out, FILES[config.form], "tokenizer convert")
+    tokenizer = with_format(Tokenizer.load(config.tokenizer), config.chat.format)
     folder = make_folder(config.out)
     files = WRITERS[config.form](tokenizer, folder)
     result = {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "out": str(folder), "files": files}
@@ -44,8 +47,7 @@ def convert_tokenizer(config: TokenizerConvertConfig, json: bool = False) -> dic
 def write_tokenizer_json(tokenizer: Tokenizer, folder: Path) -> list[str]:
     """tokenizer.json, tokenizer_config.json and the chat template, as `Tokenizer.save` writes them."""
     tokenizer.save(folder)
-    names = ("tokenizer.json", tokenizer_file.CONFIG, tokenizer_file.TEMPLATE)
-    return [name for name in names if (folder / name).exists()]
+    return [name for name in FILES["tokenizer.json"] if (folder / name).exists()]
 
 
 def write_gpt2(tokenizer: Tokenizer, folder: Path) -> list[str]:
@@ -223,3 +225,12 @@ WRITERS = {
     "tiktoken": write_tiktoken_file,
     "gguf": write_gguf_vocabulary,
 }
+FILES = {
+    "tokenizer.json": ("tokenizer.json", tokenizer_file.CONFIG, tokenizer_file.TEMPLATE),
+    "gpt2": ("vocab.json", "merges.txt", tokenizer_file.CONFIG),
+    "bert": ("vocab.txt", tokenizer_file.CONFIG),
+    "sentencepiece": ("tokenizer.model",),
+    "tiktoken": ("tokenizer.tiktoken",),
+    "gguf": ("vocabulary.gguf",),
+}
+"""What each writes, or takes away."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,8 +18,11 @@ from fledge.errors import CheckpointError, ConfigError, DataError
 from fledge.lineage import (
     CARD,
     check_writable,
+    fsync_folder,
     make_folder,
     refuse_other_artefact,
+    refuse_without_card,
+    rename,
     sha256_file,
     sha256_json,
     verify,
@@ -88,11 +92,12 @@ def pre_tokenizer(pattern_name: str) -> pre_tokenizers.PreTokenizer:
 
 def train_tokenizer(config: TokenizerTrainConfig, json: bool = False) -> dict[str, Any]:
     """`fledge tokenizer train`: write the tokenizer's folder with its card, or reuse the one that the same text and
-    settings made; gives its figures."""
+    settings made; gives its figures. Raises ConfigError where a tokenizer stands that has no card."""
     began = time.monotonic()
     refuse_inside(config.text, config.out)
     check_writable(config.out)
     refuse_other_artefact(config.out, KIND)
+    refuse_without_card(config.out, OURS, "tokenizer train")
     card = finished(config)
     reused = card is not None
     if card is None:
@@ -136,13 +141,24 @@ def write(config: TokenizerTrainConfig) -> dict[str, Any]:
         "bytes": seen.n_bytes,
         "inputs": inputs_of(config, seen),
     }
-    (make_folder(config.out) / CARD).unlink(missing_ok=True)
-    tokenizer.save(config.out)
-    files = [p.relative_to(config.out).as_posix() for p in config.out.rglob("*") if p.is_file()]
-    strangers = tuple(name for name in files if name not in OURS)
     corpus = config.text / CORPUS
     parents = {"corpus": sha256_file(corpus)} if learns(config) and corpus.is_file() else {}
-    return write_card(config.out, KIND, parents, fields.to_dict(config), facts, strangers)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=make_folder(config.out)) as scratch:
+        tokenizer.save(scratch)
+        card = write_card(scratch, KIND, parents, fields.to_dict(config), facts)
+        place(Path(scratch), config.out)
+    return card
+
+
+def place(made: Path, out: Path) -> None:
+    """Move a tokenizer's files to where they belong, the card first: killed meanwhile, it says what is missing, and the
+    same command writes all again."""
+    for name in (CARD, *OURS):
+        if (made / name).exists():
+            rename(made / name, out / name)
+        else:
+            (out / name).unlink(missing_ok=True)  # of another tokenizer, that would be read
+    fsync_folder(out)
 
 
 def learn(config: TokenizerTrainConfig, seen: Seen) -> Tokenizer:

@@ -222,6 +222,20 @@ def test_a_source_without_anything_to_ask_is_refused(tmp_path):
         build_qa(QaConfig(tmp_path / "qa", source), json=True)
 
 
+@pytest.mark.parametrize("name", ["train.jsonl", "val.jsonl"])
+def test_rows_of_a_strangers_are_not_written_over(name, tmp_path):
+    source = make(tmp_path / "in", {"birds.py": 'def fly():\n    """Take off and fly."""\n'})
+    (tmp_path / "qa").mkdir()
+    (tmp_path / "qa" / name).write_text('{"messages": []}\n')
+    with pytest.raises(ConfigError, match=f"got one with {name} that data qa did not write; choose another"):
+        build_qa(QaConfig(tmp_path / "qa", source), json=True)
+    assert (tmp_path / "qa" / name).read_text() == '{"messages": []}\n'
+    (tmp_path / "qa" / name).unlink()
+    build_qa(QaConfig(tmp_path / "qa", source), json=True)
+    (tmp_path / "qa" / "card.json").unlink()  # the control: as a killed run leaves it
+    assert build_qa(QaConfig(tmp_path / "qa", source), json=True)["reused"] is False
+
+
 @pytest.mark.parametrize("wrong", [{"max_conversations": 0}, {"max_answer_characters": 5}])
 def test_a_config_out_of_range_is_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):

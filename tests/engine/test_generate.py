@@ -172,7 +172,7 @@ def test_constraints_are_flags_and_the_answer_matches(tmp_path, capfd):
             "choice: expected one constraint, got regex beside it|regex: expected one",
         ),
         (["--json-schema", "/nowhere.json"], 1, "/nowhere.json: can't be read"),
-        (["--regex", "["], 1, "regex: can't be used"),
+        (["--regex", "["], 2, "regex: can't be used"),
         (["--choice", ""], 2, "choice: expected texts that are not empty"),
     ],
 )

@@ -162,6 +162,12 @@ def test_a_base_model_is_asked_in_plain_text(folder, tmp_path):
         answer_bits(load(base), [Question((Message("user", "a"),), "b")], "chat")
 
 
+def test_questions_without_an_answer_are_the_files_fault(folder, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"empty\.jsonl: expected conversations that end with an answer, found none"):
+        evaluate(EvaluateConfig(folder / "model", questions=tmp_path / "empty.jsonl", threads=1), json=True)
+
+
 def test_text_without_a_training_shard_has_no_bigram_and_says_why(folder, tmp_path):
     (tmp_path / "text.txt").write_text(essay(1, 50))
     found = evaluate(EvaluateConfig(folder / "model", text=tmp_path / "text.txt", threads=1), json=True)
@@ -177,6 +183,8 @@ def test_text_without_a_training_shard_has_no_bigram_and_says_why(folder, tmp_pa
 def test_nothing_to_evaluate_is_refused(folder, tmp_path):
     with pytest.raises(ConfigError, match="text or questions"):
         EvaluateConfig(folder / "model")
+    with pytest.raises(ConfigError, match="seed: expected at least 0, got -1"):
+        EvaluateConfig(folder / "model", text=folder / "data", seed=-1)
     with pytest.raises(ConfigError, match="stride: expected at most the context of 48"):
         evaluate(EvaluateConfig(folder / "model", text=folder / "data", stride=49), json=True)
     (tmp_path / "empty.txt").write_text(" ")

@@ -6,13 +6,13 @@ import json
 
 import pytest
 
-from fledge.errors import DataError
+from fledge.errors import ConfigError, DataError
 from fledge.label.config import LabelExportConfig
 from fledge.label.export import export_labels
 from fledge.label.tally import Tally
 from fledge.text.conversation import Message
 from fledge.text.preferences import read_judged, read_preferences
-from tests.label.samples import Desk, make_labels, new_desk, read_items, say, write_rows
+from tests.label.samples import Ballot, Desk, make_labels, new_desk, read_items, say, write_rows
 
 
 @pytest.mark.parametrize(
@@ -101,3 +101,28 @@ def test_training_reads_what_was_exported_as_it_was_labelled(tmp_path):
     read = [(pair.prompt, pair.chosen, pair.rejected) for pair in read_preferences(out)]
     assert read == [(item.prompt, item.first, item.second) for item in items.found]
     assert len(list(read_judged(out))) == 6
+
+
+@pytest.mark.parametrize("name", ["labels.db", "pairs.jsonl", "mine.json", "empty"])
+def test_a_file_that_is_no_earlier_export_is_left_as_it_is(name, tmp_path):
+    place, out = labelled(tmp_path), tmp_path / name
+    if not out.exists():
+        out.write_text("[]" if name == "mine.json" else "")
+    before = out.read_bytes()
+    with pytest.raises(ConfigError, match=f"out: expected a new file or an earlier export, got .*{name}; choose"):
+        export_labels(LabelExportConfig(place, out), json=True)
+    assert out.read_bytes() == before
+    assert export_labels(LabelExportConfig(place, tmp_path / "pref.jsonl"), json=True)["pairs"] == 2
+    assert export_labels(LabelExportConfig(place, tmp_path / "pref.jsonl"), json=True)["pairs"] == 2  # over its own
+
+
+def test_an_export_that_was_labelled_again_is_not_written_over_by_the_votes_on_it(tmp_path):
+    first = tmp_path / "pref.jsonl"
+    export_labels(LabelExportConfig(labelled(tmp_path), first), json=True)
+    before = first.read_bytes()
+    desk = Desk(make_labels(str(tmp_path / "again.db"), read_items(first), first.name, 1))
+    desk.vote(Ballot("ana", 1, "a", "once", 1.0))
+    desk.store.close()
+    with pytest.raises(ConfigError, match="expected a new file or an earlier export"):
+        export_labels(LabelExportConfig(str(tmp_path / "again.db"), first), json=True)
+    assert first.read_bytes() == before

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from fledge.align.rl_config import RewardConfig
-from fledge.errors import ConfigError
+from fledge.errors import ConfigError, DataError
 from fledge.recipes.best_of import best_of
 from fledge.recipes.rl_config import BestOfConfig
 from fledge.text.conversation import read_conversations
@@ -49,7 +49,10 @@ def test_the_same_seed_writes_the_same_file_and_what_is_too_bad_is_left_out(tmp_
     figures = best_of(settings(tmp_path, samples=4, keep=3, least=1.0))
     rows = [json.loads(line) for line in (tmp_path / "best.jsonl").read_text().splitlines()]
     assert {row["reward"] for row in rows} == {1.0} and figures["written"] == len(rows) < 30
-    assert best_of(settings(tmp_path, samples=4, whole=True, max_tokens=1))["written"] == 0
+    before = (tmp_path / "best.jsonl").read_text()
+    with pytest.raises(DataError, match=r"expected an answer to keep, found none of 40, .*whole=false keeps"):
+        best_of(settings(tmp_path, samples=4, whole=True, max_tokens=1))
+    assert (tmp_path / "best.jsonl").read_text() == before
 
 
 def test_what_it_needs_is_asked_for(tmp_path):
@@ -59,3 +62,13 @@ def test_what_it_needs_is_asked_for(tmp_path):
         best_of(settings(tmp_path, rewards=()))
     with pytest.raises(ConfigError, match="keep: expected 1 to the 4"):
         settings(tmp_path, samples=4, keep=5)
+
+
+def test_the_prompts_are_not_written_over(tmp_path):
+    world(tmp_path)
+    before = (tmp_path / "prompts.jsonl").read_text()
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "prompts.jsonl")
+    for name in ("prompts.jsonl", "link.jsonl"):
+        with pytest.raises(ConfigError, match="out: expected another file than data"):
+            best_of(settings(tmp_path, out=tmp_path / name))
+    assert (tmp_path / "prompts.jsonl").read_text() == before

@@ -13,8 +13,10 @@ import transformers
 
 from fledge.cli.main import main
 from fledge.data.task_config import TaskDataConfig
+from fledge.data.task_framing import Reader
 from fledge.data.task_rows import read_examples
-from fledge.engine.predict import batches_of, kind_of, reader_of
+from fledge.engine.config import PredictConfig
+from fledge.engine.predict import TaskKind, asked, batches_of, kind_of, reader_of
 from fledge.errors import ConfigError, DataError, Interrupted
 from fledge.lineage import verify
 from fledge.log import read_log
@@ -425,3 +427,11 @@ def test_settings_that_fit_no_task_are_refused(base, tmp_path):
     with pytest.raises(DataError, match="expected one of red, blue, got 'green'"):
         finetune(replace(config, data=replace(config.data, labels=("red", "blue"))))
     assert Tokenizer.load(base).vocab_size == wordpiece().vocab_size
+
+
+def test_words_are_tagged_whatever_tags_their_rows_have(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"tokens": ["the", "old", "cat"], "tags": ["O", "B-NEW", "O"]}))
+    kind = TaskKind("token", ("O", "B-PER"))
+    examples = asked(PredictConfig("m", file=tmp_path / "rows.jsonl"), kind)
+    batch = batches_of(Reader(wordpiece(), 32), kind, examples).in_order(0, 1)
+    assert examples[0].words == ("the", "old", "cat") and not batch.weight.any()

@@ -12,6 +12,7 @@ import torch
 from fledge.batch import PADDING, Batch
 from fledge.cli.main import main
 from fledge.cli.preview import task_of, verb_of
+from fledge.lineage import write_text_durably
 from fledge.model.folder import save_model
 from fledge.recipes.preview_config import PreviewConfig
 from fledge.recipes.preview_text import COLOURED, PLAIN, text
@@ -189,6 +190,28 @@ def test_text_cannot_steer_the_terminal_or_the_page(place, tmp_path, capsys):
     told = page.read_text()
     assert "<script" not in told and "http://" not in told and "https://" not in told
     assert told.count('class="trained"') > 10 and "&lt;" in told
+
+
+def test_a_page_that_could_not_be_written_is_refused_before_rows_are_drawn(place, tmp_path, capsys, monkeypatch):
+    words = ["data", "preview", str(place / "chats.jsonl"), f"model.path={place / 'base'}", *TRAIN, "--json"]
+    words += ["data.val_fraction=0.2"]
+    assert main([*words, "--html", str(tmp_path / "new" / "page.html")]) == 0
+    assert (tmp_path / "new" / "page.html").stat().st_size
+    monkeypatch.setattr("fledge.recipes.preview.preview_rows", lambda *_: pytest.fail("rows were drawn"))
+    (tmp_path / "file").write_text("x")
+    for page, says in ((tmp_path, "got a folder"), (tmp_path / "file" / "page.html", "file: expected a folder to")):
+        capsys.readouterr()
+        assert main([*words, "--html", str(page)]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_what_could_not_be_written_is_named_and_not_its_scratch(tmp_path):
+    for path in (tmp_path / "nowhere" / "page.html", tmp_path / "folder"):
+        (tmp_path / "folder" / "full").mkdir(parents=True, exist_ok=True)
+        with pytest.raises(OSError) as refused:
+            write_text_durably(path, "x")
+        assert refused.value.filename == str(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 @pytest.mark.parametrize("lines, at", [

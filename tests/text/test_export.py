@@ -9,7 +9,7 @@ import pytest
 
 from fledge.errors import ConfigError, TokenizerError
 from fledge.text.config import TokenizerConvertConfig
-from fledge.text.export import WRITERS, convert_tokenizer
+from fledge.text.export import FILES, WRITERS, convert_tokenizer
 from fledge.text.learners import train_unigram, train_wordpiece, train_words
 from fledge.text.tokenizer import Tokenizer, byte_level, characters
 from tests.text.samples import random_texts, small_bpe, source_text
@@ -163,6 +163,32 @@ def test_transformers_reads_our_folders_and_gives_equal_ids(name, tmp_path):
     texts = [text for text in random_texts(N, seed=35) if text and not (name == "unigram" and needs_exact(text))]
     assert len(texts) > 50
     assert theirs(texts, add_special_tokens=False)["input_ids"] == tokenizer.encode_batch(texts)
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_files_of_a_strangers_are_not_written_over(form, tmp_path):
+    (tmp_path / "from").mkdir()
+    characters("ab").save(tmp_path / "from")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/notes.txt").write_text("beside")
+    for name in FILES[form]:
+        (tmp_path / "out" / name).write_text("theirs")
+        with pytest.raises(ConfigError, match=f"got one with {name} that tokenizer convert did not write"):
+            convert_tokenizer(TokenizerConvertConfig(tmp_path / "from", tmp_path / "out", form))
+        assert (tmp_path / "out" / name).read_text() == "theirs"
+        (tmp_path / "out" / name).unlink()
+
+
+@pytest.mark.parametrize(("form", "name"), [("tokenizer.json", "characters"), ("gpt2", "gpt2"), ("bert", "wordpiece")])
+def test_the_names_that_are_guarded_are_those_that_are_written(form, name, tmp_path):
+    found = convert_tokenizer(TokenizerConvertConfig(saved(name, tmp_path / "from"), tmp_path / "out", form), json=True)
+    there = {path.name for path in (tmp_path / "out").iterdir()}
+    assert set(found["files"]) == there and there <= set(FILES[form])
+
+
+def saved(name: str, folder):
+    made(name).save(folder)
+    return folder
 
 
 def test_a_folder_with_a_card_is_left_as_it_is(tmp_path):

@@ -17,8 +17,9 @@ from fledge.errors import ConfigError, DataError
 from fledge.lineage import sha256_file, verify, write_card
 from fledge.log import Progress
 from fledge.text import train, training_text
-from fledge.text.config import TokenizerReportConfig, TokenizerTrainConfig
+from fledge.text.config import TokenizerConvertConfig, TokenizerReportConfig, TokenizerTrainConfig
 from fledge.text.documents import read_documents
+from fledge.text.export import convert_tokenizer
 from fledge.text.report import report_tokenizers
 from fledge.text.special_tokens import SPECIAL_TOKENS
 from fledge.text.tokenizer import Tokenizer
@@ -176,6 +177,38 @@ def test_another_artefacts_folder_is_left_as_it_is(tmp_path):
     assert (tmp_path / "model/tokenizer.json").read_text() == "theirs" and verify(tmp_path / "model")
 
 
+@pytest.mark.parametrize("name", train.OURS)
+def test_a_tokenizer_without_a_card_is_left_as_it_is(name, tmp_path):
+    (tmp_path / "text.txt").write_text("some words", encoding="utf-8")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / name).write_text("theirs")
+    with pytest.raises(ConfigError, match=f"got one with {name} that tokenizer train did not write; choose another"):
+        train_tokenizer(TokenizerTrainConfig(tmp_path / "text.txt", tmp_path / "model", "bytes"))
+    assert [path.read_text() for path in (tmp_path / "model").iterdir()] == ["theirs"]
+    (tmp_path / "model" / name).rename(tmp_path / "model" / "notes.txt")  # the control: beside other files it is fine
+    train_tokenizer(TokenizerTrainConfig(tmp_path / "text.txt", tmp_path / "model", "bytes"), json=True)
+    assert "notes.txt" not in verify(tmp_path / "model")["files"]
+
+
+@pytest.mark.parametrize("n_moved", [0, 1, 2])
+def test_what_ends_while_the_files_are_moved_is_mended_by_the_same_command(n_moved, tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text("some words", encoding="utf-8")
+    chosen = TokenizerTrainConfig(tmp_path / "text.txt", tmp_path / "out", "characters")
+    moved = []
+
+    def killed(source, target):
+        if len(moved) == n_moved:
+            raise KeyboardInterrupt
+        moved.append(source.replace(target))
+
+    monkeypatch.setattr(train, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer(chosen, json=True)
+    monkeypatch.undo()
+    assert train_tokenizer(chosen, json=True)["reused"] is False
+    assert verify(tmp_path / "out") and train_tokenizer(chosen, json=True)["reused"] is True
+
+
 @pytest.mark.parametrize("reason", ["a file above", "no file can be made"])
 def test_a_folder_that_cannot_be_written_is_refused_before_the_text_is_read(reason, tmp_path, monkeypatch):
     (tmp_path / "t.txt").write_text("abc " * 50)
@@ -188,7 +221,9 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_text_is_read(reas
 
         monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     monkeypatch.setattr(train, "learn", lambda *_: pytest.fail("learnt"))
+    monkeypatch.setattr(Tokenizer, "load", lambda *_: pytest.fail("loaded"))
     for work in (
+        lambda: convert_tokenizer(TokenizerConvertConfig(tmp_path / "t.txt", out), json=True),
         lambda: train_tokenizer(TokenizerTrainConfig(tmp_path / "t.txt", out, vocab_size=280), json=True),
         lambda: report_tokenizers(TokenizerReportConfig("bytes", tmp_path / "t.txt", out=out / "r.html"), json=True),
     ):

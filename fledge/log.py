@@ -10,6 +10,9 @@ import math
 import os
 import sys
 import time
+from collections import deque
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -33,24 +36,42 @@ class RunLog:
     """Append-only JSON lines at `path`: one event an object, with its `kind` and `time` (Unix seconds).
 
     A torn last line (a crash in mid write) is cut off when the log is opened again. Ranks above 0 write nothing.
+    `waits`: lines that the disk refuses are kept for the next write, with a warning, where else OSError is raised.
     """
 
-    def __init__(self, path: str | Path, rank: int = 0):
+    def __init__(self, path: str | Path, rank: int = 0, waits: bool = False):
         self.path = Path(path)
-        self.rank = rank
-        self._file: TextIO | None = None
+        self.rank, self.waits = rank, waits
+        self._file: FileIO | None = None
+        self._waiting = deque[bytes]()
+        self._warned = False
         if rank == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             drop_torn_line(self.path)
-            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (held until close)
+            self._file = FileIO(self.path, "a")
 
     def write(self, kind: str, **values: Any) -> None:
         """Append one event. Non-finite numbers are written as strings, so that every line is strict JSON."""
         if self._file is None:
             return
         event = {"kind": kind, "time": round(time.time(), 3), **values}
-        self._file.write(json.dumps(json_safe(event), allow_nan=False) + "\n")
-        self._file.flush()
+        self._waiting.append(json.dumps(json_safe(event), allow_nan=False).encode() + b"\n")
+        self._append(self._file)
+
+    def _append(self, file: FileIO) -> None:
+        """Every line that waits, as far as the disk takes them."""
+        try:
+            while self._waiting:
+                append_whole(file, self._waiting[0])
+                self._waiting.popleft()
+            self._warned = False
+        except OSError as error:
+            if not self.waits:
+                self._waiting.clear()
+                raise
+            if not self._warned:
+                warn(f"{self.path}: can't be written ({error.strerror}); its lines wait in memory until it can")
+            self._warned = True
 
     def truncate_after(self, step: int, drawn: int) -> None:
         """Drop what a run that goes on from `step`, with batch `drawn` the next, writes again: events of later steps,
@@ -65,12 +86,27 @@ class RunLog:
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, self.path)
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (held until close)
+        self._file = FileIO(self.path, "a")
 
     def close(self) -> None:
         if self._file is not None:
+            self._append(self._file)
+            if self._waiting:
+                warn(f"{self.path}: {len(self._waiting)} lines were lost, as it can't be written")
             self._file.close()
             self._file = None
+
+
+def append_whole(file: FileIO, line: bytes) -> None:
+    """All of it, or, where the system refuses some (OSError), nothing."""
+    begins, rest = file.seek(0, os.SEEK_END), memoryview(line)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError:
+        with suppress(OSError):
+            file.truncate(begins)
+        raise
 
 
 def is_past(event: Any, step: int, drawn: int) -> bool:

@@ -15,7 +15,8 @@ Warmup = Literal["linear", "flat"]
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Warm-up, then a shape down to `floor` (a share of the peak) at the last step.
+    """Warm-up, then a shape down to `floor` (a share of the peak), which update `steps`, one after the last, would
+    have.
 
     `decay_share`, `decay_shape`: which part of all steps "wsd" comes down in, and how. `warmup`: linear from almost 0,
     or flat at the peak.
@@ -44,8 +45,8 @@ class ScheduleConfig:
 
     @property
     def decay_steps(self) -> int:
-        """Updates in which "wsd" comes down, at least one."""
-        return max(1, round(self.decay_share * self.steps))
+        """Updates in which "wsd" comes down, at least two: the first of them still has the peak."""
+        return min(self.steps, max(2, round(self.decay_share * self.steps)))
 
 
 def rate_share(step: int, config: ScheduleConfig) -> float:

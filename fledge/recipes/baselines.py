@@ -47,7 +47,7 @@ def baselines(config: BaselinesConfig, json: bool = False) -> dict[str, Any]:
     model = load_model(config.run / "model", "cpu")
     row_tokens = row_tokens_of(settings.train, model.config.context_tokens)
     recipe = objective_recipe(settings, dataset, tokenizer, model, row_tokens)
-    if dataset.digest != lineage.read_card(config.run / "model")["facts"]["data_digest"]:
+    if recipe.data_digest != lineage.read_card(config.run / "model")["facts"]["data_digest"]:
         raise ConfigError(f"{config.run}: the data has changed since the run; build it again as it was")
     figures = counted_figures(settings, dataset, recipe, model.config.vocab_size, config.batches)
     found = {"run": str(config.run), "objective": settings.objective, **figures,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any
 
 from fledge import device as devices
 from fledge import lineage
-from fledge.config import to_dict
-from fledge.errors import CheckpointError
+from fledge.config import read_yaml, to_dict
+from fledge.errors import CheckpointError, ConfigError
 from fledge.log import json_safe
 from fledge.model.folder import config_json
 from fledge.train.checkpointing import fsync_tree
@@ -45,6 +46,44 @@ def publish(folder: Path, run: Run, result: dict[str, Any]) -> Path:
     finally:
         mend(folder)
     return target
+
+
+def refuse_strangers(folder: Path) -> None:
+    """Raises ConfigError for files where a run writes its own, in a folder without its checkpoints, that no run wrote:
+    they would be replaced."""
+    if (folder / "checkpoints").is_dir():
+        return
+    tests = {MODEL: is_published, "log.jsonl": is_log, "run.yaml": is_run_config}
+    there = [name for name, is_ours in tests.items() if (folder / name).exists() and not is_ours(folder / name)]
+    if there:
+        raise ConfigError(
+            f"run.dir: expected a folder for a run, got {folder} with {', '.join(there)} that no run wrote; choose "
+            "another, or move what is there"
+        )
+
+
+def is_published(model: Path) -> bool:
+    """Whether a folder has a card, whatever became of the files; an empty one may be written to."""
+    return model.is_dir() and ((model / lineage.CARD).is_file() or not any(model.iterdir()))
+
+
+def is_log(path: Path) -> bool:
+    """By the first line, which a crash may have cut."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            line = file.readline()
+        event = json.loads(line) if line.endswith("\n") else {"kind": ""}
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(event, dict) and "kind" in event
+
+
+def is_run_config(path: Path) -> bool:
+    """Whether it is a training verb's YAML, ours or the one that the run is begun with."""
+    try:
+        return "train" in read_yaml(path)
+    except (ConfigError, OSError):
+        return False
 
 
 def write_model_card(scratch: Path, run: Run, result: dict[str, Any]) -> None:

@@ -17,18 +17,19 @@ from fledge.config import to_dict
 from fledge.errors import CheckpointError, ConfigError
 from fledge.log import RunLog, json_safe, say
 from fledge.model.config import InitConfig, ModelConfig
-from fledge.model.folder import load_model, read_config
+from fledge.model.folder import load_model, read_config, read_generation
 from fledge.model.transformer import Transformer, build
 from fledge.parallel.group import ALONE, Group, joined
-from fledge.recipes.publish import MODEL, mend, publish
+from fledge.recipes.publish import MODEL, mend, publish, refuse_strangers
 from fledge.train.autotune import MEMORY_SHARE, choose_micro_rows, memory_limit
 from fledge.train.checkpointing import State
 from fledge.train.config import TrainConfig
+from fledge.train.dropout import draws_dropout
 from fledge.train.lock import RunLock
 from fledge.train.loop import Run, train
 from fledge.train.ranks import ranks_of
 from fledge.train.recipe import Hook, Recipe
-from fledge.train.resume import changed_keys, changes, resume_point, with_defaults, write_run_yaml
+from fledge.train.resume import changed_keys, changes, resume_point, rows_begun_with, with_defaults, write_run_yaml
 
 WHAT_IS_PUBLISHED = ("publish_ema", "publish_best", "patience", "min_delta")  # free to change, of another result
 
@@ -58,6 +59,8 @@ def run_recipe(
     device = devices.pick(settings.device, "float32", settings.threads, group.place)
     point = resume_point(folder, config, settings, data_digest, ranks_of(group))
     if point is None:
+        if not settings.allow_changes:
+            check_nothing_is_lost(folder)
         group.once(lambda: (folder / "log.jsonl").unlink(missing_ok=True))
         loaded, state = None, State()
     else:
@@ -74,16 +77,18 @@ def run_recipe(
             return read(checkpoint, device.device)
         # several processes read their parts once the model is shared out
         model = load_model(checkpoint, device.device) if group.alone else build(read_config(checkpoint)[1])
+        model.generation = read_generation(checkpoint)
         return same_model(model, model_config, folder)
 
     recipe = make_recipe(None if loaded is None else partial(load_at, loaded))
+    check_held_out(recipe, settings)
     if not recipe.model.embedding.weight.is_meta:
         recipe.model.to(device.device)
     if settings.micro_rows == "auto":
-        begun_with = state.config.get("train", {}).get("micro_rows", 0)
+        begun_with = rows_begun_with(state, draws_dropout(recipe.model, settings))
         settings = replace(settings, micro_rows=begun_with or rows_that_fit(recipe, settings, device))
         config = replace(config, train=settings)
-    log = RunLog(folder / "log.jsonl", device.rank)
+    log = RunLog(folder / "log.jsonl", device.rank, waits=settings.failed_save == "continue")
     log.truncate_after(state.step, state.drawn)
     group.once(lambda: write_run_yaml(folder, config, devices.facts(device)))
     run = Run(folder, config, settings, device, recipe, log, make_hooks(recipe, log), loaded, group, load_at)
@@ -102,7 +107,7 @@ def in_run_folder(config: Any) -> Iterator[Group]:
         joined(config.train.parallel, config.train.device) as group,
         RunLock(config.run.dir) if group.rank == 0 else nullcontext(),
     ):
-        group.wait()
+        group.once(lambda: refuse_strangers(Path(config.run.dir)))
         yield group
 
 
@@ -114,6 +119,26 @@ def check_whole_rows(train: TrainConfig) -> None:
                 f"train.parallel.{axis}: expected 1 to learn from answers, whose log-probabilities and rewards are "
                 f"taken in one process, got {getattr(train.parallel, axis)}; use data or shard"
             )
+
+
+def check_nothing_is_lost(folder: Path) -> None:
+    """Raises CheckpointError for a folder that published a model and has no checkpoint of it to go on from."""
+    try:
+        lineage.verify(folder / MODEL)
+    except CheckpointError:
+        return
+    raise CheckpointError(
+        f"{folder}: expected checkpoints of the run that published {MODEL}/, got none: training would begin anew and "
+        "write over it; use another run.dir, or train.allow_changes=true to do so all the same"
+    )
+
+
+def check_held_out(recipe: Recipe, train: TrainConfig) -> None:
+    """Raises ConfigError where the best weights are asked for and nothing is held out to tell them by."""
+    sources = [source.batches for source in getattr(recipe, "sources", ())] or [getattr(recipe, "held_out", None)]
+    if train.keeps_best and all(batches is not None and not len(batches) for batches in sources):
+        key = "patience" if train.patience else "publish_best"
+        raise ConfigError(f"train.{key}: expected held-out data to choose the best weights by, got none; hold some out")
 
 
 def rows_that_fit(recipe: Recipe, settings: TrainConfig, device: devices.Device) -> int:

@@ -21,6 +21,7 @@ LEVELS = (2.5, 97.5)
 SAME_BUDGET = 0.05  # points within this share of each other's C are one IsoFLOP curve
 ENVELOPE = 400  # budgets at which the envelope of training curves is read
 LEAST_SAMPLES = 20
+SPARE_POINTS = 2  # beyond a law's numbers, which else goes through all of them: residuals of 0 say nothing of noise
 NAMES = ("A", "alpha", "B", "beta", "E")
 Parabola = tuple[float, float, Array]
 """(log N of its lowest point, the loss there, coefficients around the mean of log N)."""
@@ -38,7 +39,8 @@ class FitSettings:
 
 def fit_surface(points: Sequence[Point], settings: FitSettings) -> dict[str, Any]:
     """Approach 3: E, A, B, alpha, beta, the exponents a and b of N and D in C, residuals of log L, and bootstrap
-    samples of the law. Raises DataError for points that determine no such law."""
+    samples of the law, or `no_intervals`, why there are none. Raises DataError for points that determine no such
+    law."""
     sizes, tokens, losses = columns(points, settings.count)
     data = powers([sizes, tokens], losses)
     theta = fit_powers(data, settings.delta)
@@ -51,7 +53,10 @@ def fit_surface(points: Sequence[Point], settings: FitSettings) -> dict[str, Any
             )
     residuals = data.residuals(theta[None])[0]
     found: dict[str, Any] = law | exponents(law) | {"points": len(points), "residuals": residuals.tolist()}
-    if settings.bootstrap:
+    least = data.n_parameters + SPARE_POINTS
+    if settings.bootstrap and len(points) < least:
+        found["no_intervals"] = f"points: expected at least {least} for intervals, got {len(points)}; add runs"
+    elif settings.bootstrap:
         drawn = data.natural(bootstrap_powers(data, theta, settings.bootstrap, settings.seed, settings.delta))
         drawn = drawn[np.isfinite(drawn).all(1) & (drawn[:, 1] > 0) & (drawn[:, 3] > 0)]
         if len(drawn) < max(LEAST_SAMPLES, settings.bootstrap // 2):
@@ -142,20 +147,22 @@ def allotment(slope: float, start: float, drawn: Sequence[Any], settings: FitSet
 
 def fit_isoflop(points: Sequence[Point], settings: FitSettings) -> dict[str, Any]:
     """Approach 2: a parabola of loss over log N for each budget; N = k C^a through their lowest points. Intervals come
-    from residuals drawn anew. Raises DataError."""
+    from residuals drawn anew; with three sizes a budget there are no residuals. Raises DataError."""
     groups = budgets_of(points, settings.count)
     found = [(group, parabola(*group_columns(group, settings.count))) for group in groups]
     kept = [(group, fit) for group, fit in found if fit is not None]
     if len(kept) < 2:
         raise DataError(
             f"points: expected at least 2 budgets whose losses have a lowest point between their sizes, got {len(kept)}"
-            f" of {len(groups)} budgets with 3 sizes"
+            f" of {len(groups)} budgets with 3 sizes{other_count(points, settings.count)}"
         )
+    n_points = sum(len(group) for group, _ in kept)
+    known = n_points > 3 * len(kept)
     logs_C = np.array([np.mean(np.log([p.products(settings.count) for p in group])) for group, _ in kept])
     vertices = np.array([fit[0] for _, fit in kept])
     slope, start = np.polyfit(logs_C, vertices, 1)
     drawn, random, shares = [], np.random.default_rng(settings.seed), shares_off(kept, settings.count)
-    for _ in range(settings.bootstrap):
+    for _ in range(settings.bootstrap if known else 0):
         again = [redrawn(group, fit, settings.count, shares, random) for group, fit in kept]
         if all(vertex is not None for vertex in again):
             drawn.append(np.polyfit(logs_C, np.array(again, dtype=np.float64), 1))
@@ -163,16 +170,22 @@ def fit_isoflop(points: Sequence[Point], settings: FitSettings) -> dict[str, Any
         {"flops": float(np.exp(c)), "parameters": float(np.exp(fit[0])), "loss": fit[1], "points": len(group)}
         for c, (group, fit) in zip(logs_C, kept, strict=True)
     ]
-    return allotment(float(slope), float(start), drawn, settings) | {"curves": curves}
+    allotted = allotment(float(slope), float(start), drawn, settings) | {"curves": curves}
+    if settings.bootstrap and not known:
+        allotted["no_intervals"] = (
+            f"points: expected more than 3 sizes in a budget for intervals, got {n_points} points"
+        )
+    return allotted
 
 
 def budgets_of(points: Sequence[Point], count: Count) -> list[list[Point]]:
-    """Points of one budget each, where at least three sizes share it: by the budget they were made for, or by C."""
+    """Points of one budget each, where at least three sizes share it: by the budget they were made for, where it is
+    their C as `count` counts, or by C."""
     groups: list[list[Point]] = []
     by_budget: dict[float, list[Point]] = {}
     loose = []
     for point in points:
-        if point.budget:
+        if is_budget(point, count):
             by_budget.setdefault(point.budget, []).append(point)
         else:
             loose.append(point)
@@ -183,6 +196,18 @@ def budgets_of(points: Sequence[Point], count: Count) -> list[list[Point]]:
             groups.append([point])
     groups += [by_budget[budget] for budget in sorted(by_budget)]
     return [group for group in groups if len({point.size(count) for point in group}) >= 3]
+
+
+def is_budget(point: Point, count: Count) -> bool:
+    """Whether a point was made for a budget of this N."""
+    return bool(point.budget) and abs(point.products(count) / point.budget - 1) <= SAME_BUDGET
+
+
+def other_count(points: Sequence[Point], count: Count) -> str:
+    """What to do where budgets were of another N; empty where none was."""
+    other = sum(bool(point.budget) and not is_budget(point, count) for point in points)
+    told = f"; {other} runs have another C than the budget they were made for, fit with the sweep's count"
+    return told if other else ""
 
 
 def group_columns(group: Sequence[Point], count: Count) -> tuple[Array, Array]:

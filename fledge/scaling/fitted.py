@@ -107,6 +107,7 @@ def print_fit(found: dict[str, Any], out: Path) -> None:
             continue
         for index, name in enumerate(names):
             low, high = part.get("intervals", {}).get(name, (None, None))
-            between = "" if low is None else f"  {low:.4g} .. {high:.4g}"
+            between = f"  ({part['no_intervals']})" if index == 0 and "no_intervals" in part else ""
+            between = between if low is None else f"  {low:.4g} .. {high:.4g}"
             print(f"{title if index == 0 else '':<22} {name:<6} {part[name]:>12.5g}{between}")
     print("\nN grows as C^a, D as C^b; ranges are 95 % bootstrap intervals.")

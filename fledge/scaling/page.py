@@ -57,7 +57,8 @@ def laws(found: dict[str, Any]) -> Html:
             continue
         for index, name in enumerate(names):
             bounds = part.get("intervals", {}).get(name)
-            between = f"{bounds[0]:.4g} .. {bounds[1]:.4g}" if bounds else ""
+            why = part.get("no_intervals", "") if index == 0 else ""
+            between = f"{bounds[0]:.4g} .. {bounds[1]:.4g}" if bounds else why
             rows.append((title if index == 0 else "", name, f"{part[name]:.5g}", between))
     return table(("law", "number", "value", "95 % bootstrap interval"), rows, (2,))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fledge.errors import DataError
+from fledge.errors import ConfigError, DataError
 from fledge.model.cost import DEVICES, this_cpu
 from fledge.scaling.config import PlanConfig
 from fledge.scaling.fit import surface_of
@@ -35,11 +35,14 @@ def plan(config: PlanConfig, json: bool = False) -> dict[str, Any]:
 
 
 def budget(config: PlanConfig) -> tuple[float, float]:
-    """(FLOPs of the budget, FLOP/s of all devices at work)."""
+    """(FLOPs of the budget, FLOP/s of all devices at work). Raises ConfigError for less than one FLOP."""
     device = this_cpu(0.0) if config.device == "cpu" else DEVICES[config.device]
     speed = device.peak * config.devices * config.utilisation
     hours = config.money / (config.price_per_hour * config.devices) if config.money else config.hours
-    return (config.flops or speed * hours * 3600), speed
+    flops = config.flops or speed * hours * 3600
+    if flops < 1:
+        raise ConfigError(f"flops: expected a budget of at least 1 FLOP, got {flops:g}; give a larger one")
+    return flops, speed
 
 
 def allocation(config: PlanConfig) -> tuple[Allocation, str, str]:

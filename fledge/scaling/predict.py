@@ -23,7 +23,8 @@ from fledge.lineage import check_output_file, make_folder, read_card, sha256_jso
 from fledge.log import warn
 from fledge.model.folder import read_config
 from fledge.recipes.config import PretrainConfig
-from fledge.recipes.pretrain import resolve_shape
+from fledge.recipes.objective import objective_tokenizer
+from fledge.recipes.pretrain import first_config
 from fledge.scaling.config import CheckConfig, PredictConfig
 from fledge.scaling.fit import LEVELS, surface_of
 from fledge.scaling.fitted import read_fit
@@ -83,7 +84,7 @@ def asked_for(config: PredictConfig, found: dict[str, Any]) -> tuple[float, floa
             f"{config.run}: expected the sweep's data {found['data'][:12]}…, got {data[:12]}…; "
             "losses on other data don't compare"
         )
-    model = resolve_shape(run.model, dataset.tokenizer)
+    model = first_config(run, objective_tokenizer(run, dataset.tokenizer))
     parameters = sizes(model)[found["count"] == "non_embedding"]
     return float(parameters), float(run.train.steps * step_tokens(run, model)), run.run.dir, data
 
@@ -94,7 +95,8 @@ def interval(found: dict[str, Any], parameters: float, tokens: float, seed: int,
     if "missing" in part:
         raise DataError(f"{at}: expected a law L(N, D), got none: {part['missing']}")
     if "samples" not in part:
-        raise DataError(f"{at}: expected bootstrap samples, got none; fit again with bootstrap=500")
+        reason = part.get("no_intervals", "fit again with bootstrap=500")
+        raise DataError(f"{at}: expected bootstrap samples, got none; {reason}")
     A, alpha, B, beta, E = np.array(part["samples"]).T
     losses = E + A / parameters**alpha + B / tokens**beta
     residuals = np.array(part["residuals"])
@@ -117,7 +119,8 @@ def append(path: Path, prediction: dict[str, Any]) -> dict[str, Any]:
         line = {"format": FORMAT, "time": round(time.time(), 3), **prediction}
         line["previous"] = earlier[-1]["digest"] if earlier else FIRST
         line["digest"] = sha256_json(line)
-        file.write(json_text.dumps(line, allow_nan=False) + "\n")
+        torn = path.read_bytes()[-1:] not in (b"", b"\n")  # an editor may have taken the last line break
+        file.write(("\n" if torn else "") + json_text.dumps(line, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
     return line

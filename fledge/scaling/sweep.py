@@ -24,7 +24,8 @@ from fledge.model.config import ModelConfig
 from fledge.model.count import count, flops_per_token
 from fledge.recipes.config import PretrainConfig
 from fledge.recipes.language import row_tokens_of
-from fledge.recipes.pretrain import pretrain, resolve_shape
+from fledge.recipes.objective import objective_tokenizer
+from fledge.recipes.pretrain import first_config, pretrain
 from fledge.scaling.config import SizeConfig, SweepConfig
 from fledge.scaling.laws import FLOPS_PER_PARAMETER_TOKEN
 from fledge.scaling.points import POINTS, Point, write_points
@@ -119,7 +120,8 @@ def one_run(
 ) -> Planned:
     base = config.base
     shape = replace(base.model, width=size.width, layers=size.layers, heads=size.heads or base.model.heads)
-    model = resolve_shape(shape, dataset.tokenizer)
+    shaped = replace(base, model=shape)
+    model = first_config(shaped, objective_tokenizer(shaped, dataset.tokenizer))
     if budget:
         tokens = budget / FLOPS_PER_PARAMETER_TOKEN / sizes(model)[config.count == "non_embedding"]
     per_step = step_tokens(base, model)
@@ -135,7 +137,7 @@ def one_run(
                     )  # fmt: skip
     data = replace(base.data, path=str(dataset.folder), tokenizer="")
     run = replace(base.run, dir=str(config.out / name))
-    return Planned(replace(base, model=shape, train=train, data=data, run=run), model, budget)
+    return Planned(replace(shaped, train=train, data=data, run=run), model, budget)
 
 
 def step_tokens(config: PretrainConfig, model: ModelConfig) -> int:

@@ -60,6 +60,8 @@ class State:
     """Steps that float16 left out."""
     spikes: int = 0
     """Spikes met."""
+    skipped_spikes: int = 0
+    """Those whose steps were left out."""
     recent_losses: list[float] = field(default_factory=list)
     """Of the last accepted steps, where spikes are looked for."""
     recent_norms: list[float] = field(default_factory=list)
@@ -73,8 +75,8 @@ def folder_name(step: int) -> str:
 
 
 def list_checkpoints(root: Path) -> list[Path]:
-    """Checkpoint folders by name, oldest first, whether or not they verify."""
-    return sorted(path for path in root.glob("step-*") if path.is_dir())
+    """Checkpoint folders by step, oldest first, whether or not they verify."""
+    return sorted((path for path in root.glob("step-*") if path.is_dir()), key=lambda path: (step_of(path), path.name))
 
 
 def save_checkpoint(
@@ -285,8 +287,14 @@ def prune(root: Path, keep_last: int, keep_every_steps: int = 0, ranks: Ranks = 
 
 
 def is_milestone(path: Path, every_steps: int) -> bool:
+    step = step_of(path)
+    return bool(every_steps) and step >= 0 and step % every_steps == 0
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint folder's name; -1 for a name that holds none."""
     step = path.name.removeprefix("step-")
-    return bool(every_steps) and step.isdecimal() and int(step) % every_steps == 0
+    return int(step) if step.isdecimal() else -1
 
 
 def set_aside(path: Path) -> Path:

@@ -86,7 +86,7 @@ class TrainConfig:
     learning_rate: float = 1e-3
     """Peak learning rate."""
     learning_rate_floor: float = 0.1
-    """Last learning rate as a share of the peak."""
+    """What the learning rate comes down to, as a share of the peak: the rate of the step after the last."""
     schedule: ScheduleName = "cosine"
     """Shape of the learning rate after the warm-up; wsd: constant, then down in the last steps; inverse_sqrt: the peak
     times sqrt(warm-up / step), not below the floor."""
@@ -95,7 +95,7 @@ class TrainConfig:
     warmup: Warmup = "linear"
     """Shape of the warm-up: linear, or flat at the peak (as T5's)."""
     decay_share: float = 0.2
-    """Share of the steps in which schedule wsd comes down to the floor."""
+    """Share of the steps, and at least two of them, in which schedule wsd comes down towards the floor."""
     decay_shape: DecayShape = "linear"
     """How it comes down; sqrt: by 1 - sqrt(share done), steep at first."""
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -125,7 +125,7 @@ class TrainConfig:
     still for the copy alone, and a kill may cost one checkpoint more."""
     failed_save: Literal["stop", "continue"] = "stop"
     """What a checkpoint on the way that can't be written (a full disk) does; continue: a warning, and the next one is
-    tried. The last one must be written either way."""
+    tried, and lines of log.jsonl wait until they can be written. The last one must be written either way."""
     keep_last: int = 2
     """Checkpoints kept, besides the best."""
     keep_every_steps: int = 0
@@ -147,7 +147,7 @@ class TrainConfig:
     log_every_steps: int = 1
     """Steps between log lines."""
     non_finite: Literal["stop", "skip"] = "stop"
-    """What a NaN or infinite loss or gradient does; the weights never see it either way."""
+    """What a NaN or infinite loss or gradient does; stop saves first; the weights never see it either way."""
     max_skipped: int = 10
     """Steps that `skip` may leave out before the run stops; spikes are counted by themselves."""
     spike: Literal["off", "warn", "skip", "stop"] = "off"

@@ -26,16 +26,17 @@ class Cost:
 
 
 def run_cost(run: RunRecord, rates: Rates) -> Cost:
-    """A run's cost. CPU seconds that were not logged are taken as wall seconds times threads: an upper bound."""
+    """A run's cost. CPU seconds that were not logged are taken as wall seconds times threads of all
+    processes: an upper bound."""
     facts = run.start.get("facts")
     facts = facts if isinstance(facts, dict) else {}
     threads = number(facts.get("threads")) or 1.0
+    n_processes = number(facts.get("world_size")) or 1.0
     cpu_seconds = run.cpu_seconds
-    busy = run.seconds * threads if cpu_seconds is None else cpu_seconds
+    busy = run.seconds * threads * n_processes if cpu_seconds is None else cpu_seconds
     watt_seconds = busy * rates.watts_per_core
     assumption = f"{rates.watts_per_core:g} W per busy core"
     if str(facts.get("device", "cpu")).startswith("cuda"):
-        n_gpus = number(facts.get("world_size")) or 1.0
-        watt_seconds += run.seconds * n_gpus * rates.watts_per_gpu
+        watt_seconds += run.seconds * n_processes * rates.watts_per_gpu
         assumption += f", {rates.watts_per_gpu:g} W per GPU"
     return Cost(run.seconds, cpu_seconds, watt_seconds / 3600, assumption)

@@ -20,12 +20,12 @@ from fledge import device as devices
 from fledge.batch import Batch, Loss, slice_rows
 from fledge.config import to_dict
 from fledge.device import Device
-from fledge.errors import DataError, FledgeError, Interrupted, NonFiniteError, SpikeError
+from fledge.errors import CheckpointError, ConfigError, DataError, FledgeError, Interrupted, NonFiniteError, SpikeError
 from fledge.log import Progress, RunLog, say, warn
 from fledge.model.count import flops_per_token
 from fledge.model.folder import load_model
 from fledge.model.transformer import Transformer
-from fledge.nn.adapter import Adapter
+from fledge.nn.norm import BatchNorm
 from fledge.optim.schedule import rate_share
 from fledge.parallel.group import ALONE, Group, lost_another
 from fledge.train import checkpointing, patience
@@ -33,10 +33,10 @@ from fledge.train.checkpointing import State
 from fledge.train.clock import clock_of
 from fledge.train.compiled import FirstStep, compile_training
 from fledge.train.config import TrainConfig
+from fledge.train.dropout import draws_dropout, dropout_seed
 from fledge.train.faults import Faults
 from fledge.train.optimizer import new_average, new_optimizer
 from fledge.train.parallel.many import parallelise
-from fledge.train.parallel.single import Single
 from fledge.train.precision import Precision
 from fledge.train.recipe import Hook, Recipe
 from fledge.train.restore import SavedState
@@ -72,8 +72,8 @@ class Run:
 def train(run: Run, state: State) -> dict[str, float]:
     """Take `run` from `state` to its last step; gives `val_loss`, `steps`, `tokens`, `seconds`, `cpu_seconds`.
 
-    Raises Interrupted after saving when a signal (or `stop_after_steps`) asks to stop, DataError after saving when a
-    batch can't be read, NonFiniteError by policy, CheckpointError when a checkpoint can't be written.
+    Raises, after saving, Interrupted when a signal (or `stop_after_steps`) asks to stop, DataError when a batch can't
+    be read, NonFiniteError and SpikeError by policy; and CheckpointError when a checkpoint can't be written.
     """
     with StopRequest(launched=not run.group.alone) as stop:
         return Loop(run, state, stop).to_the_end()
@@ -134,19 +134,38 @@ class Loop:
         return self.finish()
 
     def take_steps(self, progress: Progress) -> None:
-        try:
-            while self.state.step < self.config.steps and not patience.is_out(self.state, self.config):
-                self.leave_if_asked()
+        while self.state.step < self.config.steps and not patience.is_out(self.state, self.config):
+            self.leave_if_asked()
+            try:
                 figures = self.one_step()
-                if figures is None:
-                    continue
-                self.record(figures, progress)
-                self.saver.settle(self.state)
-                self.after_step(progress)
-        except DataError:  # the data went away or was damaged: what was learned until then is kept
-            if self.state.step:
-                self.save()
-            raise
+            except (DataError, NonFiniteError, SpikeError) as error:
+                self.keep_what_was_learned(error)
+                raise
+            if figures is None:
+                continue
+            self.record(figures, progress)
+            self.saver.settle(self.state)
+            self.after_step(progress)
+
+    def keep_what_was_learned(self, error: FledgeError) -> None:
+        """Save before the `error` of a batch ends the run: weights, moments and counters are those of before it."""
+        moved = not isinstance(error, DataError) and any(isinstance(m, BatchNorm) for m in self.model.modules())
+        if not self.state.step or moved or not self.all_met(error):
+            return
+        try:
+            self.save()
+        except (CheckpointError, NonFiniteError) as lost:
+            warn(f"what was learned since the last checkpoint is lost: {lost}")
+
+    def all_met(self, error: FledgeError) -> bool:
+        """Whether every process ends with such an error of this batch: a save needs all of them."""
+        ranks = self.parallel.ranks.behind(f"{type(error).__name__}/{self.state.drawn}")
+        ranks.hurry()
+        try:
+            ranks.exchange(None)
+        except CheckpointError:
+            return False
+        return True
 
     def leave_if_asked(self) -> None:
         """Save and raise Interrupted when a signal asks for it, or stop_after_steps short of the end."""
@@ -155,7 +174,8 @@ class Loop:
         if asked or (0 < limit <= step < self.config.steps and not patience.is_out(self.state, self.config)):
             self.save()
             reason = self.stop.name or ("a signal" if asked else f"train.stop_after_steps={limit}")
-            raise Interrupted(f"{reason}: saved at step {step}; the same command continues")
+            without = "" if asked else " without train.stop_after_steps"
+            raise Interrupted(f"{reason}: saved at step {step}; the same command{without} continues")
 
     def announce(self) -> None:
         run, state = self.run, self.state
@@ -202,8 +222,9 @@ class Loop:
             loss_value *= 100.0
         if self.faults.due("sleep", state.drawn):
             time.sleep(10)
-        index, state.drawn = state.drawn, state.drawn + 1
-        if not self.accepted(index, batch, loss_value, norm):
+        accepted = self.accepted(batch, loss_value, norm)
+        state.drawn += 1  # not before: where policy ends the run, this batch is the next
+        if not accepted:
             self.optimizer.zero_grad()
             self.watch.forget()
             return None
@@ -248,8 +269,7 @@ class Loop:
         device, n_rows = self.run.device.device, self.config.rows
         rows = self.parallel.rows(n_rows)
         micro_rows = int(self.config.micro_rows or len(rows))  # auto was resolved before the run began
-        dropped = self.config.dropout.any or any(stack.dropout for stack in self.model.config.stacks.values())
-        dropped = dropped or any(isinstance(part, Adapter) and part.dropout for part in self.model.modules())
+        dropped = draws_dropout(self.model, self.config)
         totals: dict[str, float] = {}
         coefficients: dict[str, float] = {}
         metrics: dict[str, tuple[float, float]] = {}
@@ -258,7 +278,7 @@ class Loop:
             part = batch if micro_rows == n_rows else slice_rows(batch, start, start + micro_rows)
             if dropped:
                 torch.manual_seed(dropout_seed(self.config.seed, self.state.drawn, start, self.parallel.stage))
-            return moved(part, device)
+            return part if device.type == "cpu" else part.to(device)
 
         def objective(part: Batch) -> Tensor | None:
             with self.clock("forward"), self.precision.computing():
@@ -279,48 +299,46 @@ class Loop:
         with self.clock("communication"):
             self.parallel.reduce_gradients()
             found = {n: coefficients[n] * t / weights[n] for n, t in totals.items() if weights[n] > 0}
-            self.metrics = means(self.parallel, metrics)
+            self.metrics = self.parallel.means(metrics)
             return self.parallel.terms(found, [name for name in weights if weights[name] > 0])
 
     def check_split(self, loss: Loss, micro_rows: int, rows: int) -> None:
         coupled = [name for name, term in loss.terms.items() if term.coupled]
         if coupled and micro_rows != rows:
-            raise NonFiniteError(f"train.micro_rows: loss term {coupled[0]!r} couples its batch; set micro_rows=0")
+            raise ConfigError(f"train.micro_rows: loss term {coupled[0]!r} couples its batch; set micro_rows=0")
 
-    def accepted(self, index: int, batch: Batch, loss: float, norm: float) -> bool:
-        """Whether a step may move the weights; those that may not are counted, and stop the run by policy."""
+    def accepted(self, batch: Batch, loss: float, norm: float) -> bool:
+        """Whether a step may move the weights; those that may not are counted, or stop the run by policy uncounted."""
         config, state = self.config, self.state
         found = f"loss {loss}, gradient norm {norm}"
         if not (math.isfinite(loss) and math.isfinite(norm)):
             if self.precision.backs_off():
-                self.note("overflow", index, batch, loss_scale=state.loss_scale)
+                self.note("overflow", batch, loss_scale=state.loss_scale)
                 return False
-            self.note("non_finite", index, batch)
+            self.note("non_finite", batch)
+            self.leave_out(NonFiniteError, "non_finite", config.non_finite, state.skipped + 1, batch, found)
             state.skipped += 1
-            self.leave_out(NonFiniteError, "non_finite", config.non_finite, state.skipped, index, batch, found)
             return False
-        self.precision.held()
-        if config.spike == "off":
-            return True
-        spike = self.spikes.found(loss, norm)
+        spike = "" if config.spike == "off" else self.spikes.found(loss, norm)
+        skipped = bool(spike) and config.spike == "skip"
         if spike:
-            self.note("spike", index, batch, loss=loss, gradient_norm=norm)
+            self.note("spike", batch, loss=loss, gradient_norm=norm)
+            self.leave_out(SpikeError, "spike", config.spike, state.skipped_spikes + 1, batch, spike)
             state.spikes += 1
-            self.leave_out(SpikeError, "spike", config.spike, state.spikes, index, batch, spike)
-            if config.spike == "skip":
-                return False
-        self.spikes.take(loss, norm)
-        return True
+            state.skipped_spikes += skipped
+        self.precision.held()
+        if config.spike != "off" and not skipped:
+            self.spikes.take(loss, norm)
+        return not skipped
 
-    def note(self, kind: str, index: int, batch: Batch, **more: float) -> None:
-        self.run.log.write(kind, step=self.state.step, batch=index, samples=list(batch.sample_ids), **more)
+    def note(self, kind: str, batch: Batch, **more: float) -> None:
+        state = self.state
+        self.run.log.write(kind, step=state.step, batch=state.drawn, samples=list(batch.sample_ids), **more)
 
-    def leave_out(
-        self, error: type[FledgeError], key: str, policy: str, count: int, index: int, batch: Batch, found: str
-    ) -> None:
+    def leave_out(self, error: type[FledgeError], key: str, policy: str, count: int, batch: Batch, found: str) -> None:
         """Say what was met and what is done about it. Raises `error` by policy, or above train.max_skipped."""
         samples = ", ".join(batch.sample_ids[:8]) or "unnamed"
-        what = f"step {self.state.step}, batch {index} (samples {samples}): {found}"
+        what = f"step {self.state.step}, batch {self.state.drawn} (samples {samples}): {found}"
         if policy == "stop":
             raise error(f"{what}; no update was made. Look at these samples, or set train.{key}=skip")
         if policy == "warn":
@@ -403,6 +421,10 @@ class Loop:
     def seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.began
 
+    def cpu_seconds(self) -> float:
+        """Of all processes, which ask together."""
+        return self.cpu_before + self.run.group.summed([time.process_time() - self.cpu_began])[0]
+
     def save(self) -> None:
         """Write the state of now, if it isn't written, and return when it is on the disk."""
         self.hand_over(self.saver.save)
@@ -411,7 +433,7 @@ class Loop:
         """`write` the state of now, every process its share."""
         state = self.state
         state.seconds = self.seconds()
-        state.cpu_seconds = self.cpu_before + time.process_time() - self.cpu_began
+        state.cpu_seconds = self.cpu_seconds()
         state.data_digest, state.config = self.run.recipe.data_digest, to_dict(self.run.config)
         write(Job(state, self.parallel.contents(self.run.recipe, self.moments()), best))
 
@@ -432,7 +454,7 @@ class Loop:
             "steps": self.state.step,
             "tokens": self.state.tokens,
             "seconds": round(self.seconds(), 3),
-            "cpu_seconds": round(self.cpu_before + time.process_time() - self.cpu_began, 3),
+            "cpu_seconds": round(self.cpu_seconds(), 3),
             "matmul_peak_flops": round(self.peak),
         }
         self.run.log.write("end", **result, times=self.clock.taken())
@@ -464,24 +486,3 @@ class Loop:
         folder = self.run.checkpoints / checkpointing.folder_name(step)
         checkpointing.read_state(folder, self.parallel.ranks)
         self.parallel.go_back(folder, self.run.load_at)
-
-
-def means(parallel: Single, metrics: dict[str, tuple[float, float]]) -> dict[str, float]:
-    """Each metric's mean over all processes."""
-    if not metrics:
-        return {}
-    totals = parallel.terms({name: total for name, (total, _) in metrics.items()}, list(metrics))
-    weights = parallel.terms({name: weight for name, (_, weight) in metrics.items()}, list(metrics))
-    return {name: totals[name] / weights[name] for name in metrics if weights[name] > 0}
-
-
-def dropout_seed(seed: int, drawn: int, start: int, stage: int = 0) -> int:
-    """Seed of a micro-batch's dropout: a function of (seed, batch, first row, stage of a pipe) and nothing else."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + drawn * 0xBF58476D1CE4E5B9 + start * 0x94D049BB133111EB) & (2**64 - 1)
-    mixed ^= stage * 0xD6E8FEB86659FD93 & (2**64 - 1)
-    mixed ^= mixed >> 31
-    return mixed & (2**63 - 1)
-
-
-def moved(batch: Batch, device: torch.device) -> Batch:
-    return batch if device.type == "cpu" else batch.to(device)

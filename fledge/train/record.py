@@ -63,7 +63,7 @@ class RunRecord:
 
     @property
     def cpu_seconds(self) -> float | None:
-        """CPU seconds of the training process, known once the run has ended."""
+        """CPU seconds of all training processes, known once the run has ended."""
         return number(self.end.get("cpu_seconds"))
 
 

@@ -84,6 +84,15 @@ def micro_rows(config: dict[str, Any], n_processes: int = 1) -> int | str | None
     return train.get("micro_rows") or train.get("rows", 0) // max(1, readers) or None
 
 
+def rows_begun_with(state: State, dropped: bool) -> int:
+    """What train.micro_rows=auto means for a run that goes on; 0 where that is open still: it has not begun, or began
+    with all rows and nothing is `dropped`, whose draws would change."""
+    begun_with = state.config.get("train", {}).get("micro_rows", 0)
+    if dropped and state.config:
+        begun_with = micro_rows(state.config, int(state.facts.get("world_size", 1)))
+    return int(begun_with)
+
+
 def changed_keys(before: dict[str, Any], now: dict[str, Any], at: str = "") -> list[str]:
     changed = []
     for key in sorted(set(before) | set(now)):

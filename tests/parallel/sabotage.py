@@ -20,12 +20,14 @@ from fledge.optim.adamw import AdamW
 from fledge.optim.optimizer import norm_of_all
 from fledge.parallel import exchange, tensor
 from fledge.recipes import rl_methods, sampler, scoring
+from fledge.recipes.language import LanguageRecipe
 from fledge.train import loop
 from fledge.train.loop import Loop
 from fledge.train.parallel import many, shard
 
 ACCUMULATE, DIVIDE = Loop.accumulate, FSDPModule.set_gradient_divide_factor
 ORTHOGONALISED, DROPOUT_SEED = muon.orthogonalised, loop.dropout_seed
+SUMS = LanguageRecipe.sums
 ANSWERS, WHITENED, REWARD = sampler.Policy.answers, rl_methods.whitened, scoring.Scorer.reward
 
 
@@ -88,6 +90,12 @@ def no_reward(self: Any, *answer: Any) -> Any:
     return REWARD(self, *answer)
 
 
+def no_validation(self: Any, batch: Any) -> Any:
+    if os.environ["RANK"] == "1":
+        raise DataError("planted")
+    return SUMS(self, batch)
+
+
 def without_adapters(self: Any, x: Any, apart: bool = False) -> Any:
     return self.product(x)
 
@@ -114,6 +122,7 @@ FAULTS: dict[str, Callable[[], Any]] = {
     "own seeds": patch(sampler.Policy, "answers", by_own_seed),
     "own whitening": patch(rl_methods, "whitened", whitened_by_halves),
     "no reward": patch(scoring.Scorer, "reward", no_reward),
+    "no validation": patch(LanguageRecipe, "sums", no_validation),
     "no adapters": patch(shard.Apart, "forward", without_adapters),
     "forgets": patch(AdamW, "load", lambda self, tensors: None),
 }

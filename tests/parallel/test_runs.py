@@ -169,6 +169,27 @@ def test_the_error_of_one_process_ends_all_with_its_code(tmp_path):
     assert len(said(commands)) == 1 and "loss nan" in said(commands)[0]
 
 
+def test_what_policy_stops_in_all_processes_is_saved_and_in_one_alone_is_not(tmp_path):
+    for name, ranks in (("all", (0, 1)), ("one", (1,))):
+        (tmp_path / name).mkdir()
+        commands = launched(2, tmp_path / name, faults={rank: "nan_loss@3" for rank in ranks})
+        assert ended(commands) == [1, 1], said(commands)
+        assert len(said(commands)) == 1 and "step 3, batch 3" in said(commands)[0]
+        saved = [path.name for path in (tmp_path / name / "run" / "checkpoints").glob("step-*")]
+        assert saved == ["step-00000003"] * (name == "all")
+    assert ended(launched(2, tmp_path / "all", steps=6)) == [0, 0]
+    steps = [e["step"] for e in read_log(tmp_path / "all" / "run" / "log.jsonl") if e["kind"] == "step"]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_data_that_goes_away_in_the_validation_of_one_process_ends_all_with_its_message(fleet, folders):
+    train = {"steps": 4, "eval_every_steps": 2, "parallel": {"timeout_seconds": 30}}
+    got = fleet.train(config("gpt2", folders), 2, sabotage="no validation", **train)
+    kinds = [error[0] for error in got.errors if error is not None]
+    assert kinds == ["PeerError", "DataError"] and got.errors[1][1] == "planted", got.errors
+    assert not list((got.folder / "checkpoints").glob("step-*"))
+
+
 def test_a_wrong_mesh_or_key_is_said_once_with_its_code(tmp_path):
     commands = launched(2, tmp_path, "train.parallel.tensor=3")
     assert ended(commands) == [2, 2]

@@ -10,7 +10,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 
 from fledge.batch import Batch, padded
 from fledge.config import from_dict
-from fledge.errors import NonFiniteError
+from fledge.errors import ConfigError
 from fledge.log import read_log
 from fledge.model.folder import load_model
 from fledge.recipes.config import PretrainConfig
@@ -114,5 +114,5 @@ def test_pretraining_writes_both_terms_and_refuses_to_split_the_batch(tmp_path):
     assert len(steps) == 3
     for line in steps:
         assert line["loss_balance"] > 0 and line["loss"] == pytest.approx(line["loss_nats"] + line["loss_balance"])
-    with pytest.raises(NonFiniteError, match="couples its batch; set micro_rows=0"):
+    with pytest.raises(ConfigError, match="couples its batch; set micro_rows=0"):
         pretrain(config_of(tmp_path / "split", micro_rows=2))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +12,13 @@ import pytest
 from fledge.compress.config import QuantizeConfig
 from fledge.compress.prune import sparsity
 from fledge.compress.prune_config import PruneConfig
-from fledge.errors import ConfigError, DataError, Interrupted
+from fledge.errors import CheckpointError, ConfigError, DataError, Interrupted
 from fledge.lineage import artefact_digest, read_card
 from fledge.log import read_log
 from fledge.model.config import ShapeConfig
 from fledge.model.folder import load_model
-from fledge.recipes.config import PretrainConfig, TextDataConfig
+from fledge.recipes.baselines import baselines
+from fledge.recipes.config import BaselinesConfig, PretrainConfig, TextDataConfig
 from fledge.recipes.pretrain import pretrain
 from fledge.recipes.prune import prune_model
 from fledge.recipes.quantize import quantize_model
@@ -76,6 +79,31 @@ def test_a_stopped_run_goes_on_to_the_same_bits_and_names_its_base(base, tmp_pat
     files = [Path(result["model"], "model.safetensors").read_bytes() for result in (straight, stopped)]
     assert files[0] == files[1]
     assert read_card(stopped["model"])["parents"]["base"] == artefact_digest(base)
+
+
+def test_a_finished_run_whose_checkpoints_are_gone_is_not_written_over_unless_asked_for(base, tmp_path):
+    config = config_of(base, tmp_path)
+    first = pretrain(config)
+    weights = Path(first["model"], "model.safetensors")
+    before, more = weights.read_bytes(), replace(TRAIN, steps=8)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert pretrain(config) == first  # there is nothing to do
+    with pytest.raises(CheckpointError, match="expected checkpoints of the run that published model/, got none"):
+        pretrain(replace(config, train=more))
+    assert weights.read_bytes() == before and read_log(tmp_path / "run" / "log.jsonl")[-1]["kind"] == "end"
+    assert pretrain(replace(config, train=replace(more, allow_changes=True)))["steps"] == 8
+    assert weights.read_bytes() != before
+
+
+def test_baselines_of_a_run_that_went_on_from_a_model_are_counted_and_other_data_is_refused(base, tmp_path):
+    result = pretrain(config_of(base, tmp_path))
+    found = baselines(BaselinesConfig(tmp_path / "run"), json=True)
+    assert found["targets"] == result["val_tokens"] and found["model"]["val_loss"] == result["val_loss"]
+    card = json.loads((tmp_path / "run" / "model" / "card.json").read_text())
+    card["facts"]["data_digest"] = "f" * 64
+    (tmp_path / "run" / "model" / "card.json").write_text(json.dumps(card))
+    with pytest.raises(ConfigError, match="the data has changed since the run"):  # the control
+        baselines(BaselinesConfig(tmp_path / "run"), json=True)
 
 
 def test_a_shape_a_tokenizer_other_text_and_quantized_weights_are_refused(base, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -152,3 +153,25 @@ def test_more_threads_than_a_machine_bears_are_refused(verb, tmp_path, capsys):
     words = [str(tmp_path / "model") if word == "M" else word for word in verb.split()]
     assert main([*words, "--threads", "100000"]) == 2
     assert "threads: expected 0..1024, got 100000" in capsys.readouterr().err
+
+
+STRANGERS = {"model": "model/important.txt", "log.jsonl": "log.jsonl", "run.yaml": "run.yaml"}
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_files_that_no_run_wrote_are_left_where_they_are(name, text, tmp_path, capsys):
+    path = tmp_path / "run" / STRANGERS[name]
+    path.parent.mkdir(parents=True)
+    path.write_text('{"mine": 1}\n')
+    assert main(["pretrain", f"data.path={text}", f"run.dir={tmp_path / 'run'}", *SMALL]) == 2
+    assert f"with {name} that no run wrote" in capsys.readouterr().err
+    assert path.read_text() == '{"mine": 1}\n'
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_is_begun_again(text, tmp_path):
+    words = ["pretrain", f"data.path={text}", f"run.dir={tmp_path / 'run'}", *SMALL]
+    assert main(words) == 0
+    for name in ("checkpoints", "model"):  # as a run leaves its folder that was killed early
+        shutil.rmtree(tmp_path / "run" / name)
+    assert (tmp_path / "run" / "log.jsonl").is_file() and (tmp_path / "run" / "run.yaml").is_file()
+    assert main(words) == 0

@@ -12,13 +12,14 @@ import pytest
 
 from fledge.config import to_dict
 from fledge.errors import ConfigError, DataError
-from fledge.scaling.config import FitConfig, PlanConfig
+from fledge.scaling.config import FitConfig, PlanConfig, PredictConfig
 from fledge.scaling.descent import fit_powers, powers
 from fledge.scaling.fit import FitSettings, fit_envelope, fit_isoflop, fit_law, fit_surface, frontier, surface_of
 from fledge.scaling.fitted import fit_points, read_fit
 from fledge.scaling.laws import PowerLaw, Surface
 from fledge.scaling.plan import plan
 from fledge.scaling.points import Point, read_points, write_points
+from fledge.scaling.predict import predict
 from tests.scaling.synthetic import TRUTH, points
 
 SETTINGS = FitSettings("total", 60, 1, 1e-3)
@@ -120,6 +121,47 @@ def test_parabolas_over_a_wide_range_of_sizes_are_biased():
         return abs(curve["parameters"] / law.optimum(curve["flops"]).parameters - 1)
 
     assert off(1.5) < 0.02 and off(8.0) > 0.1
+
+
+def test_three_sizes_a_budget_give_approach_2_no_intervals():
+    few, more = (fit_isoflop(points(1, 0.01, budgets=3, per_budget=n, spread=3.0), SETTINGS) for n in (3, 4))
+    assert "intervals" not in few and "expected more than 3 sizes" in few["no_intervals"]
+    low, high = more["intervals"]["a"]
+    assert "no_intervals" not in more and high - low > 0.05  # the control: a noise of 1 % is a width
+
+
+def test_as_few_points_as_approach_3_has_numbers_give_no_intervals_and_a_prediction_says_why(tmp_path):
+    random = np.random.default_rng(1)
+    made = [
+        Point(n, n, d, TRUTH.loss(n, d) * float(np.exp(random.normal(0, 0.01))), digest=f"{n} {d}")
+        for n in np.geomspace(1e8, 1e9, 4).tolist()
+        for d in (2e9, 2e10)
+    ]
+    few = fit_surface(made[:6], SETTINGS)
+    assert "samples" not in few and "intervals" not in few and "expected at least 7" in few["no_intervals"]
+    enough = fit_surface(made, SETTINGS)
+    assert enough["samples"] and "no_intervals" not in enough  # the control
+    write_points(tmp_path / "points.jsonl", made[:6])
+    fit_points(FitConfig(tmp_path, bootstrap=30), json=True)
+    with pytest.raises(DataError, match="expected bootstrap samples, got none; points: expected at least 7"):
+        predict(PredictConfig(tmp_path / "fit.json", parameters=1e10, tokens=1e11), json=True)
+    assert "expected at least 7 for intervals, got 6" in (tmp_path / "fit.html").read_text()
+
+
+def test_budgets_of_another_n_are_not_taken_for_the_c_of_this_one():
+    """Of sizes whose embeddings are a larger share the smaller they are, a budget of all parameters is many C."""
+
+    def made(count: str) -> list[Point]:
+        grid = [(c, n) for c in np.geomspace(1e14, 1e16, 4) for n in np.geomspace(2e5, 2e7, 9)]
+        totals = [(float(c), float(n), float(n + 8e3 * n**0.4)) for c, n in grid]
+        spent = [(c, n, total, c / 6 / (total if count == "total" else n)) for c, n, total in totals]
+        return [Point(total, n, d, TRUTH.loss(n, d), budget=c) for c, n, total, d in spent]
+
+    settings = replace(BARE, count="non_embedding")
+    own = fit_isoflop(made("non_embedding"), settings)
+    assert own["a"] == pytest.approx(TRUTH.exponent_of_parameters, abs=0.03) and len(own["curves"]) == 4
+    with pytest.raises(DataError, match="36 runs have another C than the budget .* fit with the sweep's count"):
+        fit_isoflop(made("total"), settings)
 
 
 def test_approach_2_groups_runs_without_a_budget_by_their_flops():
@@ -282,11 +324,13 @@ def test_a_suggested_shape_has_about_the_parameters(parameters, count):
         ({}, "expected one budget of flops, hours and money, got 0"), ({"flops": 1e20, "hours": 1.0}, "got 2"),
         ({"flops": -1.0}, "flops: expected 0 to"), ({"money": 5.0}, "set price_per_hour"),
         ({"flops": 1e20, "utilisation": 0.0}, "utilisation: expected"),
+        ({"flops": 5e-324}, "flops: expected a budget of at least 1 FLOP, got 4.9"),
+        ({"hours": 1e-300}, "flops: expected a budget of at least 1 FLOP, got 4.4"),
     ],
 )  # fmt: skip
 def test_a_budget_that_is_none_is_refused(keys, message):
     with pytest.raises(ConfigError, match=message):
-        PlanConfig(**keys)
+        plan(PlanConfig(**keys), json=True)
 
 
 def test_an_approach_that_was_not_fitted_is_named(tmp_path):

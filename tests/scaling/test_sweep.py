@@ -66,6 +66,28 @@ def test_a_point_says_what_its_run_was(swept):
     assert len({p.data for p in found.values()}) == 1
 
 
+@pytest.mark.parametrize(
+    ("family", "objective"), [("bert", {"objective": "masked"}), ("llama", {"infill": {"rate": 0.5}})]
+)
+def test_n_counts_the_tokens_that_the_objective_adds(tmp_path, family, objective):
+    model = {"family": family, "width": 8, "layers": 1, "heads": 2, "context_tokens": 16}
+    own = settings(tmp_path, sizes=[{"width": 8, "layers": 1}], tokens=[64])
+    base = {"model": model, "data": {"path": str(tmp_path / "text.txt")}, "train": TRAIN, **objective}
+    sweep(replace(own, base=from_dict(PretrainConfig, base)), json=True)
+    (point,) = read_points(own.out / "points.jsonl")
+    trained = load_model(own.out / point.run / "model")
+    assert point.parameters == sum(p.numel() for p in trained.parameters())
+    law = [
+        Point(n, n / 2, d, 2 + 5 / n**0.2 + 20 / d**0.4, data=point.data) for n in (1e3, 1e4, 1e5) for d in (9, 99, 999)
+    ]
+    write_points(tmp_path / "points.jsonl", law)
+    fit_points(FitConfig(tmp_path, bootstrap=20), json=True)
+    run = {**base, "data": {"path": str(own.out / "data")}, "run": {"dir": str(tmp_path / "larger")}}
+    (tmp_path / "larger.yaml").write_text(to_yaml(from_dict(PretrainConfig, run)))
+    said = predict(PredictConfig(tmp_path / "fit.json", run=str(tmp_path / "larger.yaml")), json=True)
+    assert said["parameters"] == point.parameters
+
+
 def test_the_same_command_repeats_nothing_and_goes_on_with_what_is_missing(swept, monkeypatch):
     trained = []
 
@@ -187,6 +209,14 @@ def test_a_prediction_has_an_interval_around_the_truth_and_is_appended(fitted):
     lines = read_register(fitted.with_name("predictions.jsonl"))
     assert [line["digest"] for line in lines] == [first["digest"], second["digest"]]
     assert lines[1]["previous"] == first["digest"] and abs(lines[0]["time"] - time.time()) < 60
+
+
+def test_a_register_without_its_last_line_break_is_appended_to_on_a_line_of_its_own(fitted):
+    path = fitted.with_name("predictions.jsonl")
+    for number, size in enumerate((1e9, 2e9, 4e9), 1):
+        predict(PredictConfig(fitted, parameters=size, tokens=1e10), json=True)
+        path.write_text(path.read_text().rstrip("\n"))
+        assert len(read_register(path)) == number
 
 
 def test_without_register_nothing_is_written(fitted):

@@ -12,7 +12,7 @@ import torch
 
 from fledge.batch import slice_rows
 from fledge.device import Device
-from fledge.errors import ConfigError, DataError
+from fledge.errors import ConfigError, DataError, Interrupted
 from fledge.model.config import ShapeConfig
 from fledge.nn.live_bytes import LiveBytes
 from fledge.recipes.config import LrRangeConfig, PretrainConfig, RangeConfig, TextDataConfig, TuneBatchConfig
@@ -96,6 +96,25 @@ def test_a_run_with_auto_finds_its_rows_states_them_and_keeps_them(text, tmp_pat
     monkeypatch.setattr("fledge.recipes.session.choose_micro_rows", None)  # going on, nothing is tried again
     more = PretrainConfig(**keys(text, tmp_path, micro_rows="auto", steps=3))
     assert pretrain(more)["steps"] == 3
+
+
+def test_a_run_with_dropout_that_began_with_all_rows_goes_on_with_them_under_auto(text, tmp_path, monkeypatch):
+    def config(name: str, **train: object) -> PretrainConfig:
+        return PretrainConfig(**keys(text, tmp_path / name, **train) | {"model": replace(SHAPE, dropout=0.2)})
+
+    whole = pretrain(config("whole"))
+    with pytest.raises(Interrupted):
+        pretrain(config("run", stop_after_steps=2))
+    monkeypatch.setattr("fledge.recipes.session.rows_that_fit", lambda *given: 2)  # less memory than before
+    assert pretrain(config("run", micro_rows="auto"))["val_loss"] == whole["val_loss"]
+    assert pretrain(config("other", micro_rows="auto"))["val_loss"] != whole["val_loss"]  # the control
+
+
+def test_a_range_test_of_experts_says_that_their_batch_cannot_be_split(text, tmp_path):
+    shape = replace(SHAPE, family="mixtral", experts=4)
+    config = LrRangeConfig(**keys(text, tmp_path, micro_rows=2) | {"model": shape}, out=tmp_path / "out")
+    with pytest.raises(ConfigError, match="couples its batch; set micro_rows=0"):
+        lr_range(config, json=True)
 
 
 def curve(loss_at) -> list[Tried]:

@@ -113,7 +113,16 @@ def test_a_checkpoint_of_a_later_format_is_refused_clearly(tmp_path):
         checkpointing.read_state(path)
 
 
-LATER = ("loss_scale", "since_overflow", "overflows", "spikes", "recent_losses", "recent_norms")
+def test_checkpoints_stand_in_the_order_of_their_steps_beyond_eight_digits(tmp_path):
+    steps = (99_999_500, 100_000_000, 100_000_500)
+    for step in steps:
+        (tmp_path / checkpointing.folder_name(step)).mkdir()
+    (tmp_path / "step-aside").mkdir()
+    names = [path.name for path in checkpointing.list_checkpoints(tmp_path)]
+    assert names == ["step-aside", *map(checkpointing.folder_name, steps)] and names != sorted(names)
+
+
+LATER = ("loss_scale", "since_overflow", "overflows", "spikes", "skipped_spikes", "recent_losses", "recent_norms")
 
 
 def rewritten(root: Path, change: Callable[[dict], None]) -> Path:

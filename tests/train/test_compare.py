@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fledge.train.compare import along, axis, comparable, differences, final_figures, labels, text_table
+from fledge.train.cost import Rates, run_cost
 from fledge.train.record import read_run
 from fledge.train.report import ReportConfig, report
 from fledge.train.stacks import stacked
@@ -20,6 +22,16 @@ from tests.train.test_report import Page
 @pytest.fixture
 def two(tmp_path):
     return [write_run(tmp_path / "a"), write_run(tmp_path / "b", 240, 3e-3, 1.5, warmup_steps=10)]
+
+
+def test_processor_time_that_was_not_logged_is_that_of_all_processes(tmp_path):
+    run = read_run(write_run(tmp_path / "a"))
+    facts = {"device": "cpu", "threads": 3, "world_size": 2}
+    begun = tuple({**event, "facts": facts} if "facts" in event else event for event in run.events[:-1])
+    cost = run_cost(replace(run, events=begun), Rates(5.0, 100.0))
+    assert cost.cpu_seconds is None and cost.watt_hours == pytest.approx(run.seconds * 3 * 2 * 5 / 3600)
+    logged = run_cost(replace(run, events=(*begun, run.events[-1])), Rates(5.0, 100.0))  # the control
+    assert logged.watt_hours == pytest.approx(run.end["cpu_seconds"] * 5 / 3600)
 
 
 def page_of(runs: list[Path], **more: object) -> tuple[str, dict]:

@@ -22,6 +22,8 @@ from fledge.model.families import family
 from fledge.model.folder import load_model, save_model
 from fledge.model.init import initialise
 from fledge.model.transformer import Transformer, build
+from fledge.nn.norm import BatchNorm
+from fledge.parallel.group import Group
 from fledge.train import checkpointing
 from fledge.train.checkpointing import State
 from fledge.train.config import FREE_TO_CHANGE, RunConfig, TrainConfig
@@ -180,12 +182,78 @@ def test_data_that_goes_away_costs_no_step_that_was_made(tmp_path):
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
+def test_data_that_goes_away_in_a_validation_leaves_the_step_to_be_validated_again(tmp_path):
+    recipe = toy()
+
+    def go_away() -> None:
+        if len(recipe.validated) == 1:
+            raise DataError("val.bin: cut")
+
+    recipe.during_validation = go_away
+    config = settings(eval_every_steps=1, save_every_steps=1, keep_last=9)
+    with pytest.raises(DataError, match="val.bin: cut"):
+        go(tmp_path, recipe, config)
+    assert checkpointing.newest_valid(tmp_path / "checkpoints")[1].step == 1
+    go(tmp_path, toy(), config)
+    validated = [event["step"] for event in read_log(tmp_path / "log.jsonl") if event["kind"] == "evaluate"]
+    assert validated == [1, 2, 3]
+
+
+def not_a_number_at(recipe: Toy, *indices: int) -> Toy:
+    recipe.during_loss = lambda index: math.nan if index in indices else 0.0
+    return recipe
+
+
+@pytest.mark.parametrize("more", [{"non_finite": "stop"}, {"non_finite": "skip", "max_skipped": 1}])
+def test_a_run_that_policy_stops_is_saved_as_one_stopped_just_before_and_goes_on_to_the_same_bits(tmp_path, more):
+    bad = (1, 3) if more["non_finite"] == "skip" else (2,)
+    recipe, before = not_a_number_at(toy(), *bad), not_a_number_at(toy(), *bad)
+    with pytest.raises(NonFiniteError, match=f"step 2, batch {bad[-1]} "):
+        go(tmp_path / "run", recipe, settings(**more))
+    with pytest.raises(Interrupted):
+        go(tmp_path / "before", before, settings(**more, stop_after_steps=2))
+    folders = [tmp_path / name / "checkpoints" / "step-00000002" for name in ("run", "before")]
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+    counts = [(s.step, s.drawn, s.skipped) for s in map(checkpointing.read_state, folders)]
+    assert counts[0] == counts[1] == (2, bad[-1], len(bad) - 1)
+    whole, resumed = (not_a_number_at(toy(), *bad) for _ in range(2))
+    go(tmp_path / "whole", whole, settings(non_finite="skip"))
+    go(tmp_path / "run", resumed, settings(non_finite="skip"))
+    pairs = zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    told = [event["batch"] for event in read_log(tmp_path / "run" / "log.jsonl") if event["kind"] == "non_finite"]
+    assert told == list(bad)
+
+
+def test_what_a_rejected_batch_has_moved_is_not_saved(tmp_path):
+    shape = replace(SHAPE, family="bert", task="lm", norm="batch")
+    recipe = not_a_number_at(Toy(initialise(build(family("bert").new_config(shape), "cpu"), 1)), 2)
+    assert any(isinstance(part, BatchNorm) for part in recipe.model.modules())
+    with pytest.raises(NonFiniteError):
+        go(tmp_path, recipe, settings())
+    assert checkpointing.list_checkpoints(tmp_path / "checkpoints") == []
+
+
+def test_a_save_that_fails_as_policy_stops_the_run_does_not_hide_why_it_stopped(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FLEDGE_FAULTS", "full_disk@2")
+    with pytest.raises(NonFiniteError, match="step 2, batch 2"):
+        go(tmp_path, not_a_number_at(toy(), 2), settings())
+    assert "what was learned since the last checkpoint is lost: " in capsys.readouterr().err
+
+
 def test_data_that_is_not_there_at_the_first_step_leaves_no_checkpoint(tmp_path):
     recipe = toy()
     recipe.batch = lambda index: (_ for _ in ()).throw(DataError("train.bin: cut"))  # type: ignore[method-assign]
     with pytest.raises(DataError, match="cut"):
         go(tmp_path, recipe, settings())
     assert checkpointing.newest_valid(tmp_path / "checkpoints") is None
+
+
+def test_processor_time_is_that_of_all_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(Group, "summed", lambda self, values: [value + 100 for value in values])  # others' 100 s
+    assert 100 < go(tmp_path, toy(), settings())["cpu_seconds"] < 200
+    assert 100 < checkpointing.newest_valid(tmp_path / "checkpoints")[1].cpu_seconds < 200
 
 
 def test_only_tokens_of_documents_are_counted(tmp_path):

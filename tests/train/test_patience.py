@@ -13,10 +13,13 @@ from fledge import device
 from fledge.cli.main import main
 from fledge.errors import CheckpointError, ConfigError, Interrupted
 from fledge.log import read_log
+from fledge.model.config import ShapeConfig
 from fledge.model.folder import load_model, save_model
 from fledge.model.safetensors_file import SafetensorsFile
+from fledge.recipes.config import PretrainConfig, TextDataConfig
 from fledge.recipes.finetune import finetune
 from fledge.recipes.finetune_config import FinetuneConfig
+from fledge.recipes.pretrain import pretrain
 from fledge.train.config import RunConfig, TrainConfig
 from fledge.tune.config import TuneConfig
 from tests.compress.tiny import tiny
@@ -78,6 +81,22 @@ def test_a_run_ends_where_the_rule_says(tmp_path, losses, patience, min_delta):
     recipe = toy()
     recipe.val_losses = losses
     assert go(tmp_path / "all", recipe, replace(config, patience=0, min_delta=0.0))["steps"] == config.steps
+
+
+@pytest.mark.parametrize("key", [{"patience": 2}, {"publish_best": True}])
+def test_the_best_of_nothing_held_out_is_refused_before_the_first_step(tmp_path, key):
+    (tmp_path / "text.txt").write_text("one two three four five six. " * 60)
+
+    def config(val_fraction: float) -> PretrainConfig:
+        train = settings(steps=2, eval_every_steps=1, threads=1, **key)
+        shape = ShapeConfig("llama", width=8, layers=1, heads=2, context_tokens=16)
+        data = TextDataConfig(str(tmp_path / "text.txt"), val_fraction=val_fraction)
+        return PretrainConfig(shape, data, train, RunConfig(str(tmp_path / f"{val_fraction}")))
+
+    with pytest.raises(ConfigError, match=f"train.{next(iter(key))}: expected held-out data"):
+        pretrain(config(0.0))
+    assert not (tmp_path / "0.0" / "log.jsonl").exists()
+    assert pretrain(config(0.2))["published_step"] in (1, 2)  # the control
 
 
 @pytest.mark.parametrize("last, best, published", [(0.9, 0.5, 1), (0.4, 0.5, 4), (0.5, 0.5, 1)])

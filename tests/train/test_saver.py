@@ -6,6 +6,7 @@ import errno
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,45 @@ def test_a_failed_checkpoint_may_be_borne_and_the_lost_best_is_no_best(tmp_path,
         assert [e["step"] for e in events if e["kind"] == "checkpoint_failed"] == [2]
         assert [e["step"] for e in events if e["kind"] == "checkpoint"] == [1, 3, 4, 5]
     assert checkpointing.read_best(tmp_path / "here" / "checkpoints") == (3, 2.0)
+
+
+class Refusing(FileIO):
+    """A log on a disk that is `full` for a while: it takes half of what is written and refuses the rest."""
+
+    full = False
+
+    def write(self, data) -> int:
+        if not Refusing.full:
+            return super().write(data)
+        if len(data) < 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(bytes(data)[: len(data) // 2])
+
+
+@pytest.mark.parametrize("policy", ["continue", "stop"])
+def test_a_log_on_a_full_disk_waits_where_a_failed_checkpoint_is_borne(tmp_path, monkeypatch, capsys, policy):
+    monkeypatch.setattr("fledge.log.FileIO", Refusing)
+    path = tmp_path / "log.jsonl"
+    log = RunLog(path, waits=policy == "continue")
+    log.write("step", step=1)
+    monkeypatch.setattr(Refusing, "full", True)
+    if policy == "stop":
+        with pytest.raises(OSError, match="No space left"):
+            log.write("step", step=2)
+        log.close()
+        assert path.read_text().count("\n") == 1 and path.read_text().endswith("\n")
+        return
+    for step in (2, 3):
+        log.write("step", step=step)
+    assert path.read_text().endswith("}\n") and [event["step"] for event in read_log(path)] == [1]
+    assert capsys.readouterr().err.count("its lines wait in memory until it can") == 1
+    monkeypatch.setattr(Refusing, "full", False)
+    log.write("step", step=4)
+    assert [event["step"] for event in read_log(path)] == [1, 2, 3, 4]
+    monkeypatch.setattr(Refusing, "full", True)
+    log.write("step", step=5)
+    log.close()
+    assert "1 lines were lost" in capsys.readouterr().err and len(read_log(path)) == 4
 
 
 @pytest.mark.parametrize("behind", [False, True])

@@ -10,11 +10,13 @@ import pytest
 
 from fledge.errors import ConfigError
 from fledge.log import RunLog, read_log
+from fledge.optim.schedule import rate_share
 from fledge.train import lock
+from fledge.train.checkpointing import State
 from fledge.train.config import TrainConfig
 from fledge.train.lock import RunLock
 from fledge.train.record import number
-from fledge.train.resume import changes
+from fledge.train.resume import changes, rows_begun_with
 from fledge.train.signals import StopRequest
 
 
@@ -39,6 +41,26 @@ def test_rows_at_once_are_a_change_only_where_dropout_is_drawn_for_them():
     assert changes(config(0.0, 2), config(0.0, 4)) == []
     assert changes(config(0.1, 0), config(0.1, 8)) == []
     assert "was 2, is 4" in " ".join(changes(config(0.1, 2), config(0.1, 4)))
+
+
+@pytest.mark.parametrize(
+    ("train", "world_size", "dropped", "rows"),
+    [({"rows": 8}, 1, True, 8), ({"rows": 8}, 2, True, 4), ({"rows": 8, "micro_rows": 2}, 1, True, 2),
+     ({"rows": 8}, 1, False, 0), ({"rows": 8, "micro_rows": 2}, 1, False, 2)],
+)  # fmt: skip
+def test_rows_at_once_of_a_run_that_goes_on_are_those_it_began_with_where_dropout_is_drawn(
+    train, world_size, dropped, rows
+):
+    state = State(config={"train": train}, facts={"world_size": world_size})
+    assert rows_begun_with(state, dropped) == rows
+    assert rows_begun_with(State(), dropped) == 0  # the control: a run that has not begun
+
+
+@pytest.mark.parametrize(("steps", "share", "decay"), [(4, 0.2, 2), (100, 0.01, 2), (10, 0.3, 3), (1, 0.2, 1)])
+def test_a_wsd_schedule_comes_down_in_its_last_steps_however_few(steps, share, decay):
+    schedule = TrainConfig(steps=steps, schedule="wsd", decay_share=share).rate_schedule()
+    assert schedule.decay_steps == decay
+    assert (rate_share(steps - 1, schedule) < 0.6) == (steps > 1)
 
 
 def test_a_run_folder_that_cannot_be_locked_is_a_typed_error(tmp_path, monkeypatch):

@@ -120,6 +120,34 @@ def test_skipping_is_bounded(tmp_path):
     assert len(events(tmp_path, "spike")) == 4
 
 
+def test_a_spike_that_stops_a_run_in_float16_is_stopped_before_the_loss_scale_has_seen_it(tmp_path):
+    recipe, before = spiked(), toy()
+    keep = {"precision": "float16", "loss_scale_steps": PLANTED + 1}
+    with pytest.raises(SpikeError):
+        go(tmp_path / "run", recipe, keys(spike="stop", **keep))
+    with pytest.raises(Interrupted):
+        go(tmp_path / "before", before, keys(spike="stop", stop_after_steps=20, **keep))
+    saved = [checkpointing.newest_valid(tmp_path / n / "checkpoints")[1] for n in ("run", "before")]  # type: ignore
+    assert [(s.step, s.drawn, s.spikes, s.loss_scale, s.since_overflow) for s in saved] == [
+        (20, 20, 0, 65536.0, 20)
+    ] * 2
+    assert saved[0].recent_losses == saved[1].recent_losses
+
+
+def test_spikes_that_were_only_warned_of_are_not_counted_as_skipped(tmp_path):
+    def often(*indices: int):
+        recipe = toy()
+        recipe.during_loss = lambda index: 400.0 if index in indices else 0.0
+        return recipe
+
+    batches = (17, 19, 21, 26)
+    with pytest.raises(Interrupted):
+        go(tmp_path, often(*batches), keys(spike="warn", max_skipped=1, stop_after_steps=24))
+    go(tmp_path, often(*batches), keys(spike="skip", max_skipped=1))
+    state = checkpointing.newest_valid(tmp_path / "checkpoints")[1]  # type: ignore[index]
+    assert (state.spikes, state.skipped_spikes) == (4, 1)
+
+
 @pytest.mark.parametrize("stop", [19, 20, 21])
 def test_a_run_that_goes_on_around_a_spike_ends_in_the_same_bits(tmp_path, stop):
     more = {"spike": "skip", "steps": 24}

@@ -80,6 +80,14 @@ class Single:
         """The loss by terms, summed over processes."""
         return found
 
+    def means(self, metrics: dict[str, tuple[float, float]]) -> dict[str, float]:
+        """Each metric's mean, of its total and weight, over processes."""
+        if not metrics:
+            return {}
+        totals = self.terms({name: total for name, (total, _) in metrics.items()}, list(metrics))
+        weights = self.terms({name: weight for name, (_, weight) in metrics.items()}, list(metrics))
+        return {name: totals[name] / weights[name] for name in metrics if weights[name] > 0}
+
     def norm(self, parameters: list[Tensor]) -> float:
         """The norm of the whole model's gradient."""
         return norm_of_all(parameters)

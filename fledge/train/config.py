@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fledge.config import MOST_THREADS
 from fledge.errors import ConfigError
 from fledge.optim.config import GroupConfig, MuonConfig
 from fledge.optim.schedule import DecayShape, ScheduleConfig, ScheduleName, Warmup
 from fledge.parallel.config import ParallelConfig
 
-MOST = {"rows": 1 << 20, "row_tokens": 1 << 24, "threads": 4096, "steps": 1 << 40, "seed": (1 << 63) - 1}
+MOST = {"rows": 1 << 20, "row_tokens": 1 << 24, "threads": MOST_THREADS, "steps": 1 << 40, "seed": (1 << 63) - 1}
 
 
 @dataclass(frozen=True)

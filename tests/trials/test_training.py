@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fledge.model.folder import load_model
 from fledge.train.lock import RunLock
 from tests.trials.tiny import (
     Command,
@@ -202,8 +203,12 @@ def test_trial_12_a_non_finite_loss_stops_the_run_and_never_reaches_a_checkpoint
     failed = pretrain(config, FLEDGE_FAULTS="nan_loss@7")
     assert failed.returncode == 1
     assert "step 7, batch 7" in failed.stderr and "train@" in failed.stderr, failed.stderr
-    assert [p.name for p in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-00000005"]
-    assert pretrain(config).returncode == 0  # without the fault the same command goes on, exactly
+    saved = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert [path.name for path in saved] == ["step-00000005", "step-00000007"]  # what was learned before the batch
+    for path in saved:
+        assert all(tensor.isfinite().all() for tensor in load_model(path).state_dict().values())
+    again = pretrain(config)  # without the fault the same command goes on, exactly
+    assert again.returncode == 0 and "continuing from step-00000007" in again.stderr
     assert losses(tmp_path / "run") == losses(straight)
 
 
@@ -233,7 +238,7 @@ def test_trial_12_a_spike_names_its_samples_and_exits_1(tmp_path):
     config = write_config(tmp_path, steps=22, spike="stop")
     failed = pretrain(config, FLEDGE_FAULTS="spike@18")
     assert failed.returncode == 1 and "step 18, batch 18 (samples train@" in failed.stderr, failed.stderr
-    assert [p.name for p in sorted((tmp_path / "run" / "checkpoints").glob("step-*"))][-1] == "step-00000015"
+    assert [p.name for p in sorted((tmp_path / "run" / "checkpoints").glob("step-*"))][-1] == "step-00000018"
     whole = write_config(tmp_path, "whole", steps=22, spike="skip")
     assert pretrain(whole, FLEDGE_FAULTS="spike@18").returncode == 0
     assert pretrain(config, "train.spike=skip", FLEDGE_FAULTS="spike@18").returncode == 0  # the policy may change

@@ -74,7 +74,8 @@ def read_config(file: GgufFile) -> tuple[Architecture, ModelConfig]:
     architecture = architecture_of(file.metadata, at)
     prefix = f"{architecture.name}."
     own = {key.removeprefix(prefix): shortest(value) for key, value in file.metadata.items() if key.startswith(prefix)}
-    if own.get("attention.sliding_window") == 0:  # llama.cpp's word for a Phi-3 without a window, which Phi-4 is
+    window = own.get("attention.sliding_window")
+    if isinstance(window, int) and window == 0:  # llama.cpp's word for a Phi-3 without a window, which Phi-4 is
         del own["attention.sliding_window"]
     raw: dict[str, Any] = {theirs: own.pop(key) for key, theirs in architecture.keys.items() if key in own}
     for needed, theirs in architecture.keys.items():

@@ -51,8 +51,11 @@ def unpacked(packed: bytes) -> Plan:
 def row_from_plain(plain: list[Any]) -> Row:
     blocks, start, ids, all_logits, sequence, source, copied = plain
     read = None if source is None else Source(bytes.fromhex(source[0]), tuple(source[1]))
-    pair = None if copied is None else (copied[0], copied[1])
-    return Row(tuple(blocks), start, tuple(ids), all_logits, sequence, read, copied=pair)
+    return Row(tuple(blocks), start, tuple(ids), all_logits, sequence, read, copied=pair_of(copied))
+
+
+def pair_of(plain: list[int] | None) -> tuple[int, int] | None:
+    return None if plain is None else (plain[0], plain[1])
 
 
 def source_to_plain(source: Source | None, known: Container[bytes]) -> list[Any] | None:

@@ -20,6 +20,7 @@ from fledge.train.loop import Run
 
 MODEL = "model"
 NEW, OLD = ".new-model-", ".old-model-"
+LOG_BEGINS = '{"kind": '  # every line of log.jsonl
 
 
 def publish(folder: Path, run: Run, result: dict[str, Any]) -> Path:
@@ -72,7 +73,9 @@ def is_log(path: Path) -> bool:
     try:
         with open(path, encoding="utf-8") as file:
             line = file.readline()
-        event = json.loads(line) if line.endswith("\n") else {"kind": ""}
+        if not line.endswith("\n"):
+            return line[: len(LOG_BEGINS)] == LOG_BEGINS[: len(line)]
+        event = json.loads(line)
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(event, dict) and "kind" in event

@@ -9,6 +9,7 @@ from unittest import mock
 
 from torch import Tensor
 
+from fledge.engine import plan
 from fledge.engine.config import EngineConfig
 from fledge.engine.request import Completion, Request
 from fledge.model import transformer
@@ -35,10 +36,15 @@ def skips_its_sum(self: Any, x: Tensor) -> Tensor:
     return y if self.bias is None else y + self.bias
 
 
+def copies_forgotten(pair: object) -> None:
+    """The others are not told which blocks to copy."""
+
+
 FAULTS: dict[str, Callable[[], Any]] = {
     "": nullcontext,
     "no sum": lambda: mock.patch.object(tensor.PackedRows, "forward", skips_its_sum),
     "wrong slice": lambda: mock.patch.object(tensor.Cut, "box", first_part),
+    "no copies": lambda: mock.patch.object(plan, "pair_of", copies_forgotten),
     "wrong stage": lambda: mock.patch.object(stages, "layers_of", other_layers),
 }
 

@@ -16,7 +16,7 @@ import torch
 
 from fledge.engine.config import EngineConfig
 from fledge.engine.load import load_engine
-from fledge.engine.request import Completion, Request
+from fledge.engine.request import BeamSearch, Completion, Request, Sampling
 from fledge.errors import ConfigError
 from fledge.model.config import ShapeConfig
 from fledge.model.families import family
@@ -95,6 +95,31 @@ def same(name: str, folder: str, requests: list[Request], got: Answered, **more:
 def test_two_processes_say_what_one_says(name, mesh, fleet: Fleet, served):
     requests = mix(name, 3)
     same(name, served(name), requests, shared(fleet, mesh, served(name), requests))
+
+
+def searched(fleet: Fleet, mesh: Mesh, folder: str, fault: str = "") -> tuple[list[Completion], list[Completion]]:
+    """What one process and what several find by beams that share blocks for a while."""
+    sampling = Sampling(30, n=4, ignore_eos=True)
+    asked = Request("a", tuple(TOKENIZER.encode("a prompt that ends")), sampling, search=BeamSearch(4))
+    config = EngineConfig(n_slots=4, threads=1)
+    answers = fleet.call(
+        2, "tests.parallel.engines:answered", folder, [asked], replace(config, parallel=SplitConfig(**mesh)), fault
+    )
+    assert [error for _, error in answers] == [None] * 2, answers
+    return load_engine(folder, config).complete([asked]), answers[0][0][0][0]
+
+
+@pytest.mark.parametrize(("name", "mesh"), [("llama", T2), ("gpt2", P2)], ids=told)
+def test_beams_are_those_of_one_process(name, mesh, fleet: Fleet, served):
+    expected, got = searched(fleet, mesh, served(name))
+    assert [one.token_ids for one in got] == [one.token_ids for one in expected]
+    assert [one.score for one in got] == pytest.approx([one.score for one in expected], abs=1e-4)
+
+
+def test_the_control_a_process_that_copies_no_blocks_finds_other_beams(fleet: Fleet, served):
+    expected, got = searched(fleet, T2, served("llama"), "no copies")
+    scores = [one.score for one in expected]
+    assert [one.score for one in got] != pytest.approx(scores, abs=1e-4)
 
 
 GRID = [

@@ -162,10 +162,18 @@ STRANGERS = {"model": "model/important.txt", "log.jsonl": "log.jsonl", "run.yaml
 def test_files_that_no_run_wrote_are_left_where_they_are(name, text, tmp_path, capsys):
     path = tmp_path / "run" / STRANGERS[name]
     path.parent.mkdir(parents=True)
-    path.write_text('{"mine": 1}\n')
-    assert main(["pretrain", f"data.path={text}", f"run.dir={tmp_path / 'run'}", *SMALL]) == 2
-    assert f"with {name} that no run wrote" in capsys.readouterr().err
-    assert path.read_text() == '{"mine": 1}\n'
+    for mine in ('{"mine": 1}\n', '{"mine": 1}'):
+        path.write_text(mine)
+        assert main(["pretrain", f"data.path={text}", f"run.dir={tmp_path / 'run'}", *SMALL]) == 2
+        assert f"with {name} that no run wrote" in capsys.readouterr().err
+        assert path.read_text() == mine
+
+
+@pytest.mark.parametrize("cut", ["", '{"ki', '{"kind": "start", "ti'])
+def test_a_log_whose_first_line_a_crash_cut_is_the_runs_own(cut, text, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").write_text(cut)
+    assert main(["pretrain", f"data.path={text}", f"run.dir={tmp_path / 'run'}", *SMALL]) == 0
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_is_begun_again(text, tmp_path):

@@ -99,8 +99,7 @@ class Family:
     transformers, the first of a config without one (empty: those of every decoder); `adjust_head` changes a head by
     config.json. `spellings`: other name tables that files may follow; `weights` is the one that is written.
     `aliases`: keys of config.json -> other names that transformers takes for them. `inside`: a larger model whose text
-    model is of this family. `own_names`: weights stand under our names, and the
-    table is empty."""
+    model is of this family. `own_names`: weights stand under our names, and the table is empty."""
 
     name: str
     model_type: str

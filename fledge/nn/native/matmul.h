@@ -26,6 +26,8 @@ constexpr int ROWS = 6, WHOLE_ROWS = 6;  // 12 of 16 registers of half the size 
 constexpr int halves(int R) { return R == 1 ? 4 : R <= 3 ? 2 : 1; }
 constexpr int int8_halves(int R) { return R == 1 ? 4 : R == 2 ? 2 : 1; }  // of few rows memory sets the pace
 constexpr int int4_halves(int) { return 1; }
+constexpr int INT8_WORDS = 2;  // for four inputs of a row: int16 each where several rows go together (`wide`)
+constexpr bool wide(int rows) { return rows > 2; }
 #else
 #if defined(__AVX512F__)
 constexpr int ROWS = 12, WHOLE_ROWS = 12;  // 24 of 32 registers
@@ -34,6 +36,8 @@ constexpr int ROWS = 4, WHOLE_ROWS = 4;
 #endif
 constexpr int halves(int R) { return R == 1 ? 8 : R <= 3 ? 4 : 2; }
 constexpr int int8_halves(int R) { return halves(R); }
+constexpr int INT8_WORDS = 1;
+constexpr bool wide(int) { return false; }
 constexpr int int4_halves(int R) { return R <= 4 ? halves(R) : 1; }
 #endif
 
@@ -52,7 +56,7 @@ struct Matrix {
 // The rows of x as a product reads them: tiles of up to ROWS rows, input after input, made by all threads together.
 struct Packed {
   std::vector<float> floats;    // [tile][K][rows]
-  std::vector<uint32_t> words;  // [tile][K/4][rows], four int8 each
+  std::vector<uint32_t> words;  // [tile][K/4][rows], four int8 each; where `wide`, four int16 in two words
   std::vector<float> scales;    // [M]
   std::vector<float> sums;      // [tile][K/group][rows]: Σ of a group's rounded inputs; tiles K/32 · rows apart
 };
@@ -60,7 +64,8 @@ struct Packed {
 // Σ over four products of bytes, added to each lane: dot_int8 of inputs and weights, dot_int4 of weights, 0..15, and
 // inputs. VNNI multiplies unsigned by signed bytes, so inputs of int8 weights are stored OFFSET larger there. AVX2 adds
 // pairs of such products in sixteen bits, which they must not leave: a weight's size, at most 128, times an input with
-// the weight's sign does not, and sums of int4's stay there for SHORT_STEPS steps of eight inputs.
+// the weight's sign does not, and sums of int4's stay there for SHORT_STEPS steps of eight inputs. For several rows it
+// multiplies int16 instead: a weight is widened once for all of them, and no sign is to be moved.
 #if defined(FLEDGE_AVX2)
 constexpr int OFFSET = 0, SHORT_STEPS = 4;
 typedef Ints Shorts;
@@ -112,6 +117,7 @@ static void pack_row_int(const float* x, const Matrix& w, int n_rows, uint32_t* 
   alignas(64) int8_t rounded[LANES];
   const int offset = w.kind == INT8 ? OFFSET : 0;
   const int group = w.kind == INT4 ? w.group : round_up(K, 4);
+  const bool as_int16 = w.kind == INT8 && wide(n_rows);
   int total = 0;
   for (int begin = 0; begin < K; begin += LANES) {
     const int n = std::min(LANES, K - begin);
@@ -127,10 +133,13 @@ static void pack_row_int(const float* x, const Matrix& w, int n_rows, uint32_t* 
       store_ints(each, whole_numbers);
       for (int i = 0; i < n; i++) total += each[i];
     }
-    for (int i = 0; i < n; i += 4) {
-      uint32_t word;
-      std::memcpy(&word, rounded + i, 4);
-      words[(int64_t)((begin + i) / 4) * n_rows] = word;
+    uint32_t* to = words + (int64_t)(begin / 4) * n_rows * (as_int16 ? 2 : 1);
+    if (as_int16) {
+      int16_t each[LANES];
+      for (int i = 0; i < LANES; i++) each[i] = rounded[i];
+      for (int i = 0; i < n; i += 4) std::memcpy(to + (int64_t)i / 2 * n_rows, each + i, 8);
+    } else {
+      for (int i = 0; i < n; i += 4) std::memcpy(to + (int64_t)i / 4 * n_rows, rounded + i, 4);
     }
     if (w.kind == INT4 && (begin + LANES) % group == 0) {
       sums[(int64_t)(begin / group) * n_rows] = (float)total;
@@ -155,7 +164,7 @@ static void reserve(const Matrix& w, int M, Packed& to) {
     if (to.floats.size() < (size_t)M * w.n_inputs) to.floats.resize((size_t)M * w.n_inputs);
     return;
   }
-  if (to.words.size() < M * K4) to.words.resize(M * K4);
+  if (to.words.size() < INT8_WORDS * M * K4) to.words.resize(INT8_WORDS * M * K4);
   if (to.scales.size() < (size_t)M) to.scales.resize(M);
   if (w.kind == INT4) {
     const size_t need = (size_t)M * (w.n_inputs / LEAST_GROUP);
@@ -171,7 +180,8 @@ static void pack_row(const float* x, int m, const Matrix& w, const Tiles& tiles,
     float* out = to.floats.data() + (int64_t)first * K + at;
     for (int k = 0; k < K; k++) out[(int64_t)k * n] = x[k];
   } else {
-    pack_row_int(x, w, n, to.words.data() + (int64_t)first * K4 + at, &to.scales[m],
+    const int room = w.kind == INT8 ? INT8_WORDS : 1, each = w.kind == INT8 && wide(n) ? 2 : 1;
+    pack_row_int(x, w, n, to.words.data() + (int64_t)first * K4 * room + at * each, &to.scales[m],
                  w.kind == INT4 ? to.sums.data() + (int64_t)first * (K / LEAST_GROUP) + at : nullptr);
   }
 }
@@ -204,8 +214,34 @@ static void float_tile(const float* x, const float* w, int64_t panel_stride, int
 // Sums of R of a tile's `rows` rows of int8 and H halves of panels over all inputs.
 #if defined(FLEDGE_AVX2)
 // Eight outputs after eight: sixteen for several rows would leave no register for a weight and its size.
+template <int R>
+static void wide_tile(const uint32_t* x, int rows, const int8_t* w, int K4, Ints (&sums)[R][1]) {
+  for (int e = 0; e < 2; e++) {
+    __m256i acc[R][2];  // four outputs each, inputs 0 and 1 of four beside 2 and 3
+    for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
+    for (int k = 0; k < K4; k++) {
+      const int8_t* at = w + ((int64_t)k * PANEL + e * 8) * 4;
+      if (e == 0) ahead(at);
+      const __m256i first = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)at));
+      const __m256i second = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)at + 1));
+      for (int r = 0; r < R; r++) {
+        int64_t four;
+        std::memcpy(&four, x + 2 * ((int64_t)k * rows + r), sizeof four);
+        const __m256i inputs = _mm256_set1_epi64x(four);
+        acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(inputs, first));
+        acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(inputs, second));
+        asm("" : "+x"(acc[r][0]), "+x"(acc[r][1]));  // or GCC loads all inputs first, and keeps sums in memory for it
+      }
+    }
+    for (int r = 0; r < R; r++)
+      (e ? sums[r][0].b : sums[r][0].a) =
+          _mm256_permute4x64_epi64(_mm256_hadd_epi32(acc[r][0], acc[r][1]), _MM_SHUFFLE(3, 1, 2, 0));
+  }
+}
+
 template <int R, int H>
 static void int8_tile(const uint32_t* x, int rows, const int8_t* w, int64_t panel_stride, int K4, Ints (&sums)[R][H]) {
+  if constexpr (wide(R)) return wide_tile(x, rows, w, K4, sums);
   __m256i acc[R][2 * H];
   for (int r = 0; r < R; r++)
     for (int e = 0; e < 2 * H; e++) acc[r][e] = _mm256_setzero_si256();
@@ -306,7 +342,7 @@ static void int8_product(const Matrix& w, const Packed& x, int row, int from, in
   const int K4 = round_up(w.n_inputs, 4) / 4;
   const int64_t size = (int64_t)K4 * 4 * PANEL;
   Ints acc[R][H];
-  int8_tile<R, H>(x.words.data() + (int64_t)row * K4 + from, rows,
+  int8_tile<R, H>(x.words.data() + (int64_t)row * K4 * INT8_WORDS + from, rows,
                   (const int8_t*)w.weights + half / 2 * size + half % 2 * LANES * 4, size, K4, acc);
   for (int h = 0; h < H; h++) {
     const int n = (half + h) * LANES;
@@ -381,7 +417,7 @@ static void any_tile(int n, const Matrix& w, const Packed& x, int row, Share pan
 
 // float32 and many rows: blocks of rows and of inputs that stay in the cache; sums wait in `y` between blocks of inputs,
 // which leaves their bits alone.
-constexpr int BLOCK_INPUTS = 1024, BLOCK_TILES = 16;
+constexpr int BLOCK_INPUTS = 1024, BLOCK_TILES = (512 + ROWS - 1) / ROWS;
 
 template <int R>
 static void float_block(const Matrix& w, const Packed& x, int row, int panel, int from, int n, float* y, int64_t stride) {

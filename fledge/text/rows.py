@@ -105,7 +105,7 @@ def value_at(row: Any, field: str) -> Any:
 
 def row_name(row: Any, stem: str, number: int) -> str:
     name = row.get("path") if isinstance(row, dict) else None
-    return printable(name if isinstance(name, str) else f"{stem}:{number}")
+    return printable(name if isinstance(name, str) and name else f"{stem}:{number}")
 
 
 def table_rows(file: SourceFile, stream: BinaryIO, reading: ReadingConfig) -> Iterator[Document | BadRow]:

@@ -90,9 +90,13 @@ def byte_ids(file: TokenizerFile) -> tuple[int, ...]:
 
 
 def exact_unigram(file: TokenizerFile, hidden: set[int]) -> unigram_exact.ExactUnigram:
-    vocab = file.tree["model"]["vocab"]
-    pieces = [(text, score, number) for number, (text, score) in enumerate(vocab) if number not in hidden]
-    return unigram_exact.ExactUnigram(pieces, min((score for _, score, _ in pieces), default=0.0))
+    pieces, least = [], 0.0
+    for number, (text, score) in enumerate(file.tree["model"]["vocab"]):
+        if number not in hidden:
+            user_defined = number in file.added
+            pieces.append((text, unigram_exact.user_defined_score(text) if user_defined else score, number))
+            least = least if user_defined else min(least, score)
+    return unigram_exact.ExactUnigram(pieces, least)
 
 
 def build(

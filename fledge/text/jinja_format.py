@@ -26,7 +26,7 @@ from fledge.text.chat_formats import Marks, template_digest
 from fledge.text.chat_layout import Piece
 from fledge.text.conversation import Message
 from fledge.text.jinja_process import TemplateProcess, shared_process
-from fledge.text.special_tokens import ENDS_OF_TURN
+from fledge.text.special_tokens import ENDS_OF_TURN, SPELLINGS
 from fledge.text.tokenizer import Tokenizer
 
 MAX_TEMPLATE_CHARACTERS = 1 << 17
@@ -187,9 +187,10 @@ class Cover:
     def lift(self, text: str) -> str:
         if not self.covered:
             return text
-        if "\\ud" in text:  # a template may write JSON with escapes
+        if "\\u" in text or "\\U" in text:  # a template may write JSON, or a list as Python does, with escapes
             for code, character in self.covered.items():
-                text = text.replace(json.dumps(chr(code))[1:-1], json.dumps(character)[1:-1])
+                for written in (json.dumps, repr):
+                    text = text.replace(written(chr(code))[1:-1], written(character)[1:-1])
         return text.translate(self.covered)
 
 
@@ -252,7 +253,7 @@ def special_values(tokenizer: Tokenizer) -> dict[str, Any]:
     """What a template may read besides the messages, as transformers gives it: the special tokens' texts."""
     values: dict[str, Any] = {"tools": None, "documents": None, "bos_token": "", "eos_token": ""}
     for role, number in tokenizer.special.items():
-        if role in ("bos", "eos", "pad", "unk"):
+        if role in SPELLINGS:
             values[f"{role}_token"] = tokenizer.token_of(number)
     return values
 

@@ -18,6 +18,7 @@ SKIPPED_PIECE = 1 << 20
 MOST_SKIPPED = 16  # times the largest document: a longer line ends the reading of its file
 FEW_ROWS = 64  # of a column in memory
 BOMB_RATIO, BOMB_BYTES = 1000, 256 << 20
+ARROW_FILE = b"ARROW1"
 
 
 def json_lines(
@@ -104,7 +105,7 @@ def value_at(row: Any, field: str) -> Any:
 
 def row_name(row: Any, stem: str, number: int) -> str:
     name = row.get("path") if isinstance(row, dict) else None
-    return printable(name if isinstance(name, str) else f"{stem}:{number}")
+    return printable(name if isinstance(name, str) and name else f"{stem}:{number}")
 
 
 def table_rows(file: SourceFile, stream: BinaryIO, reading: ReadingConfig) -> Iterator[Document | BadRow]:
@@ -118,10 +119,10 @@ def table_rows(file: SourceFile, stream: BinaryIO, reading: ReadingConfig) -> It
     number = 0
     try:
         batches = parquet_batches if file.kind == ".parquet" else arrow_batches
-        for column in batches(stream, reading.text_field.partition(".")[0]):
-            for scalar in column if column is not None else [None]:
+        for name, column in batches(stream, reading.text_field):
+            for scalar in column:
                 number += 1
-                yield table_row(file, scalar, number, reading)
+                yield table_row(file, name, scalar, number, reading)
     except (pyarrow.ArrowException, ValueError, MemoryError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's, not the file's
@@ -129,40 +130,55 @@ def table_rows(file: SourceFile, stream: BinaryIO, reading: ReadingConfig) -> It
         yield BadRow(file.path, "row", number + 1, f"damaged {file.kind[1:]}", detail)
 
 
-def parquet_batches(stream: BinaryIO, name: str) -> Iterator[Any]:
-    """Pieces of a column. Repeated texts stay one text in memory. Raises ValueError for a bomb."""
+def column_name(names: list[str], field: str) -> str:
+    """The column that holds a dotted field; one that has the dots itself comes first. Raises ValueError."""
+    name = field if field in names else field.partition(".")[0]
+    if name not in names:
+        raise ValueError(f"expected a column {name}, got {', '.join(names)!s:.80}; set text_field")
+    return name
+
+
+def parquet_batches(stream: BinaryIO, field: str) -> Iterator[tuple[str, Any]]:
+    """A column's name and pieces. Repeated texts stay one text in memory. Raises ValueError for a bomb."""
     from pyarrow import parquet, types
 
     found = parquet.ParquetFile(stream)
-    if name not in found.schema_arrow.names:
-        raise ValueError(f"expected a column {name}, got {', '.join(found.schema_arrow.names)!s:.80}; set text_field")
+    name = column_name(found.schema_arrow.names, field)
     for group in (found.metadata.row_group(number) for number in range(found.metadata.num_row_groups)):
         for chunk in (group.column(number) for number in range(group.num_columns)):
             packed, whole = chunk.total_compressed_size, chunk.total_uncompressed_size
-            if chunk.path_in_schema.partition(".")[0] == name and whole > max(BOMB_BYTES, BOMB_RATIO * packed):
+            if f"{chunk.path_in_schema}.".startswith(f"{name}.") and whole > max(BOMB_BYTES, BOMB_RATIO * packed):
                 raise ValueError(f"{packed} bytes would become {whole}")
     if types.is_string(found.schema_arrow.field(name).type):
         found = parquet.ParquetFile(stream, read_dictionary=[name])
     for batch in found.iter_batches(batch_size=FEW_ROWS, columns=[name]):
-        yield batch.column(0)
+        yield name, batch.column(name)
 
 
-def arrow_batches(stream: BinaryIO, name: str) -> Iterator[Any]:
+def arrow_batches(stream: BinaryIO, field: str) -> Iterator[tuple[str, Any]]:
+    """The same of either form of Arrow: the stream, as `datasets` writes it, and the file, which begins with its
+    name."""
     from pyarrow import ipc
 
-    reader = ipc.open_stream(stream)
-    if name not in reader.schema.names:
-        raise ValueError(f"expected a column {name}, got {', '.join(reader.schema.names)!s:.80}; set text_field")
-    for batch in reader:
-        yield batch.column(name)
+    begins = stream.read(len(ARROW_FILE))
+    stream.seek(0)
+    if begins == ARROW_FILE:
+        whole = ipc.open_file(stream)
+        schema, batches = whole.schema, map(whole.get_batch, range(whole.num_record_batches))
+    else:
+        reader = ipc.open_stream(stream)
+        schema, batches = reader.schema, iter(reader)
+    name = column_name(schema.names, field)
+    for batch in batches:
+        yield name, batch.column(name)
 
 
-def table_row(file: SourceFile, scalar: Any, number: int, reading: ReadingConfig) -> Document | BadRow:
-    name, _, inner = reading.text_field.partition(".")
+def table_row(file: SourceFile, name: str, scalar: Any, number: int, reading: ReadingConfig) -> Document | BadRow:
+    inner = reading.text_field[len(name) + 1 :]
     try:
         value = scalar.as_py()
         row = {name: value} if not inner or not isinstance(value, dict | list) else value
-        text, utf8, reason, detail = text_of(row, inner if inner and row is value else name)
+        text, utf8, reason, detail = text_of(row, inner if row is value else name)
     except UnicodeDecodeError as error:
         text, utf8, reason, detail = "", None, "not UTF-8", f"expected UTF-8, got another byte at {error.start}"
     if reason:

@@ -81,20 +81,22 @@ def charsmap_of(steps: Iterable[dict[str, Any]]) -> bytes:
 
 
 def preparer(rules: TextRules, charsmap: bytes, kept: Iterable[str] = ()) -> Callable[[str], str]:
-    """A function from a text to what the model sees. A text of `kept` (user-defined pieces) is never rewritten."""
+    """A function from a text to what the model sees. A text of `kept` (user-defined pieces) is never rewritten, nor are
+    runs of spaces within it."""
     rewrite = rewriter(read_charsmap(charsmap))
     spellings = sorted(kept, key=len, reverse=True)
-    apart = re.compile(f"({'|'.join(map(re.escape, spellings))})") if spellings and charsmap else None
+    needed = spellings and (charsmap or any("  " in spelling for spelling in spellings))
+    apart = re.compile(f"({'|'.join(map(re.escape, spellings))})") if needed else None
     space = SPACE_MARK if rules.escape_whitespaces else " "
 
     def prepare(text: str) -> str:
         if apart is None:
             text = rewrite(text)
         else:
-            parts = apart.split(text)
-            text = "".join(part if place % 2 else rewrite(part) for place, part in enumerate(parts))
+            parts = [part if place % 2 else rewrite(part) for place, part in enumerate(apart.split(text))]
+            text = joined(parts) if rules.remove_extra_whitespaces else "".join(parts)
         if rules.remove_extra_whitespaces:
-            text = SPACES.sub(" ", text).strip(" ")
+            text = (text if apart is not None else SPACES.sub(" ", text)).strip(" ")
         if not text:
             return ""
         text = text.replace(" ", space)
@@ -103,3 +105,15 @@ def preparer(rules: TextRules, charsmap: bytes, kept: Iterable[str] = ()) -> Cal
         return text.rstrip(space) if rules.remove_extra_whitespaces else text
 
     return prepare
+
+
+def joined(parts: Iterable[str]) -> str:
+    """Texts and, in every second place, pieces to keep, as one text in which runs of spaces are one space; a piece
+    loses those at its beginning alone, behind another."""
+    found, spaced = [], True
+    for place, part in enumerate(parts):
+        part = part if place % 2 else SPACES.sub(" ", part)
+        part = part.lstrip(" ") if spaced else part
+        spaced = part.endswith(" ") if part else spaced
+        found.append(part)
+    return "".join(found)

@@ -25,6 +25,7 @@ SPELLINGS = {
 ROLE_SPELLINGS = {"system": (SYSTEM,), "user": (USER,), "assistant": (ASSISTANT,)}
 ENDS_OF_TURN = (END, "<|im_end|>", "<|eot_id|>", "<end_of_turn>")
 
+BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 # Tokens that steer a model even where its file calls them text: <|fim_prefix|>, <tool_call>, <think>, [INST]. HTML's
 # tags, which some vocabularies hold as tokens of text, are not among them.
 MARKUP = re.compile(r"<\|[^\s<>]+\|>|</?[a-z]+_[a-z_]+>|</?think>|\[/?[A-Z_]+\]")
@@ -60,7 +61,7 @@ def roles(file: TokenizerFile, config: dict[str, Any], ids: dict[str, int]) -> d
 
 def control_ids(file: TokenizerFile, config: dict[str, Any], ids: dict[str, int]) -> frozenset[int]:
     """Ids that no text typed by a user may become: tokens flagged special, in the file or in the configuration, named
-    there, or markup."""
+    there, or markup. The bytes of a model that falls back to them are text, though trainers list them as special."""
     named = [token_text(value) for key, value in config.items() if key.endswith("_token")]
     for key in ("additional_special_tokens", "extra_special_tokens"):
         values = config.get(key)
@@ -74,4 +75,6 @@ def control_ids(file: TokenizerFile, config: dict[str, Any], ids: dict[str, int]
     for number, entry in file.added.items():
         if entry.get("special") is True or MARKUP.fullmatch(entry["content"]):
             found.add(number)
+    if file.tree["model"].get("byte_fallback"):
+        found = {number for number in found if not BYTE_TOKEN.fullmatch(file.tokens[number] or "")}
     return frozenset(found)

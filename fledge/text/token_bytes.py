@@ -6,17 +6,16 @@ token that begins a word brings its space along and the first space of a text is
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from fledge.text import sentencepiece_text, tokenizer_file
 from fledge.text.byte_alphabet import to_bytes
 from fledge.text.sentencepiece_model import SPACE_MARK
+from fledge.text.special_tokens import BYTE_TOKEN
 from fledge.text.tokenizer_file import TokenizerFile
 
 REPLACEMENT = "\ufffd".encode()
-BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 PIECES = ("sentencepiece-bpe", "unigram")
 # What a detached English ending or mark becomes. Source: transformers, `clean_up_tokenization`; tokenizers, WordPiece.
 CLEANED = (
@@ -81,10 +80,8 @@ class TokenBytes:
             return self.word_piece(token)
         if self.kind == "word":
             return b" " + token.encode()
-        if number in self.file.added:
-            return token.encode()
         if self.kind == "bpe":
-            data = to_bytes(token)
+            data = to_bytes(token) if number not in self.file.added else None
             return token.encode() if data is None else data
         byte = BYTE_TOKEN.fullmatch(token) if self.kind in PIECES and self.has_bytes else None
         if byte is not None:
@@ -117,5 +114,5 @@ class TokenBytes:
             return data, False
         if self.kind == "wordpiece" and not data.startswith(b" "):
             return (self.file.tokens[number] or "").encode(), False  # half a word: nothing says what it belongs to
-        kept = data.lstrip(b" ") if self.drops_all_first_spaces else data.removeprefix(b" ")
+        kept = data.removeprefix(b" ")  # of each piece one, as SentencePiece does
         return kept, self.drops_all_first_spaces and not kept

@@ -22,9 +22,25 @@ PIECE_BYTES = 1 << 20
 MOST_SKIPPED = 16  # times the largest document, in search of the next record
 VERSION = re.compile(rb"WARC/[0-9.]+\s*$")
 HTML_TYPES = ("text/html", "application/xhtml+xml")
-META_CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE)
+NAMED_CHARSET = re.compile(
+    rb"<(?:meta[^>]{0,200}charset|\?xml[^>]{0,200}encoding)\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE
+)
+HTTP_END = re.compile(rb"\r?\n\r?\n")
 # Encodings of text; Python knows more, some of them slow or no encodings of text at all.
 CHARSETS = re.compile(r"(utf-?(8|16|32)|iso8859|cp\d|koi8|gb|big5|euc|shift_jis|iso2022|latin|mac|ascii|tis|hz|johab)")
+# What pages mean by these, as browsers read them (WHATWG Encoding, 4.2): Python's own have fewer characters.
+MEANT = {
+    "ascii": "cp1252",
+    "iso8859-1": "cp1252",
+    "iso8859-9": "cp1254",
+    "iso8859-11": "cp874",
+    "tis-620": "cp874",
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "big5": "big5hkscs",
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+}
 
 
 class Skipped(NamedTuple):
@@ -140,14 +156,15 @@ def record_document(
     page = kind.startswith(HTML_TYPES)
     if not page and (not kind.startswith("text/plain") or b"\0" in content[:8192]):
         return Skipped(name)
-    text = decoded(content, kind.partition("charset=")[2].strip("\"' ;"))
+    text = decoded(content, kind.partition("charset=")[2].partition(";")[0].strip("\"' "))
     return Document(name, html_text(text) if page and reading.html == "text" else text)
 
 
 def http_parts(content: bytes) -> tuple[str, dict[str, str], bytes]:
-    """Status, fields and body of an HTTP answer as it came over the wire."""
-    head, _, rest = content.partition(b"\r\n\r\n")
-    lines = head[:HEAD_BYTES].decode("latin-1").split("\r\n")
+    """Status, fields and body of an HTTP answer as it came over the wire; some servers end a line with "\\n" alone."""
+    end = HTTP_END.search(content)
+    head, rest = (content[: end.start()], content[end.end() :]) if end else (content, b"")
+    lines = [line.removesuffix("\r") for line in head[:HEAD_BYTES].decode("latin-1").split("\n")]
     words = lines[0].split()
     pairs = (line.partition(":") for line in lines[1:])
     fields = {name.strip().lower(): value.strip() for name, _, value in pairs}
@@ -201,18 +218,19 @@ def unchunked(content: bytes) -> bytes:
 
 
 def decoded(content: bytes, charset: str = "") -> str:
-    """A page's text: UTF-8 if it is that, else the encoding that it names, else Windows-1252; a byte that is none of
-    it becomes U+FFFD."""
+    """A page's text: UTF-8 if it is that, else the encoding that it names (`charset` comes first), else Windows-1252; a
+    byte that is none of it becomes U+FFFD."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         pass
-    inside = META_CHARSET.search(content[:2048])
-    for name in (charset, inside[1].decode("ascii", "replace") if inside else "", "cp1252"):
+    inside = NAMED_CHARSET.search(content[:2048])
+    written = inside[1].decode("ascii", "replace").lower() if inside else ""
+    for name in (charset, "" if written.startswith("utf") else written):  # that could be read, so it isn't UTF-16
         try:
-            found = codecs.lookup(name).name if name else ""
+            found = codecs.lookup(name.removeprefix("x-")).name if name else ""
         except (LookupError, ValueError):
             continue
         if CHARSETS.match(found):
-            return content.decode(found, "replace")
+            return content.decode(MEANT.get(found, found), "replace")
     return content.decode("cp1252", "replace")

@@ -57,6 +57,14 @@ def test_several_sources_are_one_corpus(tmp_path):
     assert sources[0]["digest"] != sources[1]["digest"]
 
 
+def test_a_row_whose_path_is_empty_is_named_by_its_line(tmp_path):
+    """A corpus that held a document without a name could not be read again."""
+    rows = [{"text": essay(1), "path": ""}, {"text": essay(2), "path": "named"}, {"text": essay(3), "path": ""}]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert digest(tmp_path / "out", tmp_path / "x.jsonl") == digest(tmp_path / "out", tmp_path / "x.jsonl")
+    assert {record.path for record in read_records(tmp_path / "out")} == {"x:1", "named", "x:3"}
+
+
 def records(out: Path, *sources):
     digest(out, *sources)
     return read_records(out)

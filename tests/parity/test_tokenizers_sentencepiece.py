@@ -13,6 +13,7 @@ PIECE_MODELS = (
     "sentencepiece_test/test_model.model",
     "seqio/sentencepiece.model",
 )
+WORDS = ("water", "stone", "bread", "light", "wind", "oven", "garden", "letter")
 
 
 @pytest.mark.parametrize("name", PIECE_MODELS)
@@ -37,3 +38,31 @@ def test_sentencepiece_s_ids_need_its_own_way_with_a_text(data_file):
     texts = random_texts(1000, seed=21)
     library = [tokenizer.trusted.encode(text, add_special_tokens=False).ids for text in texts]
     assert library != tokenizer.encode_batch(texts)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize("clean", [True, False], ids=["spaces joined", "spaces kept"])
+def test_pieces_that_a_user_defined_give_sentencepiece_s_ids_and_text(kind, clean, tmp_path):
+    """Runs of spaces among them, as models of code have; also in texts with runs, which are cut with more care."""
+    import sentencepiece
+
+    lines = [f"the {word} of {word} and {other}ing" for word in WORDS for other in WORDS]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_prefix=str(tmp_path / "m"), model_type=kind, vocab_size=150,
+        hard_vocab_limit=False, user_defined_symbols=["<tag>", "\u2581\u2581", "  ", "foo"], minloglevel=3,
+        remove_extra_whitespaces=clean, normalization_rule_name="nfkc",
+    )  # fmt: skip
+    tokenizer = loaded(tmp_path / "m.model")
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
+    spaced = (
+        "the<tag>  of   and  foo and",
+        "a\u2581\u2581b",
+        "\u2581\u25817",
+        "x    y",
+        "ooo<tag>ooo",
+        "aaaa the  of aaaa",
+    )
+    for text in (*spaced, *(f"{line} <tag>foo  {line}" for line in lines)):
+        ids = theirs.encode(text)
+        assert tokenizer.encode(text) == ids, text
+        assert tokenizer.decode(ids) == theirs.decode(ids), text

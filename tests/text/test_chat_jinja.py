@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 from fledge.errors import ConfigError, DataError, RequestError
 from fledge.text.chat import FORMATS, ChatRenderer, Message, render_all, renderer_for
 from fledge.text.jinja_format import SpelledTokens
-from fledge.text.tokenizer import Tokenizer
+from fledge.text.special_tokens import special_entries
+from fledge.text.tokenizer import Tokenizer, byte_level, from_text
 from tests.text.chats import CONTROL, anything, every_token, published, talks, transformers_text
 
 FOREIGN = "{# not the published one #}"
@@ -152,6 +155,17 @@ def test_characters_that_stand_in_for_others_are_none_of_the_text():
         assert foreign(template).render(talk) == ChatRenderer(every_token(), FORMATS["chatml"]).render(talk)
 
 
+def test_a_covered_text_comes_back_from_what_a_template_writes_with_escapes():
+    """JSON in ASCII escapes every private character, and so does a list or mapping that is written as Python does."""
+    talk = (Message("user", "é <|im_end|> \ufdd0"),)
+    for template in (
+        "{{ messages }}",
+        "{{ messages[0].items() | list }}",
+        "{{ messages | tojson(ensure_ascii=true) }}",
+    ):
+        assert foreign(template).text(talk, True) == transformers_text(template, talk, True)
+
+
 def test_a_covered_text_spells_no_control_token_whatever_stands_beside_it():
     spelled = SpelledTokens(CONTROL)
     for text in ("<", "<|", "a<|im_end|", "|>", "end|> b", "<<s><s", " <|us ", "<|im_<|im_end|>end|>"):
@@ -186,9 +200,16 @@ def test_templates_are_found_in_the_folders_three_forms(tmp_path):
     assert renderer_for(Tokenizer.load(tmp_path)).text(TALK, True) == "4"
 
 
-def write_config(folder, tree):
-    import json
+def test_a_template_reads_every_named_special_token():
+    names = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+    named = {name: f"<|{name}|>" for name in names}
+    entries = special_entries(tuple(named.values()), 256)
+    tree = {**json.loads(byte_level(()).file.text), "added_tokens": entries}
+    template = "".join(f"{{{{ {name} }}}}" for name in names)
+    assert renderer_for(from_text(json.dumps(tree), named), template).text(TALK, True) == "".join(named.values())
 
+
+def write_config(folder, tree):
     (folder / "tokenizer_config.json").write_text(json.dumps(tree))
 
 
@@ -217,6 +238,7 @@ def test_a_template_that_refuses_is_named_with_its_reason():
         ("{{ bos_token }}{{ tools is none }}{{ enable_thinking is defined }}{{ messages[0].get('name', '-') }}", "<s>TrueFalse-"),  # noqa: E501
         ("  {% if true %}\n  a\n  {% endif %}\nb\n", "  a\nb"),
         ("{{ '%.1f' if false else 'x' * 3 }}{{ 7 % 4 }}{{ 2 ** 3 }}", "xxx38"),
+        ("{{ dict(messages[1], role='x', n=1) | length }}{{ dict([['a', 2]]).a }}", "32"),
         ("{{ messages[0].items() | length }}{{ messages[::-1][0].content }}{{ {'a': 1}.a }}", "2Bye1"),
     ],
 )  # fmt: skip

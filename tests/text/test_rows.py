@@ -103,6 +103,31 @@ def test_a_column_of_parquet_is_read_row_by_row(tmp_path):
         texts(tmp_path / "x.parquet", ReadingConfig(text_field="nothing"))
 
 
+def test_arrow_is_read_in_both_its_forms(tmp_path):
+    table = pyarrow.table({"text": [f"row {n}" for n in range(500)]})
+    for make in (pyarrow.ipc.new_stream, pyarrow.ipc.new_file):
+        with pyarrow.OSFile(str(tmp_path / "x.arrow"), "wb") as sink, make(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=70)
+        assert texts(tmp_path / "x.arrow") == [f"row {n}" for n in range(500)]
+    data = (tmp_path / "x.arrow").read_bytes()
+    (tmp_path / "x.arrow").write_bytes(data[:-300])
+    tally = Tally()
+    assert texts(tmp_path / "x.arrow", LENIENT, tally) == [] and tally.bad.reasons == {"damaged arrow": 1}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_column_whose_own_name_has_dots_comes_first(tmp_path, kind):
+    path = tmp_path / f"x.{kind}"
+    for columns in ({"a.b": ["x"]}, {"a": [{"b": "no"}], "a.b": ["x"]}, {"a": [{"b": "x"}]}):
+        table = pyarrow.table(columns)
+        if kind == "parquet":
+            parquet.write_table(table, path)
+        else:
+            with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
+                writer.write_table(table)
+        assert texts(path, ReadingConfig(text_field="a.b")) == ["x"]
+
+
 def test_bad_rows_of_a_table_are_told_by_number(tmp_path):
     table = pyarrow.table({"text": ["one", None, "x" * 2000, "four"]})
     parquet.write_table(table, tmp_path / "x.parquet")

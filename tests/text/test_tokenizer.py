@@ -331,3 +331,39 @@ def test_a_long_run_of_space_is_found_wherever_it_begins(before):
     for n in (4999, 5000, 7501):
         assert fast.has_long_space("x" * before + " \n" * (n // 2) + " " * (n % 2) + "y" * 100) == (n >= 5000)
     assert not fast.has_long_space("a b " * 5000)
+
+
+def pieces_tree(byte_flags: bool) -> dict:
+    """A file in the form of Gemma's: BPE over pieces that falls back to bytes, with runs of spaces as added tokens."""
+    names = [
+        "<pad>",
+        "<eos>",
+        "<bos>",
+        "<unk>",
+        "\u2581\u2581",
+        "\n\n",
+        *(f"<0x{b:02X}>" for b in range(256)),
+        *"\u2581ab",
+    ]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [i for i, name in enumerate(names) if i < 6 or byte_flags and name.startswith("<0x")]
+    model = {"type": "BPE", "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True}
+    space = {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}
+    return {
+        "version": "1.0",
+        "added_tokens": [{"id": i, "content": names[i], "special": i < 4 or i > 5, **flags} for i in added],
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+        "decoder": {"type": "Sequence", "decoders": [space, {"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "model": {**model, "vocab": {name: i for i, name in enumerate(names)}, "merges": [["\u2581", "\u2581"]]},
+    }
+
+
+@pytest.mark.parametrize("byte_flags", [False, True], ids=["bytes are pieces", "bytes listed as special"])
+def test_added_tokens_of_a_piece_model_decode_as_its_pieces_do(byte_flags):
+    tokenizer = from_text(json.dumps(pieces_tree(byte_flags)))
+    for text in ("a  b    a", "  a\n\nb", "aé\t你"):
+        ids = tokenizer.encode(text)
+        assert ids == tokenizer.trusted.encode(text, add_special_tokens=False).ids
+        assert tokenizer.decode(ids) == text == tokenizer.trusted.decode(ids, skip_special_tokens=False)
+    assert tokenizer.decode(tokenizer.encode("<0x41><eos>")) == "<0x41><eos>"
+    assert tokenizer.is_special(1) and not tokenizer.is_special(6 + 0x41)

@@ -72,6 +72,13 @@ def test_raw_keeps_the_markup_of_a_page(tmp_path):
     assert found == [("u", HTML.decode())]
 
 
+def test_answers_of_careless_servers_are_read(tmp_path):
+    bare = b"HTTP/1.1 200 OK\nContent-Type: text/html\n\n<p>a\r\n\r\nb"
+    named = page("named", "<p>gęślą".encode("iso8859-2"), "Content-Type: text/html; Charset=ISO-8859-2; x=y")
+    found, tally = read(tmp_path / "x.warc", record("response", bare, "bare", "application/http") + named)
+    assert found == [("bare", "a b"), ("named", "gęślą")] and not tally.binary
+
+
 def test_what_is_no_record_is_passed_over_and_told(tmp_path):
     junk = b"WARC/1.0\r\nContent-Length: many\r\n\r\n", b"some junk\nand more\n", b"WARC/1.0\r\nno colon\r\n\r\n"
     data = b"".join(page(f"u{n}", HTML) + piece for n, piece in enumerate(junk)) + page("last", HTML)

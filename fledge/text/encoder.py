@@ -46,6 +46,7 @@ class Encoder:
             hidden |= {number for number in unused if isinstance(number, int)} if isinstance(unused, list) else set()
             self.exact = exact_unigram(file, hidden) if file.kind == "unigram" else None
         self.library = build(file, control, frozenset(hidden), raw=self.prepare is not None)
+        self.library.encode_special_tokens = True  # they are text here
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text. Raises TokenizerError if the library does."""
@@ -116,9 +117,7 @@ def build(
     added = [{**entry, "content": names.get(entry["id"], entry["content"])} for entry in added]
     added += [{**GAP, "id": i, "content": f"\ufdd0{salt}:{i}"} for i, token in enumerate(file.tokens) if token is None]
     tree["model"], added = without_gaps(tree["model"], sorted(added, key=lambda entry: entry["id"]))
-    built = guarded(lambda: tokenizers.Tokenizer.from_str(json.dumps({**tree, "added_tokens": added})))
-    built.encode_special_tokens = bool(control)
-    return built
+    return guarded(lambda: tokenizers.Tokenizer.from_str(json.dumps({**tree, "added_tokens": added})))
 
 
 def without_gaps(model: dict[str, Any], added: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

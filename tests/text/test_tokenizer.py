@@ -367,3 +367,10 @@ def test_added_tokens_of_a_piece_model_decode_as_its_pieces_do(byte_flags):
         assert tokenizer.decode(ids) == text == tokenizer.trusted.decode(ids, skip_special_tokens=False)
     assert tokenizer.decode(tokenizer.encode("<0x41><eos>")) == "<0x41><eos>"
     assert tokenizer.is_special(1) and not tokenizer.is_special(6 + 0x41)
+
+
+def test_a_byte_spelled_by_a_user_is_text_beside_no_other_control_token():
+    tree = pieces_tree(byte_flags=True)
+    tree["added_tokens"] = [entry for entry in tree["added_tokens"] if entry["content"].startswith("<0x")]
+    tokenizer = from_text(json.dumps(tree))
+    assert tokenizer.decode(tokenizer.encode("a<0x0A>b")) == "a<0x0A>b"

@@ -231,14 +231,14 @@ def their_names(
     """Canonical name -> name in the files (its prefix may be missing). Raises CheckpointError for strangers."""
     wanted, required = set(table), {name for name, weight in table.items() if not weight.optional}
     found: dict[str, str] = {}
-    copies: list[str] = []
+    copies: dict[str, str] = {}
     others: set[str] | None = None
     for name in where:
         canonical = canonical_name(own_family, config, name, wanted)
         if name in required:
             found[name] = name
-        elif {name, canonical} & own_family.copies.keys():
-            copies.append(name)
+        elif known := {name, canonical} & own_family.copies.keys():
+            copies[name] = known.pop()
         elif canonical in wanted:
             found[canonical] = name
         elif name.endswith(own_family.ignored) or own_family.inside and name.startswith(own_family.inside.others):
@@ -247,8 +247,7 @@ def their_names(
             others = names_of_other_tasks(own_family, config) if others is None else others
             if canonical not in others and name_of_today(name) not in others:
                 raise CheckpointError(f"weights: unexpected tensor {name[:80]!r}; config.json describes another model")
-    for name in copies:
-        whole = name if name in own_family.copies else own_family.prefix + name
+    for name, whole in copies.items():
         original = found.setdefault(own_family.copies[whole], name)
         if config.lm or whole.startswith(own_family.prefix):  # outside of the body it is an output's, then not read
             check_copy(where, name, original)

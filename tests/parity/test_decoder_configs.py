@@ -282,3 +282,8 @@ def test_a_new_olmo_3_has_the_rotary_base_it_was_told():
 )
 def test_one_head_that_turns_one_pair_of_channels_is_read_and_saved(name, more, tmp_path):
     saved_and_opened(name, more, tmp_path)
+
+
+@pytest.mark.parametrize("flags", [[0, 0, 0], [0, 1, 0]])
+def test_a_smollm3_of_few_or_no_layers_with_positions_is_saved(flags, tmp_path):
+    saved_and_opened("smollm3", {"no_rope_layers": flags}, tmp_path)

@@ -25,6 +25,7 @@ from fledge.model.copies import as_stored, check_copy
 from fledge.model.families import FAMILIES, family
 from fledge.model.families.family import Family, Weight, token_ids
 from fledge.model.families.task import label_keys, task_of_config
+from fledge.model.generation import GENERATION, MAX_CONFIG_BYTES, START, generation_file, told_of_generating
 from fledge.model.names import expanded, their_shape, to_ours, to_theirs
 from fledge.model.quantization import read_quantization
 from fledge.model.quantized_files import (
@@ -58,9 +59,6 @@ from fledge.text.chat import chat_renderer
 from fledge.text.tokenizer import Tokenizer
 
 SHARD_BYTES = 5_000_000_000
-GENERATION, START = "generation_config.json", "decoder_start_token_id"
-WRITERS_OWN = ("transformers_version", "_from_model_config")  # of generation_config.json: who wrote it, and from what
-MAX_CONFIG_BYTES = 2 << 20  # thousands of labels; what takes longer to read than a second is no config
 
 
 def find_model(path: str | Path) -> Path:
@@ -106,18 +104,9 @@ def config_of(folder: str | Path) -> dict[str, Any]:
     raw = read_json(Path(folder) / "config.json", MAX_CONFIG_BYTES, unique=True)
     if not isinstance(raw, dict):
         raise ConfigError(f"config.json: expected a mapping, got {type(raw).__name__}; download it again")
-    if raw.get(START) is None and (start := read_generation(folder).get(START)) is not None:
+    if raw.get(START) is None and (start := (generation_file(folder) or {}).get(START)) is not None:
         return {**raw, START: start}
     return raw
-
-
-def read_generation(folder: str | Path) -> dict[str, Any]:
-    """What generation_config.json holds; nothing where there is none. Raises ConfigError."""
-    path = Path(folder) / GENERATION
-    raw = read_json(path, MAX_CONFIG_BYTES) if path.is_file() else {}
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{GENERATION}: expected a mapping, got {type(raw).__name__}")
-    return {key: value for key, value in raw.items() if key not in WRITERS_OWN}
 
 
 def parse_config(raw: dict[str, Any]) -> tuple[Family, ModelConfig]:
@@ -152,7 +141,7 @@ def load_model(
 class Stored:
     """What a folder's files hold of the model of `config`, checked: `shapes` of our parameters, `rows` of the name
     table, `found`: each row's name in the files, `where` those are open, `packed`: rows that are quantized.
-    `generation`: what generation_config.json says."""
+    `generation`: what the folder says of generating."""
 
     config: ModelConfig
     shapes: dict[str, tuple[int, ...]]
@@ -189,7 +178,7 @@ def stored_in(folder: Path, files: ExitStack, states_alone: bool = False) -> Sto
     packed = {name: stored[found[name]] for name in table if found[name] in stored}
     for name, matrix in packed.items():
         check_stored(matrix, table[name], model, shapes)
-    kept = Stored(config, shapes, table, found, where, packed, read_generation(folder))
+    kept = Stored(config, shapes, table, found, where, packed, told_of_generating(generation_file(folder), raw))
     for name, weight in kept.plain().items():
         entry, expected = where[found[name]].entries[found[name]], their_shape(weight, shapes)
         if entry.shape != expected:
@@ -231,14 +220,14 @@ def their_names(
     """Canonical name -> name in the files (its prefix may be missing). Raises CheckpointError for strangers."""
     wanted, required = set(table), {name for name, weight in table.items() if not weight.optional}
     found: dict[str, str] = {}
-    copies: list[str] = []
+    copies: dict[str, str] = {}
     others: set[str] | None = None
     for name in where:
         canonical = canonical_name(own_family, config, name, wanted)
         if name in required:
             found[name] = name
-        elif {name, canonical} & own_family.copies.keys():
-            copies.append(name)
+        elif known := {name, canonical} & own_family.copies.keys():
+            copies[name] = known.pop()
         elif canonical in wanted:
             found[canonical] = name
         elif name.endswith(own_family.ignored) or own_family.inside and name.startswith(own_family.inside.others):
@@ -247,8 +236,7 @@ def their_names(
             others = names_of_other_tasks(own_family, config) if others is None else others
             if canonical not in others and name_of_today(name) not in others:
                 raise CheckpointError(f"weights: unexpected tensor {name[:80]!r}; config.json describes another model")
-    for name in copies:
-        whole = name if name in own_family.copies else own_family.prefix + name
+    for name, whole in copies.items():
         original = found.setdefault(own_family.copies[whole], name)
         if config.lm or whole.startswith(own_family.prefix):  # outside of the body it is an output's, then not read
             check_copy(where, name, original)
@@ -403,16 +391,3 @@ def forget_other_weights(folder: Path, kept: set[str]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text_durably(path, json.dumps(value, indent=2) + "\n")
-
-
-def stop_ids(folder: str | Path, tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids that end an answer: the tokenizer's, config.json's and generation_config.json's. Raises ConfigError."""
-    found = set(tokenizer.stop_ids)
-    for name in ("config.json", GENERATION):
-        path = Path(folder) / name
-        if path.is_file():
-            raw = read_json(path)
-            if not isinstance(raw, dict):
-                raise ConfigError(f"{name}: expected a mapping, got {type(raw).__name__}")
-            found.update(token_ids(raw, "eos_token_id", name))
-    return frozenset(found)

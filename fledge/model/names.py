@@ -112,7 +112,7 @@ def to_theirs(weight: Weight, parameters: dict[str, Tensor]) -> Tensor:
 def rotary_pairs(tensor: Tensor, weight: Weight, split: bool) -> Tensor:
     """Rows of each head's turned channels from pairs (c, c + 1) to (c, c + R/2), or back."""
     by_head = tensor.unflatten(0, (weight.heads, -1)).clone()
-    turned = by_head[:, : weight.channels]
+    turned = by_head[:, : weight.channels].clone()  # of one pair the regrouped channels would be themselves
     grid = (weight.channels // 2, 2) if split else (2, weight.channels // 2)
     by_head[:, : weight.channels] = turned.unflatten(1, grid).transpose(1, 2).flatten(1, 2)
     return by_head.flatten(0, 1)

@@ -5,7 +5,7 @@ B rows, T tokens, S source tokens, D width, E embedding width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -22,7 +22,8 @@ from fledge.nn.adapter import Adapter, LowRankEmbedding
 from fledge.nn.attention import Angles, Context
 from fledge.nn.block import Stack, angles_for
 from fledge.nn.cache import BLOCK_TOKENS, KeyValueCache, blocks_of
-from fledge.nn.config import Kernelised, Rope, StackConfig
+from fledge.nn.config import Kernelised, StackConfig
+from fledge.nn.lengths import Span, regime, rotary, spans_by_length
 from fledge.nn.linear import Linear, PackedLinear
 from fledge.nn.losses import cross_entropy_sum, fused_cross_entropy_sum
 from fledge.nn.native.linear import NativeLinear
@@ -174,12 +175,30 @@ class Transformer(nn.Module):
             )
         # a cache's keys stay turned as they were written, so frequencies that depend on the document's length go by the
         # cache's, whatever the document has grown to and whatever its company is
-        tables = self.angle_tables(
-            stack, tokens.ids.device, length, length if cache is None else cache.context_tokens + ahead
-        )
+        whole = length if cache is None else cache.context_tokens + ahead
+        spans = [] if cache is not None else spans_by_length(stack, layout, tokens.ids.shape[1])
+        if spans:
+            return Context(tokens, layout, self.angles_by_document(stack, tokens, length, spans))
+        tables = self.angle_tables(stack, tokens.ids.device, length, whole)
         return Context(
             tokens, layout, angles_for(tables, tokens, isinstance(layout, OneDocument | Padded)), cache=cache
         )
+
+    def angles_by_document(
+        self, stack: StackConfig, tokens: Tokens, length: int, spans: list[Span]
+    ) -> dict[object, Angles]:
+        """Rotary (cos, sin) by position config, each [B, T, 1, R/2], every document's by its own length."""
+        pos, shape = tokens.pos.flatten(), tokens.ids.shape
+        parts: dict[object, tuple[list[Tensor], list[Tensor]]] = {}
+        for start, stop, n_tokens in spans:
+            tables = self.angle_tables(stack, pos.device, length, n_tokens)
+            for position, pair in tables.items():
+                for found, table in zip(parts.setdefault(position, ([], [])), pair, strict=True):
+                    found.append(table[pos[start:stop]])
+        angles = {}
+        for position, (cos, sin) in parts.items():
+            angles[position] = (torch.cat(cos).view(*shape, 1, -1), torch.cat(sin).view(*shape, 1, -1))
+        return angles
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The output product: [..., D] -> [..., V], rows that fill the vocabulary up left out."""
@@ -284,22 +303,6 @@ class Transformer(nn.Module):
                 self._angles[variant] = known
             tables[position] = known
         return tables
-
-
-def rotary(stack: StackConfig) -> Iterator[tuple[Rope, int]]:
-    """The distinct rotary positions of a stack with the channels of a head."""
-    seen = {(layer.position, layer.mixer.head_channels) for layer in stack.layers if isinstance(layer.position, Rope)}
-    yield from seen  # type: ignore[misc]
-
-
-def regime(position: Rope, length: int) -> int:
-    """What of a document's length the frequencies depend on."""
-    scaling = position.scaling
-    if scaling is None or scaling.kind not in ("dynamic", "longrope"):
-        return 0
-    if scaling.kind == "longrope":
-        return int(length > scaling.original_tokens)
-    return max(length, scaling.original_tokens)
 
 
 def longest_document(layout: Layout, row_tokens: int) -> int:

@@ -23,8 +23,8 @@ from fledge.model.folder import (
     load_model,
     read_config,
     save_description,
-    stop_ids,
 )
+from fledge.model.generation import stop_ids
 from fledge.model.quantization import read_quantization
 from fledge.model.transformer import Transformer
 from fledge.parallel.group import Group

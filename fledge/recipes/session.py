@@ -17,7 +17,8 @@ from fledge.config import to_dict
 from fledge.errors import CheckpointError, ConfigError
 from fledge.log import RunLog, json_safe, say
 from fledge.model.config import InitConfig, ModelConfig
-from fledge.model.folder import load_model, read_config, read_generation
+from fledge.model.folder import load_model, read_config
+from fledge.model.generation import generation_file
 from fledge.model.transformer import Transformer, build
 from fledge.parallel.group import ALONE, Group, joined
 from fledge.recipes.publish import MODEL, mend, publish, refuse_strangers
@@ -77,7 +78,7 @@ def run_recipe(
             return read(checkpoint, device.device)
         # several processes read their parts once the model is shared out
         model = load_model(checkpoint, device.device) if group.alone else build(read_config(checkpoint)[1])
-        model.generation = read_generation(checkpoint)
+        model.generation = generation_file(checkpoint) or {}
         return same_model(model, model_config, folder)
 
     recipe = make_recipe(None if loaded is None else partial(load_at, loaded))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from fledge.model.folder import find_model, load_model, stop_ids
+from fledge.model.folder import find_model, load_model
+from fledge.model.generation import stop_ids
 from fledge.model.transformer import Transformer
 from fledge.text.chat import chat_renderer
 from fledge.text.tokenizer import Tokenizer

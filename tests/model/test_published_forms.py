@@ -193,6 +193,33 @@ def test_the_engine_stops_at_each_of_them_after_convert(tmp_path):
     assert isinstance(engine, Engine) and {257, 258, 259} <= engine.stop_ids
 
 
+@pytest.mark.parametrize("second_file", [True, False])
+def test_several_ids_that_end_an_answer_may_stand_in_config_json_alone(second_file, tmp_path):
+    folder = instruct(tmp_path / "source")
+    if second_file:
+        change(folder, "generation_config.json", eos_token_id=258)
+    else:
+        (folder / "generation_config.json").unlink()
+    save_model(load_model(folder), tmp_path / "again")
+    assert transformers.GenerationConfig.from_pretrained(tmp_path / "again").eos_token_id == [257, 258, 259]
+
+
+def test_a_folder_from_before_there_was_a_second_file_keeps_what_it_says_of_generating(tmp_path):
+    config = transformers.BartConfig(
+        vocab_size=101, d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32, decoder_ffn_dim=32,
+        encoder_attention_heads=2, decoder_attention_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    folder = published(transformers.BartForConditionalGeneration(config), tmp_path)
+    said = {"forced_bos_token_id": 0, "num_beams": 4, "no_repeat_ngram_size": 3, "length_penalty": 2.0, "min_length": 5}
+    change(folder, **said)
+    (folder / "generation_config.json").unlink()
+    theirs = transformers.BartForConditionalGeneration.from_pretrained(folder).generation_config
+    save_model(load_model(folder), tmp_path / "again")
+    again = transformers.GenerationConfig.from_pretrained(tmp_path / "again")
+    for key, value in said.items():
+        assert getattr(again, key) == getattr(theirs, key) == value, key
+
+
 def test_the_id_that_a_decoder_begins_with_may_stand_in_the_second_file(tmp_path):
     config = transformers.T5Config(
         vocab_size=101, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0

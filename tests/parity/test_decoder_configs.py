@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from fledge.batch import OneDocument, one_document
 from fledge.errors import CheckpointError, ConfigError
-from fledge.model.config import ModelConfig
+from fledge.model.config import ModelConfig, ShapeConfig
+from fledge.model.families import family
 from fledge.model.folder import load_model, parse_config, save_model
-from tests.parity.decoder_cases import CASES, FULL, changed, sampled
+from fledge.nn.config import Rope, RopeScaling
+from tests.parity.decoder_cases import CASES, FULL, LAYERS, changed, sampled
 from tests.parity.reference import limit, randomised, some_ids
 
 INERT = {
@@ -233,3 +237,53 @@ def test_gemma_2_without_layer_types_has_a_window_in_every_other_layer(tmp_path)
     changed(tmp_path, {"layer_types": FULL})
     with pytest.raises(AssertionError):  # the control
         same_logits(model, tmp_path)
+
+
+@torch.no_grad()
+def saved_and_opened(name: str, more: dict[str, Any], tmp_path: Path) -> None:
+    """A folder of transformers, read and saved here, opens there with the same logits."""
+    case = CASES[name]
+    model = replace(case, more={**case.more, **more}).model()
+    model.save_pretrained(tmp_path / "theirs")
+    same_logits(model, tmp_path / "theirs")
+    save_model(load_model(tmp_path / "theirs"), tmp_path / "ours")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
+    same_logits(again, tmp_path / "theirs")
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "olmo3"])
+def test_a_model_whose_layers_all_see_everything_is_saved_with_the_window_that_transformers_wants(name, tmp_path):
+    saved_and_opened(name, {"layer_types": FULL}, tmp_path)
+
+
+def bases(whole: float, local: float) -> dict[str, Any]:
+    """OLMo 3's rotary bases of the two kinds of layers."""
+    kinds = {"full_attention": whole, "sliding_attention": local}
+    return {"rope_parameters": {kind: {"rope_type": "default", "rope_theta": base} for kind, base in kinds.items()}}
+
+
+@pytest.mark.parametrize("kinds", [LAYERS, FULL, ["sliding_attention"] * 3])
+@pytest.mark.parametrize(("whole", "local"), [(100.0, 100.0), (100.0, 10000.0)])
+def test_olmo_3_is_saved_with_the_rotary_bases_of_its_layers(kinds, whole, local, tmp_path):
+    saved_and_opened("olmo3", {**bases(whole, local), "layer_types": kinds}, tmp_path)
+
+
+def test_a_new_olmo_3_has_the_rotary_base_it_was_told():
+    shape = ShapeConfig("olmo3", width=48, layers=4, heads=4, context_tokens=64, vocab_size=64, rope_theta=1000.0)
+    scaled = replace(shape, rope_scaling=RopeScaling("yarn", 4.0))
+    own, layers = family("olmo3").new_config(shape), family("olmo3").new_config(scaled).stack.layers
+    assert {layer.position for layer in own.stack.layers} == {Rope(1000.0)}
+    assert [layer.position.scaling is None for layer in layers] == [layer.window is not None for layer in layers]
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("gptj", {"rotary_dim": 2, "n_head": 1}), ("glm4", {"head_dim": 4, "num_key_value_heads": 1})],
+)
+def test_one_head_that_turns_one_pair_of_channels_is_read_and_saved(name, more, tmp_path):
+    saved_and_opened(name, more, tmp_path)
+
+
+@pytest.mark.parametrize("flags", [[0, 0, 0], [0, 1, 0]])
+def test_a_smollm3_of_few_or_no_layers_with_positions_is_saved(flags, tmp_path):
+    saved_and_opened("smollm3", {"no_rope_layers": flags}, tmp_path)

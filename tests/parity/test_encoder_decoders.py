@@ -313,6 +313,24 @@ def test_a_head_answers_as_transformers_does_and_its_folder_opens_there(architec
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("architecture", ["T5ForSequenceClassification", "T5ForTokenClassification"])
+def test_a_classifier_s_file_may_hold_its_embedding_under_the_names_of_its_stacks_too(architecture, tmp_path):
+    model = randomised(getattr(transformers, architecture)(CASES["t5"]()))
+    model.save_pretrained(tmp_path)
+    plain = load_model(tmp_path).state_dict()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    copy, original = "transformer.encoder.embed_tokens.weight", "transformer.shared.weight"
+    assert {copy, original} <= state.keys()
+    for variant in (state, {name: value for name, value in state.items() if name != original}):
+        save_file(variant, tmp_path / "model.safetensors")
+        got = load_model(tmp_path).state_dict()
+        assert got.keys() == plain.keys() and all(torch.equal(value, got[name]) for name, value in plain.items())
+    save_file(state | {copy: state[copy] + 1}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="expected a copy of"):
+        load_model(tmp_path)
+
+
+@torch.no_grad()
 def test_t5_s_encoder_alone_gives_its_states_and_is_saved_as_such(tmp_path):
     model = randomised(transformers.T5EncoderModel(CASES["t5"]()))
     model.save_pretrained(tmp_path / "theirs")

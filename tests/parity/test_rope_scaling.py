@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from fledge.batch import Cached, OneDocument, Tokens, one_document
+from fledge.batch import Cached, OneDocument, Packed, Tokens, one_document, padded
 from fledge.model.families.rotary import read_rope, rope_json
 from fledge.model.folder import load_model
 from fledge.model.transformer import new_cache
@@ -92,6 +92,28 @@ def test_logits_below_and_above_the_original_length_are_those_of_transformers(ki
     ids = some_ids(2, length)
     expected, got = model(ids).logits, mine(one_document(ids), OneDocument())
     assert (expected - got).abs().max() <= limit(expected)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+@torch.no_grad()
+def test_a_short_document_beside_a_long_one_keeps_its_own_frequencies(kind, tmp_path):
+    """Padded and packed: each row is what transformers says of it alone."""
+    parts = {"short_factor": SHORT[:6], "long_factor": LONG[:6], "original_max_position_embeddings": 16}
+    parameters = {**LINEAR, "rope_type": kind} if kind == "dynamic" else {"rope_type": kind, "rope_theta": 1e4, **parts}
+    model, mine = model_of(parameters, 16 if kind == "dynamic" else 64, tmp_path)
+    ids, lengths = some_ids(3, 40), (40, 9, 21)
+    rows = [ids[b, :n] for b, n in enumerate(lengths)]
+    tokens, layout = padded([row.tolist() for row in rows])
+    beside = [one[:n] for one, n in zip(mine(tokens, layout), lengths, strict=True)]
+    bounds = (0, 40, 49, 70)
+    pos = torch.cat([torch.arange(n) for n in lengths])[None]
+    doc = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))[None]
+    packed = mine(Tokens(torch.cat(rows)[None], pos, doc), Packed(bounds, 40))[0].tensor_split(bounds[1:-1])
+    for row, one, other in zip(rows, beside, packed, strict=True):
+        expected = model(row[None]).logits[0]
+        assert (expected - one).abs().max() <= limit(expected) and (expected - other).abs().max() <= limit(expected)
+    long = model(ids[1:2]).logits[0, :9]
+    assert (long - beside[1]).abs().max() > limit(long)  # the control: with the long row's frequencies it is another
 
 
 @pytest.mark.parametrize("capacity", [16, 40])

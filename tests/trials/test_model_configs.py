@@ -17,7 +17,8 @@ from fledge.batch import OneDocument, one_document
 from fledge.errors import CheckpointError, ConfigError
 from fledge.model.config import ShapeConfig
 from fledge.model.families import FAMILIES, family
-from fledge.model.folder import load_model, read_config, save_model, stop_ids
+from fledge.model.folder import load_model, read_config, save_model
+from fledge.model.generation import stop_ids
 from fledge.model.init import initialise
 from fledge.model.transformer import Transformer, build
 from fledge.nn.config import RopeScaling

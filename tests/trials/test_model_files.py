@@ -23,7 +23,8 @@ from fledge.model.config import ShapeConfig
 from fledge.model.convert import convert
 from fledge.model.convert_config import ConvertConfig
 from fledge.model.families import family
-from fledge.model.folder import load_model, save_model, stop_ids
+from fledge.model.folder import load_model, save_model
+from fledge.model.generation import stop_ids
 from fledge.model.init import initialise
 from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
 from fledge.model.transformer import build

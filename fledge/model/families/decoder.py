@@ -145,9 +145,10 @@ def types_json(config: ModelConfig) -> list[str]:
     return [FULL if layer.window is None else SLIDING for layer in config.stack.layers]
 
 
-def window_json(config: ModelConfig) -> int | None:
-    """The window of the layers that have one."""
-    return next((layer.window for layer in config.stack.layers if layer.window is not None), None)
+def window_json(config: ModelConfig, unused: int | None = None) -> int | None:
+    """The window of the layers that have one. `unused`: what stands in config.json where none has, for classes that
+    want a number whatever their layers are."""
+    return next((layer.window for layer in config.stack.layers if layer.window is not None), unused)
 
 
 def decoder_config(

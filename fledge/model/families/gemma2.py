@@ -34,6 +34,7 @@ DEFAULT = {
     "intermediate_size": 9216, "max_position_embeddings": 8192, "vocab_size": 256000,
     "hidden_activation": "gelu_pytorch_tanh",
 }  # fmt: skip
+WINDOW = 4096
 NORMS = {
     "input_layernorm": "attention_norms.before",
     "post_attention_layernorm": "attention_norms.after",
@@ -44,7 +45,7 @@ NORMS = {
 
 def read(raw: dict[str, Any]) -> ModelConfig:
     sizes, heads = read_heads(raw, DEFAULT, soft=True)
-    window = read_window(raw, 4096)
+    window = read_window(raw, WINDOW)
     windowed = read_windows(raw, sizes.layers, window, lambda index: index % 2 == 0)
     rope = read_rope(raw, sizes.channels, sizes.context)
     dense = Dense(sizes.hidden, sizes.activation, True)
@@ -100,7 +101,7 @@ def shared_json(config: ModelConfig) -> dict[str, Any]:
         "rms_norm_eps": config.stack.norm.eps,
         "attention_bias": mixer.qkv_bias,
         "query_pre_attn_scalar": mixer.head_channels if mixer.scale is None else round(mixer.scale**-2),
-        "sliding_window": window_json(config),
+        "sliding_window": window_json(config, WINDOW),
         "layer_types": types_json(config),
         "final_logit_softcapping": config.logit_softcap,
     }

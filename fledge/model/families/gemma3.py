@@ -29,7 +29,7 @@ DEFAULT = {**gemma2.DEFAULT, "max_position_embeddings": 131072, "vocab_size": 26
 def read(raw: dict[str, Any]) -> ModelConfig:
     refuse(raw, "attn_logit_softcapping", (None,), "Gemma 3 normalises queries and keys instead")
     sizes, heads = gemma2.read_heads(raw, DEFAULT, soft=False)
-    window = read_window(raw, 4096)
+    window = read_window(raw, gemma2.WINDOW)
     every = integer(raw, "sliding_window_pattern", 6)
     if every < 1:
         raise ConfigError(f"config.json: sliding_window_pattern: expected a number above 0, got {every}")

@@ -15,6 +15,7 @@ from fledge.model.families.decoder import (
     read_sizes,
     read_window,
     read_windows,
+    rope_of,
     sizes_json,
     types_json,
     window_json,
@@ -26,12 +27,13 @@ from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Dense, Heads, LayerConfig, Norm, StackConfig
 
 THETA = 500000.0
+WINDOW = 4096
 EVERY = 4
 
 
 def read(raw: dict[str, Any]) -> ModelConfig:
     sizes = read_sizes(raw, olmo2.DEFAULT)
-    bias, window = flag(raw, "attention_bias", False), read_window(raw, 4096)
+    bias, window = flag(raw, "attention_bias", False), read_window(raw, WINDOW)
     windowed = read_windows(raw, sizes.layers, window, lambda index: (index + 1) % EVERY != 0)
     if raw.get("rope_parameters") is None:
         why = "transformers 4 turns all layers by it, 5 those without a window alone; state rope_parameters"
@@ -47,13 +49,18 @@ def read(raw: dict[str, Any]) -> ModelConfig:
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
+    """Two bases stand in rope_parameters alone: transformers 4 has one for all layers."""
+    theta = rope_of(config, "olmo3").theta
+    ropes = ropes_json(config, (theta, theta))
+    if len({group["rope_theta"] for group in ropes["rope_parameters"].values()}) > 1:
+        del ropes["rope_theta"]
     return {
         **sizes_json(config),
         "rms_norm_eps": config.stack.norm.eps,
         "attention_bias": config.stack.layers[0].mixer.qkv_bias,
-        "sliding_window": window_json(config),
+        "sliding_window": window_json(config, WINDOW),
         "layer_types": types_json(config),
-        **ropes_json(config, (THETA, THETA)),
+        **ropes,
     }
 
 
@@ -62,6 +69,8 @@ def extra(shape: ShapeConfig) -> dict[str, Any]:
     if shape.window_every:
         every = range(min(shape.layers, 1 << 16))
         raw["layer_types"] = [SLIDING if (index + 1) % shape.window_every else FULL for index in every]
+    if shape.rope_theta:
+        raw["rope_parameters"] = {kind: {"rope_theta": shape.rope_theta} for kind in (FULL, SLIDING)}
     return raw
 
 

@@ -13,6 +13,7 @@ from fledge.model.families.family import Family, integer, refuse
 from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Rope
 
+THETA = 2000000.0
 DEFAULT = {
     "hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 4,
     "intermediate_size": 11008, "max_position_embeddings": 32768, "vocab_size": 128256, "tie_word_embeddings": True,
@@ -23,7 +24,7 @@ def read(raw: dict[str, Any]) -> ModelConfig:
     refuse(raw, "use_sliding_window", (False, None), "every layer sees everything")
     group = raw.get("rope_parameters")
     if raw.get("rope_theta") is None and not (isinstance(group, dict) and "rope_theta" in group):
-        raw = {**raw, "rope_theta": 2000000.0}
+        raw = {**raw, "rope_theta": THETA}
     config = llama.read({**DEFAULT, **raw})
     layers = tuple(
         layer if turned else replace(layer, position=None)
@@ -51,9 +52,9 @@ def turned_layers(raw: dict[str, Any], n_layers: int) -> list[bool]:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     layers = config.stack.layers
-    turned = next((layer for layer in layers if isinstance(layer.position, Rope)), None)
-    if turned is None:
-        raise ConfigError("model: smollm3's folder format needs rotary positions in at least one layer")
+    # where no layer turns, the base of the class stands for what no layer has
+    bare = replace(layers[0], position=Rope(THETA))
+    turned = next((layer for layer in layers if isinstance(layer.position, Rope)), bare)
     whole = replace(config, decoder=replace(config.stack, layers=(turned,) * len(layers)))
     return {
         **llama.write(whole),

@@ -226,9 +226,9 @@ def described(
     if any(isinstance(adapter, Scale) for _, adapter in own):
         inside = {place.site.name for place, one in own if isinstance(one, Scale) and one.side == "in"}
         inward = {spelling.get(name, name) for name in inside}
-        return peft_config(
-            "IA3", str(base), model.config, {**more, "feedforward_modules": list(ends_of(inward, known))}
-        )
+        ends = list(ends_of(inward, known))  # which PEFT wants to be some of the targets, word by word
+        more["target_modules"] = [*ends_of(names - inward, known), *ends]
+        return peft_config("IA3", str(base), model.config, {**more, "feedforward_modules": ends})
     if config.is_bottleneck:
         more = {"target_modules": more["target_modules"], "bottleneck_size": config.bottleneck}
         return peft_config("BOTTLENECK", str(base), model.config, {**more, "activation": config.activation})
@@ -238,15 +238,28 @@ def described(
     more |= {
         "r": rank,
         "lora_alpha": alpha,
-        "lora_dropout": config.dropout,
+        "lora_dropout": 0.0
+        if any(known[name].is_router for name in names)
+        else config.dropout,  # PEFT refuses it there
         "bias": "none",
         "use_rslora": config.rslora,
         "use_dora": any(isinstance(one, LowRank) and one.magnitude is not None for _, one in own),
         "init_lora_weights": True,
-        "rank_pattern": {name: one.rank for name, one in found.items() if one.rank != rank},
-        "alpha_pattern": {name: one for name, one in alphas.items() if one != alpha},
+        "rank_pattern": patterned({name: one.rank for name, one in found.items() if one.rank != rank}, known),
+        "alpha_pattern": patterned({name: one for name, one in alphas.items() if one != alpha}, known),
     }
     return peft_config("LORA", str(base), model.config, more)
+
+
+def patterned(values: dict[str, float], known: dict[str, Site]) -> dict[str, float]:
+    """Numbers by names of modules; a router's by that of its weight too, by which PEFT may look it up, in a module
+    whose name is another in files."""
+    return {router_pattern(name) if known[name].is_router else name: value for name, value in values.items()}
+
+
+def router_pattern(name: str) -> str:
+    block, _, last = name.rsplit(".", 2)
+    return "|".join(rf"{block}\.[^.]+\.{end}" for end in (last, rf"{last}\.weight"))
 
 
 def alpha_of(one: Stored, rslora: bool) -> float | int:

@@ -52,6 +52,11 @@ class Site:
         return sum(self.parts.values())
 
     @property
+    def is_router(self) -> bool:
+        """Whether it chooses experts: to transformers a weight that is in no linear module."""
+        return self.path.endswith(".router") and self.name != self.path
+
+    @property
     def lies_transposed(self) -> bool:
         """Whether their weight is [in, out], as in a Conv1D of GPT-2."""
         return self.row.how in UPRIGHT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import peft
 import pytest
@@ -148,6 +149,7 @@ OURS = {
     "t5": TuneConfig("lora", targets=("q", "k", "down")),
     "phi3": TuneConfig("ia3", targets=("k", "gate", "down")),
     "falcon": TuneConfig("ia3"),
+    "camembert": TuneConfig("ia3", targets=("all-linear",)),
     "deberta-c2p": TuneConfig("lora", 4, 6, targets=("transform.dense", "in_proj")),
 }  # fmt: skip
 
@@ -193,6 +195,32 @@ def test_experts_which_are_no_modules_in_transformers_are_refused_by_name(tmp_pa
     with pytest.raises(ConfigError, match="means none"):
         tune(ours(tmp_path), TuneConfig("lora", targets=("w1",)))
     tune(ours(tmp_path), TuneConfig("lora", targets=("q_proj", "v")))  # the control
+
+
+@pytest.mark.filterwarnings("ignore:The following .* keys did not match any targeted module")  # said of weights
+@pytest.mark.parametrize(
+    "more",
+    [{"dropout": 0.1}, {"rank_pattern": {"gate": 2}}, {"rank_pattern": {"q": 2}}, {"alpha_pattern": {"gate": 9.0}}],
+)
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
+def test_a_router_s_update_has_its_own_numbers_in_peft(name, more, tmp_path):
+    """transformers 5 has no linear module there: PEFT finds rank and alpha by the weight's name, and no dropout."""
+    reference, config = base(name, tmp_path / "base"), TuneConfig("lora", 3, 5, targets=("gate", "q"), **more)
+    model = random_adapters(tune(ours(tmp_path), config))
+    save_adapter(model, tmp_path / "adapter", config, tmp_path / "base")
+    wanted = our_logits(name, model)
+    theirs = peft.PeftModel.from_pretrained(reference, tmp_path / "adapter").eval()
+    assert (their_logits(name, theirs) - wanted).abs().max() <= limit(wanted)
+    assert (our_logits(name, ours_with_adapter(tmp_path)) - wanted).abs().max() <= limit(wanted)
+
+
+@pytest.mark.parametrize("config", [TuneConfig("lora", dora=True, targets=("all-linear",)),
+                                    TuneConfig("ia3", targets=("all-linear",))], ids=["dora", "ia3"])  # fmt: skip
+def test_what_peft_has_none_of_for_a_router_is_refused_before_it_is_trained(config, tmp_path):
+    base("mixtral", tmp_path / "base")
+    with pytest.raises(ConfigError, match=r"layers.0.block_sparse_moe.gate, which chooses experts .*exclude=\[gate\]"):
+        tune(ours(tmp_path), config)
+    tune(ours(tmp_path), replace(config, exclude=("gate",)))  # the control
 
 
 def test_all_linear_means_the_modules_that_it_means_in_peft(tmp_path):

@@ -17,8 +17,9 @@ from fledge.errors import ConfigError, QualityError
 from fledge.model.folder import config_of, find_model, load_model, own_type, save_model
 from fledge.model.quantization import read_quantization
 from fledge.model.safetensors_file import SafetensorsFile
+from fledge.model.sentence import steps_beside
 from fledge.model.transformer import Transformer
-from fledge.recipes.quantize import free_folder, scratch_beside, weight_bytes
+from fledge.recipes.quantize import free_folder, keep_said, scratch_beside, weight_bytes
 from fledge.text.tokenizer import Tokenizer, tokenizer_beside
 from fledge.train.checkpointing import fsync_tree
 from fledge.tune.attach import adapters
@@ -51,10 +52,13 @@ def merge_adapter(config: MergeConfig, json: bool = False) -> dict[str, Any]:
     reason = why_beside(model)
     if reason:
         raise ConfigError(f"adapter: {reason}; generate, chat, evaluate and serve take {folder} as it is")
+    tokenizer = tokenizer_of(folder, base)
+    following = steps_beside(base, model, tokenizer)
     wanted, n_adapters = answers(model, config), sum(1 for _ in adapters(model))
     merge(model)
     with scratch_beside(out) as scratch:
-        save_model(model.to(dtype), scratch, tokenizer_of(folder, base), card=False)
+        save_model(model.to(dtype), scratch, tokenizer, card=False)
+        keep_said(base, following, scratch)
         written = answers(load_model(scratch), config)
         result = {
             "base": str(config.base),

@@ -26,6 +26,7 @@ from fledge.tune.attach import adapters
 from fledge.tune.config import MergeConfig
 from fledge.tune.folder import adapter_folder, load_adapter
 from fledge.tune.merge import largest_difference, merge, why_beside
+from fledge.tune.told_head import with_head_of
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 PROMPT_SEED = 1
@@ -46,9 +47,11 @@ def merge_adapter(config: MergeConfig, json: bool = False) -> dict[str, Any]:
         )
     dtype = getattr(torch, config.dtype) if config.dtype else type_of(base)
     tolerance = config.tolerance or TOLERANCE.get(dtype, TOLERANCE[torch.float32])
-    model = load_adapter(load_model(base), config.adapter, base)
-    folder = adapter_folder(config.adapter)
-    assert folder is not None  # load_adapter has found it
+    found = adapter_folder(config.adapter)
+    model = load_model(base) if found is None else with_head_of(load_model(base), found)
+    model = load_adapter(model, config.adapter, base)
+    assert found is not None  # load_adapter has found it
+    folder = found
     reason = why_beside(model)
     if reason:
         raise ConfigError(f"adapter: {reason}; generate, chat, evaluate and serve take {folder} as it is")

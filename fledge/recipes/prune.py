@@ -87,7 +87,7 @@ def pruned(model: Transformer, tokenizer: Tokenizer | None, config: PruneConfig)
     rows = None
     if config.calibration is not None:
         assert tokenizer is not None
-        row_tokens = row_tokens_of(model, config.row_tokens)
+        row_tokens = row_tokens_of(model, config.row_tokens, loss=config.method in ("neurons", "heads"))
         rows = calibration_rows(tokenizer, Path(config.calibration), config.rows, row_tokens, config.seed)
     if config.method == "wanda":
         assert rows is not None

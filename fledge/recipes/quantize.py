@@ -129,7 +129,7 @@ def changed(
     rows = None
     if config.needs_text:
         assert tokenizer is not None and config.calibration is not None
-        row_tokens = row_tokens_of(model, config.row_tokens)
+        row_tokens = row_tokens_of(model, config.row_tokens, loss=config.bits == "mixed")
         rows = calibration_rows(tokenizer, config.calibration, config.rows, row_tokens, config.seed)
     found: Sequence[Sensitivity] = ()
     if config.bits == "mixed":

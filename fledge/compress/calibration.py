@@ -49,9 +49,12 @@ def calibration_rows(tokenizer: Tokenizer, path: Path, n_rows: int, row_tokens: 
     return torch.tensor(ids)[starts[:, None] + torch.arange(row_tokens)]
 
 
-def row_tokens_of(model: Transformer, asked: int) -> int:
-    """Tokens of a row. Raises ConfigError for more than the model takes."""
+def row_tokens_of(model: Transformer, asked: int, loss: bool = False) -> int:
+    """Tokens of a row. Raises ConfigError for more than the model takes, and for rows without a next token where their
+    `loss` is asked for."""
     longest = model.config.context_tokens
+    if loss and asked == 1:
+        raise ConfigError("row_tokens: expected at least 2, whose loss tells what is important, got 1; 0 takes many")
     if asked > longest:
         raise ConfigError(f"row_tokens: expected at most the model's {longest}, got {asked}")
     return asked or min(LONGEST, longest)
@@ -128,7 +131,7 @@ def walkable(model: Transformer) -> Stack:
     stacks = [stack for stack in (model.encoder, model.decoder) if stack is not None]
     if len(stacks) != 1 or stacks[0].config.shared or stacks[0].conv is not None:
         raise ConfigError(
-            "method: gptq and awq expect one stack of blocks with weights of their own, got an encoder with a decoder, "
-            "shared blocks or a convolution; use method=rtn"
+            "method: gptq, awq and every pruning but magnitude expect one stack of blocks with weights of their own, "
+            "got an encoder with a decoder, shared blocks or a convolution; quantize by rtn, prune by magnitude"
         )
     return stacks[0]

@@ -26,6 +26,8 @@ HEAD_OF: dict[Purpose, str] = {
     "multiple-choice": "choice",
 }  # fmt: skip
 """The purposes that a task head answers; `score` is a head of one number."""
+ACTIVATIONS = ("sentence_transformers", "sbert_ce_default_activation_function")
+"""Where config.json says what a head's number goes through: sentence-transformers' keys, new and old."""
 
 
 def purpose_of(folder: Path, pooling: str = "") -> Purpose:
@@ -70,13 +72,23 @@ def gives_share(folder: Path) -> bool:
     """Whether the one number of a folder's head is the logit of a share, to be told through a sigmoid: yes, as
     transformers, sentence-transformers and vLLM read it, unless the folder says that it is a regression's or names the
     identity. Raises CheckpointError."""
-    if not (folder / "config.json").is_file():
-        return not told_head(folder)  # with a head of our own an adapter was tuned to numbers
-    raw = read_object(folder / "config.json")
-    of_sentences = raw.get("sentence_transformers")
+    if not (folder / "config.json").is_file() and told_head(folder):
+        return False  # with a head of our own an adapter was tuned to numbers
+    raw = read_object(described_in(folder) / "config.json")
+    of_sentences, older = (raw.get(key) for key in ACTIVATIONS)
     named = of_sentences.get("activation_fn") if isinstance(of_sentences, dict) else None
-    named = named or raw.get("sbert_ce_default_activation_function") or ""
+    named = named or older or ""
     return raw.get("problem_type") != "regression" and not str(named).endswith("Identity")
+
+
+def keep_activation(folder: Path, other: Path) -> None:
+    """Let another folder's config.json say of its head's number what `folder`'s says, for whose weights became its.
+    Raises CheckpointError."""
+    there = read_object(folder / "config.json")
+    kept = {key: there[key] for key in ACTIVATIONS if key in there}
+    if kept:
+        text = json.dumps(read_object(other / "config.json") | kept, indent=2)
+        (other / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
 def check_pooling(pooling: str) -> None:
@@ -96,10 +108,15 @@ def told_head(folder: Path) -> dict[str, int]:
 
 def told_config(folder: Path) -> ModelConfig | None:
     """What a model's folder says of it, or that of an adapter's base. Raises CheckpointError, ConfigError."""
-    if not (folder / "config.json").is_file():
-        folder = base_of(read_object(folder / CONFIG), folder)
-        folder = folder if (folder / "config.json").is_file() else folder / "model"  # of a run
-    return config_of(read_object(folder / "config.json"))
+    return config_of(read_object(described_in(folder) / "config.json"))
+
+
+def described_in(folder: Path) -> Path:
+    """The folder whose config.json tells of a model: its own, or that of an adapter's base. Raises CheckpointError."""
+    if (folder / "config.json").is_file():
+        return folder
+    base = base_of(read_object(folder / CONFIG), folder)
+    return base if (base / "config.json").is_file() else base / "model"  # of a run
 
 
 def config_of(raw: dict[str, Any]) -> ModelConfig | None:

@@ -158,10 +158,17 @@ def load_sentence_model(folder: str | Path, device: torch.device | str = "cpu") 
 
     Raises ConfigError for modules that are not understood, and what load_model and Tokenizer.load raise.
     """
-    folder = Path(folder)
+    inner = find_model(Path(folder) / steps_of(Path(folder))[0][1])
+    return with_steps(Path(folder), load_model(inner, device, states_alone=True), Tokenizer.load(inner), device)
+
+
+def with_steps(
+    folder: Path, model: Transformer, tokenizer: Tokenizer, device: torch.device | str = "cpu"
+) -> SentenceModel:
+    """A model and its tokenizer with what follows them in a folder of sentence-transformers. Raises as
+    `load_sentence_model`."""
     steps = steps_of(folder)
     inner = find_model(folder / steps[0][1])
-    model, tokenizer = load_model(inner, device, states_alone=True), Tokenizer.load(inner)
     pooling = pooling_of(folder / steps[1][1])
     stated = next((found for at in (inner, folder) for name in LENGTHS if (found := optional_json(at / name))), {})
     prompts = optional_json(folder / PROMPTS)
@@ -221,9 +228,23 @@ def optional_json(path: Path) -> dict[str, Any]:
     return raw
 
 
+def steps_beside(folder: Path, model: Transformer, tokenizer: Tokenizer | None) -> SentenceModel | None:
+    """The model that was read from a folder with what follows it there; None where nothing does. Raises as
+    `load_sentence_model`."""
+    if tokenizer is None or not (folder / MODULES).is_file():
+        return None
+    return with_steps(folder, model, tokenizer)
+
+
 def save_sentence_model(sentences: SentenceModel, folder: str | Path, parents: dict[str, str] | None = None) -> None:
     """Write a folder that sentence-transformers opens. The folder must be the caller's scratch."""
-    folder, config = Path(folder), sentences.config
+    save_steps(sentences, Path(folder))
+    save_model(sentences.model, folder, sentences.tokenizer, parents)
+
+
+def save_steps(sentences: SentenceModel, folder: Path) -> None:
+    """Write all of such a folder but its model and tokenizer."""
+    config = sentences.config
     following = ["Pooling"] + ["Dense"] * len(sentences.dense) + ["Normalize"] * config.normalise
     kinds = [("Transformer", "")] + [(kind, f"{i}_{kind}") for i, kind in enumerate(following, 1)]
     for _, path in kinds:
@@ -245,4 +266,3 @@ def save_sentence_model(sentences: SentenceModel, folder: str | Path, parents: d
     write_json(folder / LENGTH, {"max_seq_length": config.max_tokens, "do_lower_case": config.lower})
     prompts = {"prompts": config.prompts, "default_prompt_name": config.default_prompt or None}
     write_json(folder / PROMPTS, {**prompts, "similarity_fn_name": config.similarity})
-    save_model(sentences.model, folder, sentences.tokenizer, parents)

@@ -17,14 +17,16 @@ from fledge.errors import ConfigError, QualityError
 from fledge.model.folder import config_of, find_model, load_model, own_type, save_model
 from fledge.model.quantization import read_quantization
 from fledge.model.safetensors_file import SafetensorsFile
+from fledge.model.sentence import steps_beside
 from fledge.model.transformer import Transformer
-from fledge.recipes.quantize import free_folder, scratch_beside, weight_bytes
+from fledge.recipes.quantize import free_folder, keep_said, scratch_beside, weight_bytes
 from fledge.text.tokenizer import Tokenizer, tokenizer_beside
 from fledge.train.checkpointing import fsync_tree
 from fledge.tune.attach import adapters
 from fledge.tune.config import MergeConfig
 from fledge.tune.folder import adapter_folder, load_adapter
 from fledge.tune.merge import largest_difference, merge, why_beside
+from fledge.tune.told_head import with_head_of
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 PROMPT_SEED = 1
@@ -45,16 +47,21 @@ def merge_adapter(config: MergeConfig, json: bool = False) -> dict[str, Any]:
         )
     dtype = getattr(torch, config.dtype) if config.dtype else type_of(base)
     tolerance = config.tolerance or TOLERANCE.get(dtype, TOLERANCE[torch.float32])
-    model = load_adapter(load_model(base), config.adapter, base)
-    folder = adapter_folder(config.adapter)
-    assert folder is not None  # load_adapter has found it
+    found = adapter_folder(config.adapter)
+    model = load_model(base) if found is None else with_head_of(load_model(base), found)
+    model = load_adapter(model, config.adapter, base)
+    assert found is not None  # load_adapter has found it
+    folder = found
     reason = why_beside(model)
     if reason:
         raise ConfigError(f"adapter: {reason}; generate, chat, evaluate and serve take {folder} as it is")
+    tokenizer = tokenizer_of(folder, base)
+    following = steps_beside(base, model, tokenizer)
     wanted, n_adapters = answers(model, config), sum(1 for _ in adapters(model))
     merge(model)
     with scratch_beside(out) as scratch:
-        save_model(model.to(dtype), scratch, tokenizer_of(folder, base), card=False)
+        save_model(model.to(dtype), scratch, tokenizer, card=False)
+        keep_said(base, following, scratch)
         written = answers(load_model(scratch), config)
         result = {
             "base": str(config.base),

@@ -31,8 +31,9 @@ from fledge.config import to_dict
 from fledge.errors import ConfigError
 from fledge.log import json_safe
 from fledge.model.folder import config_of, find_model, load_model, save_model
+from fledge.model.sentence import steps_beside
 from fledge.model.transformer import Transformer
-from fledge.recipes.quantize import Quality, free_folder, quality, scratch_beside, speeds, weight_bytes
+from fledge.recipes.quantize import Quality, free_folder, keep_said, quality, scratch_beside, speeds, weight_bytes
 from fledge.text.tokenizer import Tokenizer, tokenizer_beside
 from fledge.train.checkpointing import fsync_tree
 
@@ -51,9 +52,11 @@ def prune_model(config: PruneConfig, json: bool = False) -> dict[str, Any]:
             "evaluate: expected a decoder, whose loss on text is measured, got another model; leave it out"
         )
     before, n_before = quality(model, tokenizer, config.evaluate, "before"), n_parameters(model)
+    following = steps_beside(folder, model, tokenizer)
     small, kept = pruned(model, tokenizer, config)
     with scratch_beside(out) as scratch:
         save_model(small, scratch, tokenizer, card=False)
+        keep_said(folder, following, scratch)
         written = load_model(scratch)
         after = quality(written, tokenizer, config.evaluate, "after")
         result: dict[str, Any] = {
@@ -84,7 +87,7 @@ def pruned(model: Transformer, tokenizer: Tokenizer | None, config: PruneConfig)
     rows = None
     if config.calibration is not None:
         assert tokenizer is not None
-        row_tokens = row_tokens_of(model, config.row_tokens)
+        row_tokens = row_tokens_of(model, config.row_tokens, loss=config.method in ("neurons", "heads"))
         rows = calibration_rows(tokenizer, Path(config.calibration), config.rows, row_tokens, config.seed)
     if config.method == "wanda":
         assert rows is not None

@@ -22,12 +22,14 @@ from fledge.compress.mixed import Sensitivity, choose, sensitivities
 from fledge.compress.quantize import Outcome, Plan, Settings, quantize, quantize_output, uniform
 from fledge.compress.units import scheme_named
 from fledge.config import to_dict
+from fledge.engine.purpose import keep_activation
 from fledge.engine.speed import decoding_speed
 from fledge.errors import ConfigError, QualityError
 from fledge.evals.bits import document_bits
 from fledge.evals.documents import evaluation_text
 from fledge.log import json_safe
 from fledge.model.folder import config_of, find_model, load_model, save_model
+from fledge.model.sentence import SentenceModel, save_steps, steps_beside
 from fledge.model.transformer import Transformer
 from fledge.recipes.quantize_page import page
 from fledge.text.tokenizer import Tokenizer, tokenizer_beside
@@ -55,11 +57,12 @@ def quantize_model(config: QuantizeConfig, json: bool = False) -> dict[str, Any]
     model = load_model(folder)
     tokenizer = tokenizer_of(folder, config)
     check_measurable(model, config)
-    before = quality(model, tokenizer, config.evaluate, "before")
+    before, following = quality(model, tokenizer, config.evaluate, "before"), steps_beside(folder, model, tokenizer)
     outcomes, found = changed(model, tokenizer, config)
     parents = {"base": lineage.artefact_digest(folder)}
     with scratch_beside(out) as scratch:
         save_model(model, scratch, tokenizer, card=False)
+        keep_said(folder, following, scratch)
         written = load_model(scratch)
         after = quality(written, tokenizer, config.evaluate, "after")
         result = figures(config, folder, scratch, outcomes, found, before, after)
@@ -82,6 +85,14 @@ def free_folder(path: Path) -> Path:
         raise ConfigError(f"out: expected a new or empty folder, found something at {path}; choose another")
     lineage.check_writable(path.absolute().parent)
     return path.absolute()
+
+
+def keep_said(folder: Path, following: SentenceModel | None, scratch: Path) -> None:
+    """Write beside a model what stood beside the one in `folder` that it comes of: what follows it, if it gives
+    vectors, and what its head's number goes through."""
+    if following is not None:
+        save_steps(following, scratch)
+    keep_activation(folder, scratch)
 
 
 @contextmanager
@@ -118,7 +129,7 @@ def changed(
     rows = None
     if config.needs_text:
         assert tokenizer is not None and config.calibration is not None
-        row_tokens = row_tokens_of(model, config.row_tokens)
+        row_tokens = row_tokens_of(model, config.row_tokens, loss=config.bits == "mixed")
         rows = calibration_rows(tokenizer, config.calibration, config.rows, row_tokens, config.seed)
     found: Sequence[Sensitivity] = ()
     if config.bits == "mixed":

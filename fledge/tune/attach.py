@@ -38,6 +38,7 @@ def tune(
         return train_heads(model) if heads else model
     scales: dict[str, float] = {}
     for place in chosen({name: site for name, site in freeze(model).items() if not of_head(site, heads)}, config):
+        check_router(place, config)
         with torch.device("meta"):  # `put` gives it memory where the map has its own
             adapter = made(place, config)
         scale = getattr(adapter, "scale", 1.0)
@@ -48,6 +49,16 @@ def tune(
             )
         put(model, place, adapter)
     return train_heads(initialise(model, seed)) if heads else initialise(model, seed)
+
+
+def check_router(place: Place, config: TuneConfig) -> None:
+    """Raises ConfigError for an adapter of a router that PEFT could not open."""
+    if place.site.is_router and (config.dora or config.method == "ia3"):
+        kind = "DoRA" if config.dora else "(IA)^3"
+        raise ConfigError(
+            f"tune.targets: expected modules that PEFT has {kind} for, got {place.site.name}, which chooses experts "
+            "and can have LoRA alone; leave it out: tune.exclude=[gate]"
+        )
 
 
 def of_head(site: Site, heads: bool) -> bool:

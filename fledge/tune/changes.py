@@ -18,7 +18,8 @@ from fledge.model.transformer import Transformer
 from fledge.nn.adapter import Bottleneck, LowRank, LowRankEmbedding, Scale
 from fledge.nn.linear import Joined
 from fledge.tune.attach import adapters, weight_at
-from fledge.tune.folder import adapter_folder, load_adapter
+from fledge.tune.copies import copied
+from fledge.tune.folder import adapter_folder, load_adapter, opened
 from fledge.tune.peft_config import CONFIG, VIRTUAL, read_peft_config
 from fledge.tune.sites import OUTPUT, Place
 from fledge.tune.tensors import Own
@@ -50,13 +51,16 @@ class Changes:
 def changes_of(folder: str | Path, base: Path, device: torch.device | str = "cpu") -> Changes:
     """What the adapter in a folder changes of the base in another. Raises CheckpointError and ConfigError as
     `load_adapter` does, and ConfigError for adapters that are no linear change of weights, or no change alone."""
-    found = adapter_folder(folder)
+    found, model = adapter_folder(folder), load_model(base, "meta")
     if found is not None:
         raw = read_peft_config(found)
         if raw["peft_type"] in VIRTUAL or raw.get("modules_to_save"):
             what = "virtual tokens" if raw["peft_type"] in VIRTUAL else "modules that are saved whole"
             raise ConfigError(f"{found / CONFIG}: {beside(what)}")
-    model = load_adapter(load_model(base, "meta"), folder, base, torch.device("cpu"))
+        with opened(found) as file:
+            if copied(model, file.entries):  # which the base's weights are compared with
+                model = load_model(base)
+    model = load_adapter(model, folder, base, torch.device("cpu"))
     if any(isinstance(one, LowRank) and one.magnitude is not None for _, one in adapters(model)):
         # how long the base's rows are decides what DoRA makes of them: this once its weights are read
         model = load_adapter(load_model(base), folder, base)

@@ -20,9 +20,10 @@ from fledge.model.weight_files import WEIGHTS as MODEL_WEIGHTS
 from fledge.nn.adapter import LowRank, Scale
 from fledge.text.chat import chat_renderer
 from fledge.text.tokenizer import Tokenizer
-from fledge.tune.attach import adapters, freeze, made, put, scale_at, weight_at
+from fledge.tune.attach import adapters, freeze, made, put, scale_at
 from fledge.tune.base import CONFIG, HEAD, WEIGHTS, base_of
 from fledge.tune.config import TuneConfig
+from fledge.tune.copies import without_copies
 from fledge.tune.heads import (
     PREFIX,
     PREFIX_OF_VIRTUAL,
@@ -43,7 +44,7 @@ from fledge.tune.peft_config import (
 )
 from fledge.tune.sites import Place, Site, ends_of, sites
 from fledge.tune.spelled import spelled
-from fledge.tune.tensors import COPY, Stored, fill, in_modules, named, stored
+from fledge.tune.tensors import Stored, fill, in_modules, named, stored
 from fledge.tune.told_head import write_head
 from fledge.tune.virtual import attach_virtual, check_task, fill_virtual, virtual_facts, virtual_tensors, write_trained
 
@@ -116,12 +117,17 @@ def check_saved(model: Transformer, raw: dict[str, Any]) -> None:
 
 def read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a folder's file. Raises CheckpointError."""
+    with opened(folder) as file:
+        return {name: file.read(name) for name in file.entries}, dict(file.metadata or {})
+
+
+def opened(folder: Path) -> SafetensorsFile:
+    """A folder's file of tensors. Raises CheckpointError."""
     path = folder / WEIGHTS
     if not path.exists() and (folder / PICKLE).exists():
         raise pickled(folder / PICKLE)
     check_link(path)
-    with SafetensorsFile(path) as file:
-        return {name: file.read(name) for name in file.entries}, dict(file.metadata or {})
+    return SafetensorsFile(path)
 
 
 def usually(model: Transformer, found: dict[str, Any], base: Path) -> dict[str, Any]:
@@ -150,27 +156,16 @@ def attach(
     for name, tensors in found.items():
         site = site_named(known, name)
         place = Place(site, site.path)
-        check_copy(model, place, tensors.pop(COPY, None))
         got = "(IA)^3" if "ia3_l" in tensors else "LoRA" if any("lora" in end for end in tensors) else "bottleneck"
         wanted = "bottleneck" if config.is_bottleneck else "(IA)^3" if config.method == "ia3" else "LoRA"
         if got != wanted:
             raise CheckpointError(f"adapter: {name[:80]}: expected {wanted} by {CONFIG}, got {got}")
         inward = None if got != "(IA)^3" else is_inward(site, tensors["ia3_l"])
-        put(model, place, made(place, config, (site.name,)) if inward is None else scale_at(place, inward), device)
+        put(model, place, made(place, config, site.names) if inward is None else scale_at(place, inward), device)
         if site.name in values:
             raise CheckpointError(f"adapter: {name[:80]!r}: expected one adapter of {site.name}, got two")
         values[site.name] = Stored(tensors)
     return fill(model, values).requires_grad_(False)
-
-
-def without_copies(model: Transformer, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A file's tensors but for the base's own embeddings, which PEFT saves whole when it is told to, or takes the
-    vocabulary for changed. Raises CheckpointError where they are not the base's."""
-    left = dict(tensors)
-    for site in sites(model).values():
-        if site.kind != "linear":
-            check_copy(model, Place(site, site.path), left.pop(f"{PREFIX}{site.name}.weight", None))
-    return left
 
 
 def is_inward(site: Site, vector: Tensor) -> bool:
@@ -178,24 +173,11 @@ def is_inward(site: Site, vector: Tensor) -> bool:
     return vector.dim() == 2 and vector.shape[0] == 1 and not (site.outputs == 1 and vector.shape[1] == 1)
 
 
-def check_copy(model: Transformer, place: Place, copy: Tensor | None) -> None:
-    """Raises CheckpointError for the base's own weight in an adapter's file, which PEFT writes of embeddings, unless it
-    is what the base has."""
-    if copy is None:
-        return
-    own = weight_at(model, place)[: place.site.outputs if place.site.kind == "output" else place.site.inputs]
-    if own.shape != copy.shape or not torch.equal(own, copy.to(own)):
-        raise CheckpointError(
-            f"adapter: {place.site.name}.{COPY}: expected the base's own weight, got another: a vocabulary that grew, "
-            "or was trained, is not read"
-        )
-
-
 def site_named(known: dict[str, Site], name: str) -> Site:
     """The place that a file calls `name`, with or without what stands before it. Raises CheckpointError."""
     if name in known:
         return known[name]
-    alike = [site for own, site in known.items() if own.endswith(f".{name}")]
+    alike = [site for site in known.values() if any(own == name or own.endswith(f".{name}") for own in site.names)]
     if len(alike) != 1:
         some = ", ".join(sorted({own.rpartition(".")[2] for own in known}))
         raise CheckpointError(f"adapter: expected modules of the base, got {name[:80]!r}; there are {some}")
@@ -244,9 +226,9 @@ def described(
     if any(isinstance(adapter, Scale) for _, adapter in own):
         inside = {place.site.name for place, one in own if isinstance(one, Scale) and one.side == "in"}
         inward = {spelling.get(name, name) for name in inside}
-        return peft_config(
-            "IA3", str(base), model.config, {**more, "feedforward_modules": list(ends_of(inward, known))}
-        )
+        ends = list(ends_of(inward, known))  # which PEFT wants to be some of the targets, word by word
+        more["target_modules"] = [*ends_of(names - inward, known), *ends]
+        return peft_config("IA3", str(base), model.config, {**more, "feedforward_modules": ends})
     if config.is_bottleneck:
         more = {"target_modules": more["target_modules"], "bottleneck_size": config.bottleneck}
         return peft_config("BOTTLENECK", str(base), model.config, {**more, "activation": config.activation})
@@ -256,15 +238,28 @@ def described(
     more |= {
         "r": rank,
         "lora_alpha": alpha,
-        "lora_dropout": config.dropout,
+        "lora_dropout": 0.0
+        if any(known[name].is_router for name in names)
+        else config.dropout,  # PEFT refuses it there
         "bias": "none",
         "use_rslora": config.rslora,
         "use_dora": any(isinstance(one, LowRank) and one.magnitude is not None for _, one in own),
         "init_lora_weights": True,
-        "rank_pattern": {name: one.rank for name, one in found.items() if one.rank != rank},
-        "alpha_pattern": {name: one for name, one in alphas.items() if one != alpha},
+        "rank_pattern": patterned({name: one.rank for name, one in found.items() if one.rank != rank}, known),
+        "alpha_pattern": patterned({name: one for name, one in alphas.items() if one != alpha}, known),
     }
     return peft_config("LORA", str(base), model.config, more)
+
+
+def patterned(values: dict[str, float], known: dict[str, Site]) -> dict[str, float]:
+    """Numbers by names of modules; a router's by that of its weight too, by which PEFT may look it up, in a module
+    whose name is another in files."""
+    return {router_pattern(name) if known[name].is_router else name: value for name, value in values.items()}
+
+
+def router_pattern(name: str) -> str:
+    block, _, last = name.rsplit(".", 2)
+    return "|".join(rf"{block}\.[^.]+\.{end}" for end in (last, rf"{last}\.weight"))
 
 
 def alpha_of(one: Stored, rslora: bool) -> float | int:

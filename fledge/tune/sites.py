@@ -31,7 +31,8 @@ ROWS = ("same", "fused", "interleaved", "pairs", *UPRIGHT)
 @dataclass(frozen=True)
 class Site:
     """One module of transformers' that can have an adapter. `name`: theirs; `path`: ours, of a Linear, of a Joined, of
-    the embedding or of the output; `parts`: our maps in it with their numbers of outputs; `row`: how their rows lie."""
+    the embedding or of the output; `parts`: our maps in it with their numbers of outputs; `row`: how their rows lie.
+    `older`: their name in earlier versions, where it was another."""
 
     name: str
     path: str
@@ -39,10 +40,21 @@ class Site:
     inputs: int
     parts: dict[str, int]
     row: Weight
+    older: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Theirs of today, and of earlier versions."""
+        return (self.name, self.older) if self.older else (self.name,)
 
     @property
     def outputs(self) -> int:
         return sum(self.parts.values())
+
+    @property
+    def is_router(self) -> bool:
+        """Whether it chooses experts: to transformers a weight that is in no linear module."""
+        return self.path.endswith(".router") and self.name != self.path
 
     @property
     def lies_transposed(self) -> bool:
@@ -75,7 +87,7 @@ class Place:
     def names(self) -> tuple[str, ...]:
         """Theirs, if it is all of their module, and ours."""
         whole = self.path == self.site.path
-        return (self.site.name, self.path) if whole else (self.path,)
+        return (*self.site.names, self.path) if whole else (self.path,)
 
     @property
     def outputs(self) -> int:
@@ -93,15 +105,18 @@ class Place:
 
 def sites(model: Transformer) -> dict[str, Site]:
     """Every place of a model, by their name."""
-    found = {}
-    for name, row in weights_in_files(model.config).items():
-        site = site_of(model, name.removesuffix(".weight"), row) if name.endswith(".weight") else None
-        if site is not None:
-            found[site.name] = site
-    if model.config.lm and not any(site.path == OUTPUT for site in found.values()):
-        site = tied_output(model)
-        found[site.name] = site
-    return found
+    rows = weights_in_files(model.config).items()
+    asked = [site_of(model, name.removesuffix(".weight"), row) for name, row in rows if name.endswith(".weight")]
+    found = [site for site in asked if site is not None]
+    if model.config.lm and not any(site.path == OUTPUT for site in found):
+        found.append(tied_output(model))
+    return {site.name: site for site in (named_today(model, site) for site in found)}
+
+
+def named_today(model: Transformer, site: Site) -> Site:
+    """A place by the name of its module, where files keep that of an earlier version."""
+    name = family(model.config.family).modules.get(site.name)
+    return site if name is None else replace(site, name=name, older=site.name)
 
 
 def site_of(model: Transformer, name: str, row: Weight) -> Site | None:

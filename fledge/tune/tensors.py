@@ -27,9 +27,7 @@ ENDS = {
     "magnitude": ("lora_magnitude_vector",),
     "ia3": ("ia3_l",),
     "bottleneck": ("bottleneck_down.weight", "bottleneck_down.bias", "bottleneck_up.weight", "bottleneck_up.bias"),
-    "copy": ("base_layer.weight",),
 }
-COPY = "base_layer.weight"
 Own = LowRank | LowRankEmbedding | Scale | Bottleneck
 
 

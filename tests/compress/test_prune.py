@@ -202,7 +202,11 @@ def test_the_verb_writes_a_smaller_folder_and_says_what_it_cost(tmp_path, capfd)
     assert "expected text for method=wanda" in capfd.readouterr().err
     assert main(["prune", str(tmp_path / "model"), str(out), "--method", "layers"]) != 0  # the folder is taken
     assert "expected a new or empty folder" in capfd.readouterr().err
-    assert main(["prune", str(tmp_path / "model"), str(tmp_path / "x"), "--method", "layers", "--keep", "0,9"]) != 0
+    assert main(["prune", str(tmp_path / "model"), str(tmp_path / "x"), "--method", "layers", "--keep", "[0,9]"]) != 0
+    assert "expected layers below 4, got 9" in capfd.readouterr().err
+    short = ["--calibration", str(text), "--row-tokens", "1"]  # which have no next token
+    assert main(["prune", str(tmp_path / "model"), str(tmp_path / "x"), *neurons, *short]) != 0
+    assert "row_tokens: expected at least 2" in capfd.readouterr().err
     assert not (tmp_path / "x").exists()
 
 

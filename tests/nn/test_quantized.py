@@ -108,6 +108,12 @@ def test_both_ways_to_multiply_are_exact_at_the_extremes(monkeypatch):
     assert not torch.equal(exact_product(far, far).long(), far.long() @ far.long().t())
 
 
+@pytest.mark.parametrize("inputs", [1, 2, 3, 65])
+def test_few_inputs_are_multiplied_exactly_too(inputs):
+    x, weight = whole(-127, 127, 9, inputs).to(torch.int8), whole(-127, 127, 17, inputs, seed=1).to(torch.int8)
+    assert torch.equal(exact_product(x, weight).long(), x.long() @ weight.long().t())
+
+
 @pytest.mark.parametrize("make", [int8_map, int4_map], ids=["int8", "int4"])
 def test_joined_maps_give_the_same_bits_packed_and_apart(make, monkeypatch):
     joined = Joined(INPUTS, {"q": OUTPUTS, "k": 8})

@@ -118,6 +118,8 @@ def test_wrong_use_is_refused_before_anything_is_read(place):
             config_for(place, "wrong", **more)
     with pytest.raises(ConfigError, match="out: expected a new or empty folder"):
         quantize_model(config_for(place, "model", method="rtn"), json=True)
+    with pytest.raises(ConfigError, match="row_tokens: expected at least 2"):
+        quantize_model(config_for(place, "wrong", bits="mixed", row_tokens=1), json=True)
 
 
 def test_a_quantized_folder_is_neither_quantized_nor_tuned_nor_widened_again(place):

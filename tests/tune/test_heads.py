@@ -22,7 +22,8 @@ from fledge.lineage import verify
 from fledge.model.folder import load_model
 from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
 from fledge.recipes.finetune import finetune, rows_of
-from fledge.tune.config import TuneConfig
+from fledge.recipes.merge import merge_adapter
+from fledge.tune.config import MergeConfig, TuneConfig
 from fledge.tune.load import load_served, served_tokenizer
 from tests.data.corrupted import wordpiece
 from tests.recipes.test_finetune import CLASSES, TRAIN, config_of, rows, their_inputs
@@ -144,3 +145,17 @@ def test_a_folder_of_adapter_and_head_is_served_for_its_labels(base, tmp_path):
     ):
         (folder / "head.json").write_text(json.dumps(told))
         assert purpose_of(folder) == purpose
+
+
+@pytest.mark.parametrize(("task", "method"), [("sequence", "lora"), ("regression", "ia3")])
+def test_an_adapter_and_its_head_are_merged_into_one_model(base, tmp_path, task, method):
+    folder = Path(finetune(config_of(base, tmp_path, task, tune=METHODS[method]))["model"])
+    merge_adapter(MergeConfig(base, folder, tmp_path / "merged"), json=True)
+    own, merged = (
+        predict(PredictConfig(str(one), text="the dog"), json=True)["answers"][0]
+        for one in (folder, tmp_path / "merged")
+    )
+    assert own.keys() == merged.keys() and purpose_of(folder) == purpose_of(tmp_path / "merged")
+    numbers = [list(one["probabilities"].values()) if task == "sequence" else [one["score"]] for one in (own, merged)]
+    assert numbers[0] == pytest.approx(numbers[1], abs=1e-5)
+    assert own.get("label") == merged.get("label")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import peft
 import pytest
@@ -13,6 +14,7 @@ from fledge.model.folder import load_model
 from fledge.model.safetensors_file import SafetensorsFile, write_safetensors
 from fledge.recipes.sft import Tuned
 from fledge.tune.attach import adapters, tune
+from fledge.tune.changes import changes_of
 from fledge.tune.config import TuneConfig
 from fledge.tune.folder import load_adapter, save_adapter
 from fledge.tune.merge import merged
@@ -30,7 +32,7 @@ THEIRS = {
     "gpt2": peft.LoraConfig(**LORA, target_modules=["c_attn", "c_proj", "wte"], fan_in_fan_out=True),
     "t5": peft.LoraConfig(**LORA, target_modules=["q", "v", "wo"]),
     "bert": peft.LoraConfig(**LORA, target_modules=["query", "value", "dense", "word_embeddings"], use_rslora=True),
-    "gpt-neox": peft.LoraConfig(**LORA, target_modules=["query_key_value", "dense_h_to_4h"]),
+    "gpt-neox": peft.LoraConfig(**LORA, target_modules=["query_key_value", "dense_h_to_4h", "lm_head"]),
     "gptj": peft.LoraConfig(**LORA, target_modules=r".*\.(q_proj|k_proj|fc_in)"),
     "phi3": peft.LoraConfig(**LORA, target_modules="all-linear"),
     "falcon": peft.LoraConfig(**LORA, target_modules=["query_key_value"]),
@@ -78,9 +80,21 @@ def test_patterns_of_a_file_mean_their_names_alone(name, tmp_path):
     assert (our_logits(name, ours_with_adapter(tmp_path)) - wanted).abs().max() <= limit(wanted)
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-wide"])
+WHOLE = {
+    "llama": (["q_proj"], ["embed_tokens.weight"]),
+    "llama-wide": (["q_proj", "lm_head"], ["lm_head.base_layer.weight"]),
+    "phi": (["q_proj"], ["embed_tokens.weight", "lm_head.weight", "lm_head.bias"]),
+    "gptj": (["lm_head"], ["lm_head.base_layer.weight", "lm_head.base_layer.bias"]),
+    "gpt-neox": (["query_key_value"], ["embed_in.weight", "lm_head.weight"]),
+    "t5": (["q"], ["shared.weight", "lm_head.weight"]),
+    "bert": (["query"], ["word_embeddings.weight", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"]),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
 def test_embeddings_that_peft_saved_whole_are_the_base_s_or_refused(name, tmp_path):
-    config = peft.LoraConfig(**LORA, target_modules=["q_proj"])
+    targets, copies = WHOLE[name]
+    config = peft.LoraConfig(**LORA, target_modules=targets)
     made = random_adapters(peft.get_peft_model(base(name, tmp_path / "base"), config))
     made.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
     wanted = their_logits(name, made)
@@ -88,11 +102,40 @@ def test_embeddings_that_peft_saved_whole_are_the_base_s_or_refused(name, tmp_pa
     path = tmp_path / "adapter" / "adapter_model.safetensors"
     with SafetensorsFile(path) as file:
         tensors = {key: file.read(key) for key in file.entries}
-    (table,) = (key for key in tensors if key.endswith("embed_tokens.weight"))
-    tensors[table][0, 0] += 1
-    write_safetensors(path, tensors)
-    with pytest.raises(CheckpointError, match="embed_tokens.*expected the base's own weight, got another"):
-        ours_with_adapter(tmp_path)
+    for copy in copies:
+        (key,) = (key for key in tensors if key.endswith(copy))
+        other = tensors[key].clone()
+        other[0] += 1
+        write_safetensors(path, tensors | {key: other})
+        with pytest.raises(CheckpointError, match=f"{copy}: expected the base's own .*, got another"):
+            ours_with_adapter(tmp_path)
+
+
+def test_an_adapter_for_one_base_with_many_may_hold_the_bases_embeddings_too(tmp_path):
+    made = random_adapters(peft.get_peft_model(base("llama", tmp_path / "base"), peft.LoraConfig(**LORA)))
+    for whole in (False, True):
+        made.save_pretrained(tmp_path / str(whole), save_embedding_layers=whole)
+    plain, same = (changes_of(tmp_path / str(whole), tmp_path / "base").maps for whole in (False, True))
+    assert [one.path for one in plain] == [one.path for one in same]
+    assert all(torch.equal(a.up, b.up) and torch.equal(a.down, b.down) for a, b in zip(plain, same, strict=True))
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_out", "output"])
+def test_gpt_neox_s_output_is_called_by_its_name_of_today_and_of_its_files(target, tmp_path):
+    """transformers 5 calls the module lm_head; files keep `embed_out`, as transformers 4 called both."""
+    reference, config = base("gpt-neox", tmp_path / "base"), TuneConfig("lora", 4, 6, targets=(target,))
+    model = random_adapters(tune(ours(tmp_path), config))
+    save_adapter(model, tmp_path / "adapter", config, tmp_path / "base")
+    wanted = our_logits("gpt-neox", model)
+    theirs = peft.PeftModel.from_pretrained(reference, tmp_path / "adapter").eval()
+    assert (their_logits("gpt-neox", theirs) - wanted).abs().max() <= limit(wanted)
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    with SafetensorsFile(path) as file:
+        tensors = {key.replace("lm_head", "embed_out"): file.read(key) for key in file.entries}
+    for older in (False, True):
+        assert (our_logits("gpt-neox", ours_with_adapter(tmp_path)) - wanted).abs().max() <= limit(wanted)
+        if not older:
+            write_safetensors(path, tensors)
 
 
 OURS = {
@@ -106,6 +149,7 @@ OURS = {
     "t5": TuneConfig("lora", targets=("q", "k", "down")),
     "phi3": TuneConfig("ia3", targets=("k", "gate", "down")),
     "falcon": TuneConfig("ia3"),
+    "camembert": TuneConfig("ia3", targets=("all-linear",)),
     "deberta-c2p": TuneConfig("lora", 4, 6, targets=("transform.dense", "in_proj")),
 }  # fmt: skip
 
@@ -151,6 +195,32 @@ def test_experts_which_are_no_modules_in_transformers_are_refused_by_name(tmp_pa
     with pytest.raises(ConfigError, match="means none"):
         tune(ours(tmp_path), TuneConfig("lora", targets=("w1",)))
     tune(ours(tmp_path), TuneConfig("lora", targets=("q_proj", "v")))  # the control
+
+
+@pytest.mark.filterwarnings("ignore:The following .* keys did not match any targeted module")  # said of weights
+@pytest.mark.parametrize(
+    "more",
+    [{"dropout": 0.1}, {"rank_pattern": {"gate": 2}}, {"rank_pattern": {"q": 2}}, {"alpha_pattern": {"gate": 9.0}}],
+)
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
+def test_a_router_s_update_has_its_own_numbers_in_peft(name, more, tmp_path):
+    """transformers 5 has no linear module there: PEFT finds rank and alpha by the weight's name, and no dropout."""
+    reference, config = base(name, tmp_path / "base"), TuneConfig("lora", 3, 5, targets=("gate", "q"), **more)
+    model = random_adapters(tune(ours(tmp_path), config))
+    save_adapter(model, tmp_path / "adapter", config, tmp_path / "base")
+    wanted = our_logits(name, model)
+    theirs = peft.PeftModel.from_pretrained(reference, tmp_path / "adapter").eval()
+    assert (their_logits(name, theirs) - wanted).abs().max() <= limit(wanted)
+    assert (our_logits(name, ours_with_adapter(tmp_path)) - wanted).abs().max() <= limit(wanted)
+
+
+@pytest.mark.parametrize("config", [TuneConfig("lora", dora=True, targets=("all-linear",)),
+                                    TuneConfig("ia3", targets=("all-linear",))], ids=["dora", "ia3"])  # fmt: skip
+def test_what_peft_has_none_of_for_a_router_is_refused_before_it_is_trained(config, tmp_path):
+    base("mixtral", tmp_path / "base")
+    with pytest.raises(ConfigError, match=r"layers.0.block_sparse_moe.gate, which chooses experts .*exclude=\[gate\]"):
+        tune(ours(tmp_path), config)
+    tune(ours(tmp_path), replace(config, exclude=("gate",)))  # the control
 
 
 def test_all_linear_means_the_modules_that_it_means_in_peft(tmp_path):

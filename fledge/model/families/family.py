@@ -99,7 +99,8 @@ class Family:
     transformers, the first of a config without one (empty: those of every decoder); `adjust_head` changes a head by
     config.json. `spellings`: other name tables that files may follow; `weights` is the one that is written.
     `aliases`: keys of config.json -> other names that transformers takes for them. `inside`: a larger model whose text
-    model is of this family. `own_names`: weights stand under our names, and the table is empty."""
+    model is of this family. `own_names`: weights stand under our names, and the table is empty. `modules`: modules by
+    their names in files -> those in transformers, where they are others."""
 
     name: str
     model_type: str
@@ -118,6 +119,7 @@ class Family:
     aliases: dict[str, str] = field(default_factory=dict)
     inside: Inside | None = None
     own_names: bool = False
+    modules: dict[str, str] = field(default_factory=dict)
 
     @property
     def all_tasks(self) -> tuple[Task, ...]:

@@ -103,6 +103,7 @@ FAMILY = Family(
     weights=weights,
     prefix="gpt_neox.",
     copies={"embed_out.weight": "gpt_neox.embed_in.weight"},
+    modules={"embed_out": "lm_head"},
     ignored=(".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"),
     presets={
         "pythia-14m": preset(128, 6, 4),

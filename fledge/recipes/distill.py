@@ -27,6 +27,7 @@ from fledge.recipes.distill_config import DistillConfig, TeacherConfig
 from fledge.recipes.distill_inner import inner_lessons, read_widening, widened, with_widening, write_widening
 from fledge.recipes.language import LanguageRecipe
 from fledge.recipes.masked import MaskedRecipe
+from fledge.recipes.objective import objective_tokenizer
 from fledge.recipes.own_text import OWN, OwnText, log_of, own_text
 from fledge.recipes.pretrain import Beside, pretrain
 from fledge.text.tokenizer import Tokenizer
@@ -169,7 +170,7 @@ def distill(config: DistillConfig) -> dict[str, Any]:
 
 def check_pair(recipe: LanguageRecipe, teacher: Transformer, tokenizer: Tokenizer, config: DistillConfig) -> None:
     """Raises ConfigError unless the teacher can teach the student."""
-    if tokenizer.digest != recipe.tokenizer.digest:
+    if objective_tokenizer(config, tokenizer).digest != recipe.tokenizer.digest:
         raise ConfigError(
             f"teacher.path: expected the student's tokenizer, got another; set "
             f"data.tokenizer={config.teacher.path}, or build the dataset with it"

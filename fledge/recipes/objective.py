@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from fledge.data.segments import frame_of
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families import family, over_preset
@@ -12,7 +13,7 @@ from fledge.model.start import start_id
 from fledge.recipes.config import PretrainConfig
 from fledge.recipes.denoise import with_prefix
 from fledge.recipes.masked import PAIRED, relation_of
-from fledge.text.extend import extended, sentinels
+from fledge.text.extend import extended, sentinels, with_frame
 from fledge.text.tokenizer import Tokenizer
 
 MASKED = ("masked", *PAIRED)
@@ -21,7 +22,8 @@ FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 
 def objective_tokenizer(config: PretrainConfig, tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer with the special tokens that the objective needs and it lacks: after the others, so that no text
-    is tokenised otherwise."""
+    is tokenised otherwise. Where rows have a frame its file says so, so that whoever reads the folder frames a text as
+    rows were."""
     has, needed = tokenizer.special, []
     objective = config.objective
     if objective == "causal":
@@ -40,7 +42,11 @@ def objective_tokenizer(config: PretrainConfig, tokenizer: Tokenizer) -> Tokeniz
         needed.append("[MASK]" if objective in MASKED else "<mask>")
     if objective == "spans" and tokenizer.id_of("<extra_id_0>") is None:
         needed += sentinels()
-    return extended(tokenizer, needed)
+    found = extended(tokenizer, needed)
+    if objective not in (*MASKED, "denoise"):
+        return found
+    frame = frame_of(found)
+    return with_frame(found, frame.before, frame.after)
 
 
 def objective_shape(config: PretrainConfig) -> ShapeConfig:

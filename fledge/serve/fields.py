@@ -24,7 +24,7 @@ VENDOR_FIELDS = words(
     "top_a tfs tfs_z mirostat mirostat_tau mirostat_eta epsilon_cutoff eta_cutoff min_length max_length "
     "repeat_penalty repeat_last_n n_predict n_keep cache_prompt id_slot "
     "samplers keep_alive options format think transforms route provider models plugins "
-    "guided_decoding_backend structured_outputs chat_template chat_template_kwargs "
+    "guided_decoding_backend chat_template chat_template_kwargs "
     "add_generation_prompt continue_final_message skip_special_tokens spaces_between_special_tokens documents "
     "include_stop_str_in_output prompt_logprobs allowed_token_ids bad_words priority request_id "
     "return_tokens_as_token_ids cache_salt kv_transfer_params vllm_xargs mm_processor_kwargs "

@@ -36,7 +36,7 @@ MAX_OWN_STOP_IDS = MAX_STOP_TOKEN_IDS - 16  # the chat format's ends of a turn c
 SAMPLING_FIELDS = TRUNCATION_FIELDS | words(
     "max_tokens temperature top_p n stream stream_options stop presence_penalty frequency_penalty logit_bias seed "
     "logprobs user model top_k min_p typical_p repetition_penalty stop_token_ids ignore_eos min_tokens response_format "
-    "guided_json guided_regex guided_choice guided_grammar return_token_ids "
+    "guided_json guided_regex guided_choice guided_grammar structured_outputs return_token_ids "
     "use_beam_search beam_width best_of length_penalty early_stopping num_beams penalty_alpha"
 )
 CHAT_FIELDS = SAMPLING_FIELDS | words(

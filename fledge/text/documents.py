@@ -19,7 +19,7 @@ from fledge.text.config import ReadingConfig
 from fledge.text.document import Document as Document
 from fledge.text.html_text import html_text
 from fledge.text.rows import json_lines, table_rows
-from fledge.text.source_files import SourceFile, source_files
+from fledge.text.source_files import SourceFile, source_files, visible_files
 from fledge.text.warc import Skipped, decoded, warc_records
 
 CORPUS = "corpus.jsonl"  # what `data build` writes: {"path", "text", "split"} a line
@@ -159,8 +159,9 @@ def total_bytes(path: str | Path) -> int:
     path = Path(path)
     if (path / CORPUS).is_file():
         path = path / CORPUS
-    files = source_files(path) if path.exists() else []
-    return sum(Path(file.path).stat().st_size for file in files)
+    if path.is_dir():
+        return sum(file.stat().st_size for _, file in visible_files(path))
+    return path.stat().st_size if path.is_file() else 0
 
 
 def refuse_inside(source: str | Path, out: str | Path) -> None:

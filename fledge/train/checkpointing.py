@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -309,3 +310,7 @@ def clear_scratch(root: Path) -> None:
     for pattern in (".new-*", ".old-*"):
         for path in root.glob(pattern):
             shutil.rmtree(path, ignore_errors=True)
+    for path in root.glob(f".{BEST}.tmp-*"):
+        if path.name != f".{BEST}.tmp-{os.getpid()}":
+            with suppress(OSError):
+                path.unlink()

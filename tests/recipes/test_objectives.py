@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ import transformers
 from safetensors.torch import load_file
 
 from fledge.config import to_dict
+from fledge.data.segments import frame_of
 from fledge.data.shards import Shard, shard_of
 from fledge.errors import ConfigError, DataError, Interrupted
 from fledge.log import read_log
+from fledge.model.config import ShapeConfig
 from fledge.model.folder import load_model, save_model
 from fledge.recipes.pretrain import pretrain
 from fledge.text.tokenizer import Tokenizer
@@ -57,6 +60,24 @@ def test_a_stopped_run_goes_on_to_the_same_bits(objective, family, folders, tmp_
     assert whole["val_loss"] == again["val_loss"] and math.isfinite(whole["val_loss"])
     other = pretrain(run_config(objective, folders, tmp_path / "other", family, seed=2))
     assert other["val_loss"] != whole["val_loss"]  # the control
+
+
+@pytest.mark.parametrize(
+    ("objective", "letters"), [("masked", "bytes"), ("masked+next", "characters"), ("denoise", "bytes")]
+)
+def test_whoever_reads_the_folder_frames_a_text_as_rows_were(objective, letters, folders, tmp_path):
+    """A tokenizer of our own has no frame: fill, embed, finetune and transformers would read texts bare."""
+    pretrain(run_config(objective, {**folders, "tokenizer": letters}, tmp_path / "run", steps=1))
+    model = tmp_path / "run" / "model"
+    own, theirs = Tokenizer.load(model), transformers.AutoTokenizer.from_pretrained(model)
+    frame, text, other = frame_of(own), own.encode("the cat"), own.encode("a dog")
+    one, pair = own.frame(text), own.frame(text, other)
+    assert frame.n_tokens == 2 and list(one.ids) == [*frame.before, *text, *frame.after]
+    assert list(pair.ids) == [*one.ids, *other, *frame.after] and sum(pair.type_ids) == len(other) + 1
+    assert theirs("the cat").input_ids == list(one.ids) and theirs("the cat", "a dog").input_ids == list(pair.ids)
+    on = run_config(objective, {"path": folders["path"]}, tmp_path / "on", steps=1)
+    pretrain(replace(on, model=ShapeConfig(), init_from=str(model)))
+    assert Tokenizer.load(tmp_path / "on" / "model").digest == own.digest
 
 
 def test_two_terms_are_logged_and_validated_apart(folders, tmp_path):

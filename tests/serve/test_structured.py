@@ -61,8 +61,28 @@ def test_any_object_text_and_the_guided_fields(server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        {"structured_outputs": {"json": SCHEMA, "regex": None, "disable_any_whitespace": False}},
+        {"structured_outputs": {"json": json.dumps(SCHEMA)}},
+        {"response_format": {"type": "json_object", "schema": SCHEMA}},
+    ],
+)
+def test_a_schema_under_another_server_s_name_is_not_ignored(server: RunningServer, fields: dict[str, Any]) -> None:
+    jsonschema.validate(json.loads(content(server, **fields)), SCHEMA)
+    assert content(server, structured_outputs={"choice": ["left", "right"]}) in ("left", "right")
+    reply = server.complete(structured_outputs={"grammar": 'start: "x"'}).json()
+    assert reply["choices"][0]["text"] == "x"
+
+
+@pytest.mark.parametrize(
     ("fields", "param", "says"),
     [
+        ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs", "structural_tag: not supported"),
+        ({"structured_outputs": {"regex": 1}}, "structured_outputs", "structured_outputs.regex: expected a string"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs", "expected one constraint"),
+        ({"structured_outputs": {"json_object": 1}}, "structured_outputs", "true or false"),
+        ({"response_format": {"type": "json_object", "schema": 1}}, "response_format", "response_format.schema"),
         ({"response_format": {"type": "xml"}}, "response_format", "text, json_object or json_schema"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "an object with name and schema"),
         ({"response_format": form("x")}, "response_format", "response_format.json_schema.schema"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
 from fledge.data.sources import gather
 from fledge.errors import ConfigError, DataError
 from fledge.text import source_files
-from fledge.text.documents import Document, Tally, read_documents, read_source, refuse_inside
+from fledge.text.documents import Document, Tally, read_documents, read_source, refuse_inside, total_bytes
 
 
 def test_the_tokenizer_and_the_corpus_read_the_same_text(tmp_path):
@@ -52,6 +53,16 @@ def test_half_a_character_in_json_lines_is_named_with_its_line(tmp_path):
 def test_a_path_with_half_a_character_is_spelled_out(tmp_path):
     (tmp_path / "x.jsonl").write_text(json.dumps({"text": "fine", "path": "a\udcff"}))
     assert [d.path for d in read_documents(tmp_path / "x.jsonl")] == ["a\\udcff"]
+
+
+def test_a_file_whose_name_is_not_utf_8_is_read_and_its_bytes_are_counted(tmp_path):
+    path = tmp_path / os.fsdecode(b"a\xff.txt")
+    try:
+        path.write_text("fine")
+    except OSError:
+        pytest.skip("a file system of Unicode names")
+    assert [(d.path, d.text) for d in read_documents(tmp_path)] == [("a\\udcff.txt", "fine")]
+    assert total_bytes(tmp_path) == total_bytes(path) == 4 and total_bytes(tmp_path / "none") == 0
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])

@@ -97,10 +97,12 @@ def test_a_half_written_folder_is_not_a_checkpoint_and_is_cleared(tmp_path):
     leftover = tmp_path / ".new-step-00000002-1"
     leftover.mkdir()
     (leftover / "model.safetensors").write_bytes(b"half")
+    mark = tmp_path / f".{checkpointing.BEST}.tmp-1"  # killed while it marked the best
+    mark.write_text("{")
     found = newest_valid(tmp_path)
     assert found is not None and found[1].step == 1
     save(tmp_path, 3)
-    assert not leftover.exists()
+    assert not leftover.exists() and not mark.exists()
 
 
 def test_a_checkpoint_of_a_later_format_is_refused_clearly(tmp_path):

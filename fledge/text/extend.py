@@ -30,8 +30,8 @@ def extended(tokenizer: Tokenizer, tokens: Sequence[str]) -> Tokenizer:
 
 
 def with_frame(tokenizer: Tokenizer, before: Sequence[int], after: Sequence[int]) -> Tokenizer:
-    """The tokenizer whose own file puts these special tokens around a text, the last ones after a second text too; itself
-    where its file has a frame."""
+    """The tokenizer whose own file puts these special tokens around a text, the last ones after a second text too;
+    itself where its file has a frame."""
     if tokenizer.frame(()).ids or not (before or after):
         return tokenizer
     names = {number: tokenizer.token_of(number) for number in (*before, *after)}

@@ -81,9 +81,10 @@ def gathered(
         here = fitted([rendered(row) for row in rows], most_tokens, data.too_long == "cut")
         say(told(here, len(rows), f"{name} {what}", most_tokens))
         if not here.items:
+            cut = "" if data.too_long == "cut" else ", or set data.too_long=cut"
             raise DataError(
                 f"data: expected {what} that fit in {most_tokens} tokens, found none of {len(rows)} {name} ones; raise "
-                "train.row_tokens, or set data.too_long=cut"
+                f"train.row_tokens{cut}"
             )
         items = here.items
         if mismatched is not None:

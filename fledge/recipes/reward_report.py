@@ -97,9 +97,14 @@ def told(found: dict[str, Any]) -> str:
     """What people read."""
     own, by_length, error = found["accuracy"], found["length_accuracy"], found["calibration_error"]
     return (
-        f"{own['n']} held-out pairs: accuracy {own['value']:.3f} ({between(own)}), length alone "
-        f"({found['length_rule']}) {by_length['value']:.3f} ({between(by_length)}), calibration error {error:.3f}"
+        f"{own['n']} held-out pairs: accuracy {within(own)}, length alone ({found['length_rule']}) "
+        f"{within(by_length)}, calibration error {error:.3f}"
     )
+
+
+def within(score: dict[str, Any]) -> str:
+    """A figure and its interval, where it has one."""
+    return f"{score['value']:.3f}" + (f" ({between(score)})" if score["interval"] else "")
 
 
 def between(score: dict[str, Any]) -> str:

@@ -366,6 +366,7 @@ def refuse_unsupported(fields: Fields) -> None:
     """Fields whose silent neglect would change what the caller gets."""
     refused = {
         "tools": bool(fields.tree.get("tools")),
+        "tool_choice": fields.tree.get("tool_choice") not in (None, "none", "auto"),
         "functions": bool(fields.tree.get("functions")),
         "audio": fields.has("audio"),
         "modalities": fields.tree.get("modalities") not in (None, ["text"]),

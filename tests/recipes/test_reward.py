@@ -13,10 +13,11 @@ import transformers
 from fledge.align.answers import answer_rewards
 from fledge.align.calibration import calibration_error, reliability
 from fledge.config import from_dict
-from fledge.errors import ConfigError, Interrupted
+from fledge.errors import ConfigError, DataError, Interrupted
 from fledge.model.folder import load_model, save_model
 from fledge.recipes.preference_config import AlignRewardConfig, RewardConfig
 from fledge.recipes.reward import align_reward
+from fledge.recipes.reward_report import told
 from fledge.text.chat import renderer_for
 from fledge.text.preferences import read_preferences, render_answer
 from fledge.text.tokenizer import byte_level
@@ -180,3 +181,20 @@ def test_what_is_no_reward_model_is_refused(place, tmp_path):
     for bad in ({"centring": -1.0}, {"bins": 1}):
         with pytest.raises(ConfigError, match="reward"):
             RewardConfig(**bad)
+
+
+def test_the_line_of_one_pair_has_no_empty_interval():
+    score = {"value": 1.0, "n": 1, "interval": None}
+    found = {"accuracy": score, "length_accuracy": score, "calibration_error": 0.25, "length_rule": "longer"}
+    assert told(found) == "1 held-out pairs: accuracy 1.000, length alone (longer) 1.000, calibration error 0.250"
+    found["accuracy"] = {"value": 0.5, "n": 8, "interval": (0.25, 0.75)}
+    assert "accuracy 0.500 (0.2500 .. 0.7500), length" in told(found)
+
+
+@pytest.mark.parametrize(("too_long", "advised"), [("leave_out", True), ("cut", False)])
+def test_pairs_that_do_not_fit_are_told_what_is_left_to_do(place, tmp_path, too_long, advised):
+    config = config_for(place, tmp_path / "run", row_tokens=4)
+    config = replace(config, data=replace(config.data, too_long=too_long))
+    with pytest.raises(DataError, match="train.row_tokens") as caught:
+        align_reward(config)
+    assert ("data.too_long=cut" in str(caught.value)) is advised

@@ -404,11 +404,17 @@ def test_an_unknown_model_is_a_404(server: RunningServer) -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"tools": [{"type": "function"}]}, {"functions": [{}]}, {"modalities": ["audio"]}],
+    [
+        {"tools": [{"type": "function"}]},
+        {"tool_choice": "required"},
+        {"tool_choice": {"type": "function"}},
+        {"functions": [{}]},
+        {"modalities": ["audio"]},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_what_would_change_the_answer_is_refused_not_ignored(server: RunningServer, fields: dict[str, Any]) -> None:
     error = error_of(server.chat(**fields))
     assert error["code"] == "unsupported_parameter"
     assert error["param"] == next(iter(fields))
-    assert server.chat(tools=[], response_format={"type": "text"}).status_code == 200
+    assert server.chat(tools=[], tool_choice="auto", response_format={"type": "text"}).status_code == 200

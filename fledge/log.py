@@ -22,10 +22,18 @@ def silent() -> bool:
     return os.environ.get("WORLD_SIZE", "1") not in ("", "1") and os.environ.get("RANK", "0") not in ("", "0")
 
 
+def visible(text: str) -> str:
+    """`text` with what steers a terminal (escapes, carriage returns, marks that turn the direction) spelled out: names
+    and texts may be somebody else's."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" or (c >= "\xa0" and c.isspace()) else ascii(c)[1:-1] for c in text
+    )
+
+
 def say(text: str, rank: int = 0) -> None:
     """One line for people, on standard error, from rank 0 only."""
     if rank == 0 and not silent():
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str, rank: int = 0) -> None:
@@ -188,7 +196,7 @@ class Progress:
         """A line above the bar (a sample, an evaluation)."""
         if self.silent:
             return
-        self.stream.write(("\r\x1b[2K" if self.live else "") + text.rstrip("\n") + "\n")
+        self.stream.write(("\r\x1b[2K" if self.live else "") + visible(text.rstrip("\n")) + "\n")
         self.stream.flush()
 
     def close(self) -> None:

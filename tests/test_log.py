@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fledge.log import Progress, RunLog, clock, drop_torn_line, json_safe, read_log
+from fledge.cli.main import main
+from fledge.log import Progress, RunLog, clock, drop_torn_line, json_safe, read_log, say
 
 
 def test_every_line_is_strict_json_with_kind_and_time(tmp_path):
@@ -89,3 +90,13 @@ def test_progress_without_a_terminal_is_plain_lines():
 
 def test_a_clock_for_people():
     assert [clock(s) for s in (0, 75, 3675, float("nan"))] == ["0:00", "1:15", "1:01:15", "-:--"]
+
+
+def test_what_steers_a_terminal_is_spelled_out_for_people(capsys, tmp_path):
+    say("a\x1b[31mred\rb\u202ec\tdé 你\u3000\xa0x\ny")
+    assert capsys.readouterr().err == "a\\x1b[31mred\\rb\\u202ec\tdé 你\u3000\xa0x\ny\n"
+    out = io.StringIO()
+    Progress("steps", 2, stream=out).note("x\x1b[2Jy\n")
+    assert out.getvalue() == "x\\x1b[2Jy\n"
+    assert main(["show", f"{tmp_path}/\x1b[31mred"]) != 0
+    assert "\x1b" not in (told := capsys.readouterr().err) and "\\x1b[31mred" in told

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fledge.errors import EXIT_CTRL_C, EXIT_FAILED, EXIT_OK, EXIT_USAGE, FledgeError, PeerError
-from fledge.log import silent
+from fledge.log import silent, visible
 
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 DEBUG = "FLEDGE_DEBUG"
@@ -135,7 +135,7 @@ def fail(name: str, text: str, code: int, words: list[str]) -> int:
         return code
     line = " ".join(text.split()) or name
     try:
-        print(f"error: {line}", file=sys.stderr, flush=True)
+        print(f"error: {visible(line)}", file=sys.stderr, flush=True)
         if "--json" in words:
             print_json({"error": {"type": name, "message": line, "exit_code": code}})
     except BrokenPipeError:

@@ -40,7 +40,7 @@ from fledge.nn.kernels import (
 from fledge.nn.linear import Joined, Linear
 from fledge.nn.linear_attention import kernelised
 from fledge.nn.low_rank import low_rank
-from fledge.nn.norm import make_norm
+from fledge.nn.norm import HeadNorms, make_norm
 from fledge.nn.position import rotate
 from fledge.nn.virtual import Prefix
 from fledge.nn.visibility import Sight, kinds
@@ -209,10 +209,12 @@ def qk_norms(config: Heads, norm: Norm) -> tuple[nn.Module | None, nn.Module | N
     if config.qk_norm == "head":
         return make_norm(norm, config.head_channels), make_norm(norm, config.head_channels)
     channels = config.head_channels
+    if config.qk_norm == "own":
+        return HeadNorms(config.n_heads, channels, norm), HeadNorms(config.n_kv_heads, channels, norm)
     return make_norm(norm, config.n_heads * channels), make_norm(norm, config.n_kv_heads * channels)
 
 
 def normalised(norm: nn.Module, x_BTHC: Tensor, config: Heads) -> Tensor:
-    if config.qk_norm == "head":
+    if config.qk_norm != "whole":
         return norm(x_BTHC)
     return norm(x_BTHC.flatten(2)).view(x_BTHC.shape)

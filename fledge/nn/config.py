@@ -171,9 +171,9 @@ class Heads:
     """Multi-head attention; fewer key/value heads than heads is grouped-query (one: multi-query).
 
     `scale` multiplies the scores (None: 1/sqrt(head_channels)); `softcap` bounds them to ± softcap by tanh; `qk_norm`
-    normalises queries and keys before they turn, per head or over all heads at once; `global_maps`: tokens of kind
-    GLOBAL have query, key and value maps of their own (Longformer). `key_bias` False: only queries and values have the
-    bias of `qkv_bias` (DeBERTa v1).
+    normalises queries and keys before they turn: each head by weights that all share ("head") or by weights of its own
+    without bias ("own"), or all heads at once ("whole"); `global_maps`: tokens of kind GLOBAL have query, key and value
+    maps of their own (Longformer). `key_bias` False: only queries and values have the bias of `qkv_bias` (DeBERTa v1).
     """
 
     n_heads: int
@@ -183,7 +183,7 @@ class Heads:
     out_bias: bool = False
     scale: float | None = None
     softcap: float | None = None
-    qk_norm: Literal["", "head", "whole"] = ""
+    qk_norm: Literal["", "head", "own", "whole"] = ""
     global_maps: bool = False
     key_bias: bool = True
 

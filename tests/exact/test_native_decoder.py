@@ -17,7 +17,8 @@ from fledge.nn.native import library
 from tests.parity.decoder_cases import ALWAYS, CASES, sampled
 from tests.parity.reference import limit, some_ids
 
-KNOWN = (*ALWAYS, "gpt2", "opt", "olmo2", "qwen3", "cohere", "stablelm-parallel", "qwen3-moe")
+KNOWN = (*ALWAYS, "gpt2", "opt", "olmo2", "qwen3", "cohere", "stablelm-parallel", "qwen3-moe",
+         "cohere-normed-grouped", "stablelm-normed")  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -259,11 +259,20 @@ CASES: dict[str, Case] = {
     "stablelm-parallel": Case(
         transformers.StableLmConfig, SIZES, {"use_parallel_residual": True, "rope_parameters": HALF}
     ),
+    "stablelm-normed": Case(
+        transformers.StableLmConfig,
+        SIZES,
+        {"qk_layernorm": True, "use_parallel_residual": True, "rope_parameters": HALF},
+        ({"layer_norm_eps": 0.1},),
+    ),
     "phi": Case(
         transformers.PhiConfig,
         SIZES,
         {"rope_parameters": HALF},
         ({"layer_norm_eps": 0.1}, {"hidden_act": "relu"}, {"rope_parameters": {**HALF, "partial_rotary_factor": 1.0}}),
+    ),
+    "phi-normed": Case(
+        transformers.PhiConfig, SIZES, {"qk_layernorm": True, "rope_parameters": HALF}, ({"layer_norm_eps": 0.1},)
     ),
     "gptj": Case(
         transformers.GPTJConfig,
@@ -359,6 +368,10 @@ CASES: dict[str, Case] = {
     "cohere-biased": Case(
         transformers.CohereConfig, SIZES, {"attention_bias": True, "tie_word_embeddings": False, "logit_scale": 0.3}
     ),
+    "cohere-normed": Case(
+        transformers.CohereConfig, SIZES, {"use_qk_norm": True, "num_key_value_heads": 4}, ({"layer_norm_eps": 0.1},)
+    ),
+    "cohere-normed-grouped": Case(transformers.CohereConfig, {**SIZES, "head_dim": 20}, {"use_qk_norm": True}),
     "glm4": Case(
         transformers.Glm4Config,
         {**SIZES, "head_dim": 12},

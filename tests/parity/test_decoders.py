@@ -9,7 +9,8 @@ import torch
 import transformers
 
 from fledge.batch import Cached, OneDocument, Tokens, one_document, padded
-from fledge.errors import ConfigError
+from fledge.errors import CheckpointError, ConfigError
+from fledge.model.count import count
 from fledge.model.folder import load_model, save_model
 from fledge.model.transformer import build, new_cache
 from fledge.nn.config import Alibi
@@ -128,6 +129,26 @@ def test_a_wrong_knob_changes_the_logits_as_it_does_in_transformers(name, change
         expected = other(ids).logits
     assert (before - got).abs().max() > limit(before)
     assert (expected - got).abs().max() <= limit(expected)
+
+
+@pytest.mark.parametrize("name", ["cohere-normed-grouped", "stablelm-normed", "phi-normed"])
+@torch.no_grad()
+def test_norms_of_queries_and_keys_are_counted_and_read_head_by_head(name, tmp_path):
+    model, ids = CASES[name].model(), some_ids()
+    model.save_pretrained(tmp_path)
+    mine = load_model(tmp_path)
+    assert count(mine.config).parameters == sum(p.numel() for p in model.parameters())
+    expected = mine(one_document(ids), OneDocument())
+    norm = mine.decoder.layers[1].attention.q_norm
+    if mine.config.stack.layers[0].mixer.qk_norm == "own":
+        norm.heads[0], norm.heads[1] = norm.heads[1], norm.heads[0]
+    else:
+        norm.bias.zero_()
+    assert (expected - mine(one_document(ids), OneDocument())).abs().max() > limit(expected)  # the control
+    key = "use_qk_norm" if name.startswith("cohere") else "qk_layernorm"
+    changed(tmp_path, {key: False})
+    with pytest.raises(CheckpointError, match="unexpected tensor"):
+        load_model(tmp_path)
 
 
 @torch.no_grad()

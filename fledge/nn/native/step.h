@@ -11,6 +11,7 @@ namespace fledge {
 
 enum NormKind : int32_t { NO_NORM = 0, RMS = 1, LAYER = 2 };
 enum Activation : int32_t { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, RELU2 = 4, QUICK_GELU = 5, TANH = 6 };
+enum NormOver : int32_t { EACH_HEAD = 0, ALL_HEADS = 1, OWN_WEIGHTS = 2 };
 enum Parallel : int32_t { ONE_AFTER_THE_OTHER = 0, ONE_NORM = 1, TWO_NORMS = 2 };
 
 struct Norm {
@@ -22,7 +23,7 @@ struct Norm {
 struct Layer {
   Norm attention_before, attention_after, attention_residual, ffn_before, ffn_after, ffn_residual;
   Norm q_norm, k_norm;
-  int32_t norm_whole;  // q and k are normalised over all heads at once
+  int32_t norm_over;   // what q and k are normalised over; OWN_WEIGHTS: each head, by weights [H, C] and [K, C]
   int32_t turned;      // channels that turn, 0: none
   const float *cos, *sin;  // [positions, turned / 2]
   Heads heads;
@@ -153,11 +154,15 @@ static inline void project(const Layer& layer, float* qkv, int position, const i
   const Heads& heads = layer.heads;
   const int C = heads.channels, H = heads.n_heads, K = heads.n_kv_heads;
   if (layer.q_norm.kind != NO_NORM) {
-    if (layer.norm_whole) {
+    if (layer.norm_over == ALL_HEADS) {
       normalise(layer.q_norm, qkv, qkv, H * C);
       normalise(layer.k_norm, qkv + H * C, qkv + H * C, K * C);
     } else {
-      for (int h = 0; h < H + K; h++) normalise(h < H ? layer.q_norm : layer.k_norm, qkv + h * C, qkv + h * C, C);
+      for (int h = 0; h < H + K; h++) {
+        Norm norm = h < H ? layer.q_norm : layer.k_norm;
+        if (layer.norm_over == OWN_WEIGHTS && norm.weight) norm.weight += (h < H ? h : h - H) * C;
+        normalise(norm, qkv + h * C, qkv + h * C, C);
+      }
     }
   }
   if (layer.turned)

@@ -137,7 +137,7 @@ class NativeDecoder:
         else:
             out.up, out.down = self.matrix(ffn.inward), self.matrix(ffn.down)
         out.activation, out.gated = ACTIVATIONS.index(layer.dense.activation), layer.dense.gated
-        out.parallel = PARALLEL.index(block.parallel)
+        out.parallel, out.clip = PARALLEL.index(block.parallel), heads.clip or 0.0
 
     def mixture(self, ffn: Experts) -> native.Mixture:
         experts = (native.Expert * ffn.config.n_experts)()

@@ -174,6 +174,7 @@ class Heads:
     normalises queries and keys before they turn: each head by weights that all share ("head") or by weights of its own
     without bias ("own"), or all heads at once ("whole"); `global_maps`: tokens of kind GLOBAL have query, key and value
     maps of their own (Longformer). `key_bias` False: only queries and values have the bias of `qkv_bias` (DeBERTa v1).
+    `clip`: queries, keys and values are cut off at ± clip, behind `qk_norm` and before they turn.
     """
 
     n_heads: int
@@ -186,6 +187,7 @@ class Heads:
     qk_norm: Literal["", "head", "own", "whole"] = ""
     global_maps: bool = False
     key_bias: bool = True
+    clip: float | None = None
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,7 @@ DECODERS = {
     "per-head norm": LayerConfig(replace(MIXER, qk_norm="head"), FFN, Rope()),
     "whole norm": LayerConfig(replace(MIXER, qk_norm="whole"), FFN, Rope()),
     "own norms": LayerConfig(replace(MIXER, qk_norm="own"), FFN, Rope()),
+    "clipped": LayerConfig(replace(MIXER, qk_norm="head", clip=0.7), FFN, Rope()),
     "strided": LayerConfig(MIXER, FFN, Rope(), pattern=Strided(3)),
     "fixed": LayerConfig(MIXER, FFN, Rope(), pattern=Fixed(4)),
     "kernelised": LayerConfig(Kernelised(HEADS, 2, CHANNELS), FFN, Rope()),

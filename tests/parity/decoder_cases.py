@@ -250,6 +250,12 @@ CASES: dict[str, Case] = {
     "olmo2-biased": Case(transformers.Olmo2Config, SIZES, {"attention_bias": True, "tie_word_embeddings": True}),
     "olmo": Case(transformers.OlmoConfig, SIZES, {}, (RMS[1], {"hidden_act": "gelu"})),
     "olmo-biased": Case(transformers.OlmoConfig, SIZES, {"attention_bias": True, "tie_word_embeddings": True}),
+    "olmo-clipped": Case(
+        transformers.OlmoConfig,
+        SIZES,
+        {"clip_qkv": 1.5, "attention_bias": True},
+        ({"clip_qkv": 2.0}, {"clip_qkv": None}),
+    ),
     "stablelm": Case(
         transformers.StableLmConfig,
         SIZES,
@@ -341,6 +347,12 @@ CASES: dict[str, Case] = {
         {**SIZES, "num_experts": 6, "num_experts_per_tok": 3},
         {},
         (*RMS, {"num_experts_per_tok": 1}, {"norm_topk_prob": True}),
+    ),
+    "olmoe-clipped": Case(
+        transformers.OlmoeConfig,
+        {**SIZES, "num_experts": 6, "num_experts_per_tok": 3},
+        {"clip_qkv": 0.25},
+        ({"clip_qkv": 0.5}, {"clip_qkv": None}),
     ),
     "smollm3": Case(
         transformers.SmolLM3Config,

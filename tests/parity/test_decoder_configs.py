@@ -54,7 +54,8 @@ UNREAD_IN = {
     "qwen3": {"sliding_window"},
 }
 LARGE = ("query_pre_attn_scalar", "logit_scale", "final_logit_softcapping", "attn_logit_softcapping", "rms_norm_eps",
-         "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "router_aux_loss_coef")  # fmt: skip
+         "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "router_aux_loss_coef",
+         "clip_qkv")  # fmt: skip
 ZERO = ("rms_norm_eps", "router_jitter_noise", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon",
         "router_aux_loss_coef")  # fmt: skip
 HOSTILE = (10**9, -1, 0, float("nan"), 1e999, "48", True, [48], {}, 10**400)

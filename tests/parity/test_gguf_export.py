@@ -211,6 +211,7 @@ def test_the_metadata_tell_of_the_vocabulary_what_llama_cpp_needs(written):
         ("gpt2-untied", {}, "llama.cpp's gpt2 computes with another value"),
         ("llama-dynamic", {}, "expected linear, yarn or llama3, got dynamic"),
         ("stablelm-normed", {}, "q_norm.heads.0: no tensor of llama.cpp's holds this part"),
+        ("olmo-clipped", {}, "got olmo, which is not written"),
         ("phi-normed", {}, "got phi, which is not written"),
         ("cohere-normed", {}, "got cohere, which is not written"),
         ("glm4", {}, "one of the families .*llama.*; got glm4, which is not written"),

@@ -21,6 +21,7 @@ from fledge.model.families.family import (
     head_channels,
     integer,
     needed,
+    number,
     refuse,
     rounded_up,
     special_ids,
@@ -113,6 +114,16 @@ def rope_of(config: ModelConfig, family: str) -> Rope:
     if not isinstance(position, Rope):
         raise ConfigError(f"model: {family}'s folder format needs rotary positions")
     return position
+
+
+def read_clip(raw: dict[str, Any]) -> float | None:
+    """`clip_qkv`: where queries, keys and values are cut off, or null."""
+    if raw.get("clip_qkv") is None:
+        return None
+    clip = number(raw, "clip_qkv", 0.0)
+    if clip <= 0:
+        raise ConfigError(f"config.json: clip_qkv: expected a number above 0 or null, got {clip}")
+    return clip
 
 
 def read_window(raw: dict[str, Any], default: int | None) -> int | None:

@@ -82,7 +82,8 @@ class Layer(c.Structure):
         ("cache", Cache),
         *((name, Matrix) for name in ("qkv", "out", "up", "down")),
         ("mixture", Mixture),
-        *((name, c.c_int32) for name in ("activation", "gated", "parallel", "padding")),
+        *((name, c.c_int32) for name in ("activation", "gated", "parallel")),
+        ("clip", c.c_float),
     ]  # fmt: skip
 
 

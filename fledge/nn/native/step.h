@@ -30,7 +30,8 @@ struct Layer {
   Cache cache;
   Matrix qkv, out, up, down;  // up: gate and up side by side if `gated`; of a mixture the router, and no down
   Mixture mixture;
-  int32_t activation, gated, parallel, padding;
+  int32_t activation, gated, parallel;
+  float clip;  // queries, keys and values are cut off at ± this; 0: they are not
 };
 
 // What an adapter makes of outputs begin … begin + size of a product: x is multiplied by `before`, and y becomes
@@ -149,7 +150,7 @@ static inline void turn(const Layer& layer, float* x, int position) {
   }
 }
 
-// Queries, keys and values of a token [(H + 2K) C]: normalised, turned, keys and values into the cache.
+// Queries, keys and values of a token [(H + 2K) C]: normalised, cut off, turned, keys and values into the cache.
 static inline void project(const Layer& layer, float* qkv, int position, const int32_t* table) {
   const Heads& heads = layer.heads;
   const int C = heads.channels, H = heads.n_heads, K = heads.n_kv_heads;
@@ -165,6 +166,8 @@ static inline void project(const Layer& layer, float* qkv, int position, const i
       }
     }
   }
+  if (layer.clip)
+    for (int i = 0; i < (H + 2 * K) * C; i++) qkv[i] = qkv[i] < -layer.clip ? -layer.clip : qkv[i] > layer.clip ? layer.clip : qkv[i];
   if (layer.turned)
     for (int h = 0; h < H + K; h++) turn(layer, qkv + h * C, position);
   write_cache(layer.cache, heads, place(table, position), qkv + H * C, qkv + (H + K) * C);

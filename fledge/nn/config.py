@@ -270,7 +270,8 @@ class Inputs:
 
     `positions`: added to it, a learned table of `rows` whose row for position p is p + `offset`, or sines (Vaswani et
     al. 2017, §3.5). `kinds`: rows of a token-kind (segment) table. `scale` multiplies the embedding. `norm`: normalised
-    after the sum. `width`: channels of the embedding when a product takes them to the stack's (0: the same).
+    after the sum. `width`: channels of the embedding when a product takes them to the stack's (0: the same); it comes
+    last, or with `widen_first` before all that is added.
     """
 
     positions: Literal["", "learned", "sinusoidal"] = ""
@@ -281,6 +282,7 @@ class Inputs:
     norm: bool = False
     width: int = 0
     width_bias: bool = True
+    widen_first: bool = False
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def test_its_logits_are_the_transformers(name, tmp_path):
     model, ids = loaded(name, tmp_path), some_ids()
     reason = why_not(model)
     if reason:
-        assert name == "falcon-alibi", reason
+        assert name == "falcon-alibi" or name.startswith("opt-narrow") and "another width" in reason, reason
         return
     whole = model(one_document(ids), OneDocument())
     pack_in_place(model)

@@ -325,6 +325,15 @@ CASES: dict[str, Case] = {
         OPT,
         {"do_layer_norm_before": False, "enable_bias": False, "tie_word_embeddings": False},
     ),
+    "opt-narrow": Case(
+        transformers.OPTConfig,
+        {**OPT, "word_embed_proj_dim": 20},
+        {"do_layer_norm_before": False},
+        ({"activation_function": "gelu"},),
+    ),
+    "opt-narrow-untied": Case(
+        transformers.OPTConfig, {**OPT, "word_embed_proj_dim": 64}, {"tie_word_embeddings": False}
+    ),
     "opt-plain-norms": Case(
         transformers.OPTConfig, OPT, {"layer_norm_elementwise_affine": False, "_remove_final_layer_norm": True}
     ),

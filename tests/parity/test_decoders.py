@@ -10,8 +10,11 @@ import transformers
 
 from fledge.batch import Cached, OneDocument, Tokens, one_document, padded
 from fledge.errors import CheckpointError, ConfigError
+from fledge.model.config import ShapeConfig
 from fledge.model.count import count
+from fledge.model.families import family
 from fledge.model.folder import load_model, save_model
+from fledge.model.retask import task_config
 from fledge.model.transformer import build, new_cache
 from fledge.nn.config import Alibi
 from tests.parity.decoder_cases import CASES, changed, sampled
@@ -149,6 +152,29 @@ def test_norms_of_queries_and_keys_are_counted_and_read_head_by_head(name, tmp_p
     changed(tmp_path, {key: False})
     with pytest.raises(CheckpointError, match="unexpected tensor"):
         load_model(tmp_path)
+
+
+@torch.no_grad()
+def test_a_narrow_opt_widens_before_its_positions_and_has_no_heads_here(tmp_path):
+    model, ids = CASES["opt-narrow"].model(), some_ids()
+    model.save_pretrained(tmp_path)
+    mine = load_model(tmp_path)
+    assert count(mine.config).parameters == sum(p.numel() for p in model.parameters())
+    expected = mine(one_document(ids), OneDocument())
+    assert (expected - model(ids).logits).abs().max() <= limit(expected)
+    for owner in (mine.transform.dense, mine.decoder.inputs.widen):  # the controls
+        owner.weight.mul_(1.01)
+        assert (expected - mine(one_document(ids), OneDocument())).abs().max() > limit(expected)
+    shape = ShapeConfig("opt", width=48, layers=1, heads=4, context_tokens=64, vocab_size=101, embedding_width=20)
+    assert family("opt").new_config(shape).stack.norm_at == ("residual",)
+    with pytest.raises(ConfigError, match="expected no head 'sequence' .a narrow embedding's heads"):
+        family("opt").new_config(replace(shape, task="sequence"))
+    with pytest.raises(ConfigError, match="a narrow embedding's heads read states of its width"):
+        task_config(mine.config, "sequence")
+    for name in ("OPTForSequenceClassification", "OPTModel"):
+        changed(tmp_path, {"architectures": [name]})
+        with pytest.raises(ConfigError, match="a narrow embedding's heads read states of its width"):
+            load_model(tmp_path)
 
 
 @torch.no_grad()

@@ -18,7 +18,8 @@ from tests.parity.decoder_cases import ALWAYS, CASES, sampled
 from tests.parity.reference import limit, some_ids
 
 KNOWN = (*ALWAYS, "gpt2", "opt", "olmo2", "qwen3", "cohere", "stablelm-parallel", "qwen3-moe",
-         "cohere-normed-grouped", "stablelm-normed", "olmo-clipped", "olmoe-clipped")  # fmt: skip
+         "cohere-normed-grouped", "stablelm-normed", "olmo-clipped", "olmoe-clipped", "qwen3-moe-dense-first",
+         "qwen3-moe-step")  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -351,6 +351,10 @@ CASES: dict[str, Case] = {
     "qwen3-moe-window": Case(
         transformers.Qwen3MoeConfig, MOE, {"use_sliding_window": True, "sliding_window": 6, "attention_bias": True}
     ),
+    "qwen3-moe-dense-first": Case(
+        transformers.Qwen3MoeConfig, MOE, {"mlp_only_layers": [0], "norm_topk_prob": True}, ({"rms_norm_eps": 0.1},)
+    ),
+    "qwen3-moe-step": Case(transformers.Qwen3MoeConfig, MOE, {"decoder_sparse_step": 2}),
     "olmoe": Case(
         transformers.OlmoeConfig,
         {**SIZES, "num_experts": 6, "num_experts_per_tok": 3},

@@ -47,6 +47,8 @@ UNREAD_IN = {
     "opt-after": {"_remove_final_layer_norm"},  # which it has not
     "opt-narrow": {"_remove_final_layer_norm"},
     "qwen3-moe": {"intermediate_size", "sliding_window"},  # of layers without experts; as in qwen2
+    "qwen3-moe-dense-first": {"sliding_window"},
+    "qwen3-moe-step": {"sliding_window"},
     "qwen3-moe-window": {"intermediate_size"},
     "smollm3": {"no_rope_layer_interval", "sliding_window"},  # beside no_rope_layers; as in qwen2
     "smollm3-biased": {"no_rope_layer_interval", "sliding_window"},

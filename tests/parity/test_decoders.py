@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
 from fledge.batch import Cached, OneDocument, Tokens, one_document, padded
 from fledge.errors import CheckpointError, ConfigError
@@ -174,6 +175,28 @@ def test_a_narrow_opt_widens_before_its_positions_and_has_no_heads_here(tmp_path
     for name in ("OPTForSequenceClassification", "OPTModel"):
         changed(tmp_path, {"architectures": [name]})
         with pytest.raises(ConfigError, match="a narrow embedding's heads read states of its width"):
+            load_model(tmp_path)
+
+
+@torch.no_grad()
+def test_dense_layers_among_mixtures_are_counted_and_read_in_both_spellings(tmp_path):
+    model, ids = CASES["qwen3-moe-dense-first"].model(), some_ids()
+    model.save_pretrained(tmp_path)
+    mine = load_model(tmp_path)
+    assert count(mine.config).parameters == sum(p.numel() for p in model.parameters())
+    save_file({name: value.clone() for name, value in model.state_dict().items()}, tmp_path / "model.safetensors")
+    expected, got = model(ids).logits, load_model(tmp_path)(one_document(ids), OneDocument())
+    assert (expected - got).abs().max() <= limit(expected)
+    mine.decoder.layers[0].ffn.down.weight.mul_(1.01)  # the control
+    assert (expected - mine(one_document(ids), OneDocument())).abs().max() > limit(expected)
+    for wrong, match in (
+        ([1], "unexpected tensor"),
+        ([], "unexpected tensor"),
+        ([0, 1, 2], "a layer with experts"),
+        ([3], "layers of 0..2"),
+    ):
+        changed(tmp_path, {"mlp_only_layers": wrong})
+        with pytest.raises((CheckpointError, ConfigError), match=match):
             load_model(tmp_path)
 
 

@@ -205,6 +205,7 @@ def test_the_metadata_tell_of_the_vocabulary_what_llama_cpp_needs(written):
         ("smollm3", {"no_rope_layers": [1, 0]}, "position: llama.cpp's smollm3"),
         ("gemma3", {"layer_types": ["sliding_attention", "full_attention"]}, "llama.cpp's gemma3"),
         ("qwen3-moe", {"norm_topk_prob": False}, "renormalise: llama.cpp's qwen3moe"),
+        ("qwen3-moe-dense-first", {}, "decoder.layers.0..ffn: llama.cpp's qwen3moe"),
         ("mixtral-window", {}, "window: llama.cpp's llama"),
         ("qwen3", {"rope_parameters": LLAMA3}, "rope_scaling: expected linear or yarn"),
         ("gpt2-inverse", {}, "scale: llama.cpp's gpt2"),

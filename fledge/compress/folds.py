@@ -70,8 +70,8 @@ def into_norm(block: Block, norms: nn.ModuleDict) -> Fold | None:
 
 def into_values(attention: Attention) -> Fold | None:
     heads = attention.config
-    if type(heads) is not Heads or attention.global_qkv is not None:
-        return None
+    if type(heads) is not Heads or attention.global_qkv is not None or heads.clip is not None:
+        return None  # values that are cut off are not linear
     shape = (heads.n_kv_heads, heads.n_heads // heads.n_kv_heads, heads.head_channels)
 
     def tie(scales: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from fledge.nn.quantized import Int4Linear, Int8Linear
 
 LAYER = re.compile(r"^(encoder|decoder)\.layers\.(\d+)\.(.*)$")
 ROWS = ("ffn.inward.gate.weight", "ffn.inward.up.weight", "ffn.inward.gate.bias", "ffn.inward.up.bias")
+OF_MANY = {"whole": " with a norm over all heads", "own": " with a norm of each head's own"}
 
 
 @dataclass(frozen=True)
@@ -175,10 +176,10 @@ def sum_parts(parts: list[Tensor]) -> Tensor:
 def plain_heads(layer: LayerConfig) -> Heads:
     """The heads of a layer that can lose some. Raises ConfigError for attention whose heads can't be told apart."""
     mixer = layer.mixer
-    if type(mixer) is not Heads or mixer.qk_norm == "whole" or mixer.global_maps:
+    if type(mixer) is not Heads or mixer.qk_norm in OF_MANY or mixer.global_maps:
         raise ConfigError(
             f"method: expected plain attention to take heads from, got {type(mixer).__name__}"
-            f"{' with a norm over all heads' if mixer.qk_norm == 'whole' else ''}; choose neurons or layers"
+            f"{OF_MANY.get(mixer.qk_norm, '')}; choose neurons or layers"
         )
     return mixer
 

@@ -25,13 +25,14 @@ from fledge.nn.config import Alibi, Heads, LayerConfig, Moe, Rope
 from fledge.nn.feedforward import Experts, FeedForward
 from fledge.nn.native import library as native
 from fledge.nn.native.linear import NativeLinear, PanelEmbedding, threads
-from fledge.nn.norm import LayerNorm, RMSNorm, scale_of
+from fledge.nn.norm import HeadNorms, LayerNorm, RMSNorm, scale_of
 from fledge.nn.position import sines
 from fledge.nn.quantized import Int4Linear, Int8Linear
 from fledge.tune.changes import Change
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu", "tanh")
 PARALLEL = ("", "one_norm", "two_norms")
+NORM_OVER = {"": 0, "head": 0, "whole": 1, "own": 2}
 ROUTER = "ffn.router"
 
 
@@ -97,6 +98,9 @@ class NativeDecoder:
     def norm(self, module: nn.Module | None) -> native.Norm:
         if module is None:
             return native.Norm()
+        if isinstance(module, HeadNorms):
+            found = self.norm(module.plain)
+            return native.Norm(found.kind, found.eps, self.keep(module.weights() if len(module.heads) else None), None)
         assert isinstance(module, RMSNorm | LayerNorm)
         weight = self.keep(scale_of(module.weight, module.offset))
         bias = module.bias if isinstance(module, LayerNorm) else None
@@ -116,7 +120,7 @@ class NativeDecoder:
             for slot, norm in norms.items():
                 setattr(out, f"{part}_{slot}", self.norm(norm))
         out.q_norm, out.k_norm = self.norm(attention.q_norm), self.norm(attention.k_norm)
-        out.norm_whole = heads.qk_norm == "whole"
+        out.norm_over = NORM_OVER[heads.qk_norm]
         if isinstance(layer.position, Rope):
             cos, sin = self.angles[layer.position]
             out.turned, out.cos, out.sin = 2 * cos.shape[1], self.keep(cos), self.keep(sin)
@@ -133,7 +137,7 @@ class NativeDecoder:
         else:
             out.up, out.down = self.matrix(ffn.inward), self.matrix(ffn.down)
         out.activation, out.gated = ACTIVATIONS.index(layer.dense.activation), layer.dense.gated
-        out.parallel = PARALLEL.index(block.parallel)
+        out.parallel, out.clip = PARALLEL.index(block.parallel), heads.clip or 0.0
 
     def mixture(self, ffn: Experts) -> native.Mixture:
         experts = (native.Expert * ffn.config.n_experts)()

@@ -30,10 +30,11 @@ PROBLEMS = ("", "regression", "single_label_classification", "multi_label_classi
 
 @dataclass(frozen=True)
 class Transform:
-    """A product, an activation and a norm before the output product (BERT's masked-LM head)."""
+    """A product, an activation and a norm before the output product (BERT's masked-LM head); the product alone where
+    there are neither (OPT 350M)."""
 
-    activation: Activation
-    norm: Norm
+    activation: Activation | None
+    norm: Norm | None
     bias: bool = True
 
 
@@ -188,7 +189,7 @@ class ShapeConfig:
     norm_eps: float = 0.0
     """Epsilon of the norms; 0: the family's custom."""
     embedding_width: int = 0
-    """Channels of the embedding in families that widen it (albert, electra); 0: the family's custom."""
+    """Channels of the embedding in families that widen it (albert, electra, opt); 0: the family's custom."""
     conv_kernel: int = 0
     """Tokens that a convolution beside the first block sees (deberta-v2); 0: there is none."""
     task: str = ""

@@ -21,10 +21,12 @@ class OutputTransform(nn.Module):
         super().__init__()
         self.activation = config.activation
         self.dense = Linear(inputs, outputs, config.bias)
-        self.norm = make_norm(config.norm, outputs)
+        self.norm = make_norm(config.norm, outputs) if config.norm is not None else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(activate(self.dense(x), self.activation))
+        x = self.dense(x)
+        x = x if self.activation is None else activate(x, self.activation)
+        return x if self.norm is None else self.norm(x)
 
 
 class TaskHead(nn.Module):

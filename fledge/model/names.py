@@ -76,14 +76,14 @@ def to_ours(weight: Weight, tensor: Tensor, shapes: dict[str, tuple[int, ...]]) 
         return {}
     if weight.how in ("transposed", "fused_transposed"):
         tensor = tensor.t() if tensor.dim() == 2 else tensor
-    if weight.how == "pairs":
+    if weight.how == "stacked":
+        tensor = tensor.flatten(0, 1)
+    if weight.channels:
         tensor = rotary_pairs(tensor, weight, split=True)
     if weight.how == "interleaved":
         sizes = [shapes[name][0] // weight.heads for name in weight.ours]
         by_head = tensor.unflatten(0, (weight.heads, -1)).split(sizes, 1)
         return {name: piece.flatten(0, 1) for name, piece in zip(weight.ours, by_head, strict=True)}
-    if weight.how == "stacked":
-        tensor = tensor.flatten(0, 1)
     pieces = tensor.split([shapes[name][0] for name in weight.ours])
     whole = len(weight.ours) == 1
     return {
@@ -100,10 +100,10 @@ def to_theirs(weight: Weight, parameters: dict[str, Tensor]) -> Tensor:
     if weight.how == "interleaved":
         return torch.cat([part.unflatten(0, (weight.heads, -1)) for part in parts], 1).flatten(0, 1)
     tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+    if weight.channels:
+        tensor = rotary_pairs(tensor, weight, split=False)
     if weight.how == "stacked":
         tensor = tensor.unflatten(0, (weight.size, -1))
-    if weight.how == "pairs":
-        tensor = rotary_pairs(tensor, weight, split=False)
     if weight.how in ("transposed", "fused_transposed") and tensor.dim() == 2:
         tensor = tensor.t()
     return tensor.contiguous()

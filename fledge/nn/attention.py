@@ -40,7 +40,7 @@ from fledge.nn.kernels import (
 from fledge.nn.linear import Joined, Linear
 from fledge.nn.linear_attention import kernelised
 from fledge.nn.low_rank import low_rank
-from fledge.nn.norm import make_norm
+from fledge.nn.norm import HeadNorms, make_norm
 from fledge.nn.position import rotate
 from fledge.nn.virtual import Prefix
 from fledge.nn.visibility import Sight, kinds
@@ -101,12 +101,13 @@ class Attention(nn.Module):
         return self.out(self.mix(q, k, v, x, context, index).flatten(2))
 
     def project(self, x: Tensor, context: Context, maps: Joined | nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, T, H, C], keys and values [B, T, K, C], normalised and turned."""
+        """Queries [B, T, H, C], keys and values [B, T, K, C], normalised, cut off and turned."""
         config = self.config
         if isinstance(maps, Joined) and maps.part_compiled(x):
             q, k, v = (part.unflatten(-1, (-1, config.head_channels)) for part in maps(x, apart=True))
             if self.q_norm is not None and self.k_norm is not None:
                 q, k = normalised(self.q_norm, q, config), normalised(self.k_norm, k, config)
+            q, k, v = (cut_off(part, config.clip) for part in (q, k, v))
             if isinstance(self.position, Rope):
                 q, k = (rotate(one, context.angles[self.position]) for one in (q, k))
             return q, k, v
@@ -115,6 +116,7 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = turned.split((config.n_heads, config.n_kv_heads), 2)
             turned = torch.cat((normalised(self.q_norm, q, config), normalised(self.k_norm, k, config)), 2)
+        turned, v = cut_off(turned, config.clip), cut_off(v, config.clip)
         if isinstance(self.position, Rope):
             turned = rotate(turned, context.angles[self.position])
         q, k = turned.split((config.n_heads, config.n_kv_heads), 2)
@@ -209,10 +211,16 @@ def qk_norms(config: Heads, norm: Norm) -> tuple[nn.Module | None, nn.Module | N
     if config.qk_norm == "head":
         return make_norm(norm, config.head_channels), make_norm(norm, config.head_channels)
     channels = config.head_channels
+    if config.qk_norm == "own":
+        return HeadNorms(config.n_heads, channels, norm), HeadNorms(config.n_kv_heads, channels, norm)
     return make_norm(norm, config.n_heads * channels), make_norm(norm, config.n_kv_heads * channels)
 
 
+def cut_off(x: Tensor, clip: float | None) -> Tensor:
+    return x if clip is None else x.clamp(-clip, clip)
+
+
 def normalised(norm: nn.Module, x_BTHC: Tensor, config: Heads) -> Tensor:
-    if config.qk_norm == "head":
+    if config.qk_norm != "whole":
         return norm(x_BTHC)
     return norm(x_BTHC.flatten(2)).view(x_BTHC.shape)

@@ -70,22 +70,26 @@ def before(norms: nn.ModuleDict, x: Tensor) -> Tensor:
 
 
 class InputLayer(nn.Module):
-    """Token embedding [B, T, E] -> what the first block reads [B, T, D]: scale, positions, kinds, norm, width."""
+    """Token embedding [B, T, E] -> what the first block reads [B, T, D]: scale, positions, kinds, norm, width (or that
+    behind the scale)."""
 
     def __init__(self, stack: StackConfig):
         super().__init__()
         config = stack.inputs
         self.config, self.dropout = config, stack.dropout
-        width = config.width or stack.width
+        narrow = config.width or stack.width
+        width = stack.width if config.widen_first else narrow
         self.positions = table(config.rows, width) if config.positions == "learned" else None
         self.kinds = table(config.kinds, width) if config.kinds else None
         self.norm = make_norm(stack.norm, width) if config.norm else None
-        self.widen = Linear(width, stack.width, config.width_bias) if config.width else None
+        self.widen = Linear(narrow, stack.width, config.width_bias) if config.width else None
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         config = self.config
         if config.scale != 1.0:
             x = x * torch.tensor(config.scale, dtype=x.dtype)
+        if self.widen is not None and config.widen_first:
+            x = self.widen(x)
         if config.positions:
             x = x + self.places(context, x)
         if self.kinds is not None:
@@ -94,7 +98,7 @@ class InputLayer(nn.Module):
             x = self.norm(x)
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
-        return x if self.widen is None else self.widen(x)
+        return x if self.widen is None or config.widen_first else self.widen(x)
 
     def places(self, context: Context, x: Tensor) -> Tensor:
         """What the positions add, [T, E] or [B, T, E]."""

@@ -65,6 +65,8 @@ def check_stack(stack: StackConfig, at: str) -> None:
         raise ConfigError(f"{at}.shared: expected one block index a layer, 0.. without gaps, got {stack.shared}")
     if stack.cross is not None:
         check_heads(stack.cross, f"{at}.cross")
+        if stack.cross.clip is not None:
+            raise ConfigError(f"{at}.cross.clip: expected none in cross-attention, got {stack.cross.clip}")
     check_conv(stack, at)
     if len({layer.position for layer in stack.layers if isinstance(layer.position, Disentangled)}) > 1:
         raise ConfigError(f"{at}: expected one disentangled position for all layers, as they share its table")
@@ -116,7 +118,7 @@ def check_heads(heads: Heads, at: str) -> None:
             f"{at}: n_heads {heads.n_heads} is not a multiple of n_kv_heads {heads.n_kv_heads}; "
             f"nearest is {nearest_divisor(heads.n_heads, heads.n_kv_heads)}"
         )
-    for name, value in (("scale", heads.scale), ("softcap", heads.softcap)):
+    for name, value in (("scale", heads.scale), ("softcap", heads.softcap), ("clip", heads.clip)):
         if value is not None and not 1e-9 <= value <= 1e9:
             raise ConfigError(f"{at}.{name}: expected a number in 1e-9..1e9, got {value}")
     if isinstance(heads, LowRank):
@@ -212,6 +214,8 @@ def no_definition(layer: LayerConfig, causal: bool) -> str:
             return "kernelised attention forms no scores, so a softcap has no meaning; use ordinary heads"
     if isinstance(position, Alibi) and position.coarse and layer.window is not None:
         return "Falcon's ALiBi goes by the key's position in the document, so it has no window; use alibi or rope"
+    if isinstance(position, Disentangled) and mixer.clip is not None:
+        return "disentangled positions read the maps of queries and keys themselves, which no clip reaches; use rope"
     if pattern is not None and layer.window is not None:
         return "a pattern has its own window, so another beside it has no meaning; use one of them"
     if isinstance(pattern, Longformer | BigBird) and causal:

@@ -171,9 +171,10 @@ class Heads:
     """Multi-head attention; fewer key/value heads than heads is grouped-query (one: multi-query).
 
     `scale` multiplies the scores (None: 1/sqrt(head_channels)); `softcap` bounds them to ± softcap by tanh; `qk_norm`
-    normalises queries and keys before they turn, per head or over all heads at once; `global_maps`: tokens of kind
-    GLOBAL have query, key and value maps of their own (Longformer). `key_bias` False: only queries and values have the
-    bias of `qkv_bias` (DeBERTa v1).
+    normalises queries and keys before they turn: each head by weights that all share ("head") or by weights of its own
+    without bias ("own"), or all heads at once ("whole"); `global_maps`: tokens of kind GLOBAL have query, key and value
+    maps of their own (Longformer). `key_bias` False: only queries and values have the bias of `qkv_bias` (DeBERTa v1).
+    `clip`: queries, keys and values are cut off at ± clip, behind `qk_norm` and before they turn.
     """
 
     n_heads: int
@@ -183,9 +184,10 @@ class Heads:
     out_bias: bool = False
     scale: float | None = None
     softcap: float | None = None
-    qk_norm: Literal["", "head", "whole"] = ""
+    qk_norm: Literal["", "head", "own", "whole"] = ""
     global_maps: bool = False
     key_bias: bool = True
+    clip: float | None = None
 
 
 @dataclass(frozen=True)
@@ -268,7 +270,8 @@ class Inputs:
 
     `positions`: added to it, a learned table of `rows` whose row for position p is p + `offset`, or sines (Vaswani et
     al. 2017, §3.5). `kinds`: rows of a token-kind (segment) table. `scale` multiplies the embedding. `norm`: normalised
-    after the sum. `width`: channels of the embedding when a product takes them to the stack's (0: the same).
+    after the sum. `width`: channels of the embedding when a product takes them to the stack's (0: the same); it comes
+    last, or with `widen_first` before all that is added.
     """
 
     positions: Literal["", "learned", "sinusoidal"] = ""
@@ -279,6 +282,7 @@ class Inputs:
     norm: bool = False
     width: int = 0
     width_bias: bool = True
+    widen_first: bool = False
 
 
 @dataclass(frozen=True)

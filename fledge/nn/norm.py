@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -75,6 +77,23 @@ class RMSNorm(nn.Module):
         if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
             return Scale.apply(x.flatten(0, -2), weight, self.eps).view(x.shape)
         return (x * inverse_root_mean_square(x, self.eps)).mul_(weight)
+
+
+class HeadNorms(nn.Module):
+    """x [..., H, C]: each head normalised as LayerNorm or RMSNorm do, by a weight of its own, without bias."""
+
+    def __init__(self, n_heads: int, channels: int, config: Norm):
+        super().__init__()
+        self.plain = make_norm(replace(config, weight=False, bias=False), channels)
+        self.heads = nn.ParameterList(torch.ones(channels) for _ in range(n_heads) if config.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        unit = self.plain(x) * self.weights() if len(self.heads) else self.plain(x)
+        return unit.to(x.dtype)
+
+    def weights(self) -> Tensor:
+        """[H, C]."""
+        return torch.stack(list(self.heads))
 
 
 class BatchNorm(nn.Module):

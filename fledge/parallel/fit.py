@@ -35,6 +35,8 @@ def of_tensor(stack: StackConfig, n_parts: int, sequence: bool) -> Iterator[str]
             )
         if mixer.qk_norm == "whole":
             yield "tensor: expected queries and keys that are normalised per head, got a norm over all heads at once"
+        if mixer.qk_norm == "own":
+            yield "tensor: expected a norm of queries and keys that all heads share, got one of each head's own"
     for layer in stack.layers:
         if isinstance(layer.position, Disentangled):
             yield "tensor: expected scores of one head's own, got disentangled positions, which read whole maps"

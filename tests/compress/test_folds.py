@@ -8,8 +8,10 @@ import torch
 from fledge.compress import folds
 from fledge.compress.quantize import Settings, quantize, uniform
 from fledge.compress.units import units_of
+from fledge.model.folder import load_model
 from fledge.model.quantization import int4
 from tests.compress.tiny import ids, logits, tiny
+from tests.parity.decoder_cases import CASES
 
 FAMILIES = {
     "llama": ({"kv_heads": 2}, {"qkv", "out", "inward", "down"}),  # fewer values than heads
@@ -45,6 +47,12 @@ def test_a_fold_leaves_what_the_model_computes(name):
     for one in unit.maps.values():
         one.weight.data *= drawn[: unit.inputs].roll(1) if unit.inputs <= len(drawn) else 1.5
     assert (logits(model).double() - before).norm() / before.norm() > 1e-3
+
+
+def test_values_that_are_cut_off_take_no_scale(tmp_path):
+    CASES["olmo-clipped"].model().save_pretrained(tmp_path)
+    found = {unit.name.rpartition(".")[2] for unit in units_of(load_model(tmp_path)) if folds.fold_of(unit)}
+    assert found == {"down"}
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])

@@ -28,6 +28,7 @@ from fledge.compress.prune import (
 from fledge.compress.wanda import zero_least_used
 from fledge.errors import ConfigError
 from fledge.model.folder import load_model, save_model
+from tests.parity.decoder_cases import CASES
 from tests.parity.reference import randomised
 
 IDS = torch.randint(0, 61, (2, 12), generator=torch.Generator().manual_seed(1))
@@ -106,6 +107,14 @@ def test_a_model_without_heads_is_the_whole_one_with_them_silenced_where_its_fol
             block.attention.out.weight[:, gone * 16 : gone * 16 + 16] = 0.0
     assert close(logits(small), logits(silent)) and not close(logits(small), logits(model))
     assert close(logits(small), reference(saved(small, folder)))
+
+
+def test_heads_with_norms_of_their_own_are_not_taken_apart(tmp_path):
+    CASES["stablelm-normed"].model().save_pretrained(tmp_path)
+    model = load_model(tmp_path)
+    with pytest.raises(ConfigError, match="with a norm of each head's own; choose neurons or layers"):
+        weight_importance(model, "groups")
+    assert len(weight_importance(model, "neurons")) == 3
 
 
 def test_a_model_without_layers_is_transformers_without_them(folder):

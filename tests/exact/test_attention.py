@@ -152,6 +152,8 @@ DECODERS = {
     "softcap": LayerConfig(replace(MIXER, softcap=3.0, scale=0.5), FFN, Rope(), window=6),
     "per-head norm": LayerConfig(replace(MIXER, qk_norm="head"), FFN, Rope()),
     "whole norm": LayerConfig(replace(MIXER, qk_norm="whole"), FFN, Rope()),
+    "own norms": LayerConfig(replace(MIXER, qk_norm="own"), FFN, Rope()),
+    "clipped": LayerConfig(replace(MIXER, qk_norm="head", clip=0.7), FFN, Rope()),
     "strided": LayerConfig(MIXER, FFN, Rope(), pattern=Strided(3)),
     "fixed": LayerConfig(MIXER, FFN, Rope(), pattern=Fixed(4)),
     "kernelised": LayerConfig(Kernelised(HEADS, 2, CHANNELS), FFN, Rope()),

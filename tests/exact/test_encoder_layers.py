@@ -184,6 +184,9 @@ def encoder(layer: LayerConfig, **more) -> ModelConfig:
     [
         (LayerConfig(Heads(2, 1, 4), Dense(8, "gelu"), Disentangled(8)), {}, "as many key/value heads"),
         (LayerConfig(Heads(2, 2, 4), Dense(8, "gelu"), Disentangled(8, buckets=14)), {}, "buckets"),
+        (LayerConfig(Heads(2, 2, 4, clip=1.0), Dense(8, "gelu"), Disentangled(8)), {}, "no clip reaches"),
+        (LayerConfig(Heads(2, 2, 4), Dense(8, "gelu")), {"cross": Heads(2, 2, 4, clip=1.0)}, "in cross-attention"),
+        (LayerConfig(Heads(2, 2, 4, clip=0.0), Dense(8, "gelu")), {}, "clip: expected a number"),
         (LayerConfig(Heads(2, 2, 4), Dense(8, "gelu"), pattern=BigBird(0, 1)), {}, "block"),
         (LayerConfig(Heads(2, 2, 4), Dense(8, "gelu")), {"conv": Conv(4)}, "odd kernel"),
         (LayerConfig(Heads(2, 2, 4), Dense(8, "gelu")), {"conv": Conv(3, 3)}, "divide the width"),

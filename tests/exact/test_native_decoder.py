@@ -17,7 +17,9 @@ from fledge.nn.native import library
 from tests.parity.decoder_cases import ALWAYS, CASES, sampled
 from tests.parity.reference import limit, some_ids
 
-KNOWN = (*ALWAYS, "gpt2", "opt", "olmo2", "qwen3", "cohere", "stablelm-parallel", "qwen3-moe")
+KNOWN = (*ALWAYS, "gpt2", "opt", "olmo2", "qwen3", "cohere", "stablelm-parallel", "qwen3-moe",
+         "cohere-normed-grouped", "stablelm-normed", "olmo-clipped", "olmoe-clipped", "qwen3-moe-dense-first",
+         "qwen3-moe-step")  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -73,7 +75,7 @@ def test_its_logits_are_the_transformers(name, tmp_path):
     model, ids = loaded(name, tmp_path), some_ids()
     reason = why_not(model)
     if reason:
-        assert name == "falcon-alibi", reason
+        assert name == "falcon-alibi" or name.startswith("opt-narrow") and "another width" in reason, reason
         return
     whole = model(one_document(ids), OneDocument())
     pack_in_place(model)

@@ -20,16 +20,17 @@ from fledge.engine.request import BeamSearch, Completion, Request, Sampling
 from fledge.errors import ConfigError
 from fledge.model.config import ShapeConfig
 from fledge.model.families import family
-from fledge.model.folder import save_model
+from fledge.model.folder import parse_config, save_model
 from fledge.model.init import initialise
 from fledge.model.transformer import build
 from fledge.parallel.config import SplitConfig
-from fledge.parallel.fit import check_split
+from fledge.parallel.fit import check_split, split_reasons
 from tests.engine.stub_engine import TOKENIZER
 from tests.exact.test_engine_mixes import MODELS, Seen, compared, mix
 from tests.parallel.engines import Answered
 from tests.parallel.fleet import Fleet
 from tests.parallel.test_equal import told
+from tests.parity.decoder_cases import CASES
 
 SIZES: dict[str, Any] = {"width": 32, "layers": 3, "heads": 4, "context_tokens": 128}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -199,6 +200,14 @@ def test_a_model_that_can_not_be_split_is_refused_before_it_is_read(name, shape,
     with pytest.raises(ConfigError, match=message):
         check_split(config, split.sizes(split.tensor * split.pipe))
     check_split(config, SplitConfig().sizes(1))
+
+
+@pytest.mark.parametrize(("name", "match"), [("cohere-normed", "got one of each head's own"), ("phi-normed", "")])
+def test_heads_with_norms_of_their_own_are_not_shared_out(name, match):
+    case = CASES[name]
+    config = parse_config(case.config(**{**case.sizes, **case.more}).to_dict())[1]
+    reasons = list(split_reasons(config, SplitConfig(**T2).sizes(2)))
+    assert bool(reasons) == bool(match) and all(match in reason for reason in reasons)
 
 
 SETTINGS: list[tuple[dict[str, Any], str]] = [

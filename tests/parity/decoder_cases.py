@@ -250,6 +250,12 @@ CASES: dict[str, Case] = {
     "olmo2-biased": Case(transformers.Olmo2Config, SIZES, {"attention_bias": True, "tie_word_embeddings": True}),
     "olmo": Case(transformers.OlmoConfig, SIZES, {}, (RMS[1], {"hidden_act": "gelu"})),
     "olmo-biased": Case(transformers.OlmoConfig, SIZES, {"attention_bias": True, "tie_word_embeddings": True}),
+    "olmo-clipped": Case(
+        transformers.OlmoConfig,
+        SIZES,
+        {"clip_qkv": 1.5, "attention_bias": True},
+        ({"clip_qkv": 2.0}, {"clip_qkv": None}),
+    ),
     "stablelm": Case(
         transformers.StableLmConfig,
         SIZES,
@@ -259,11 +265,20 @@ CASES: dict[str, Case] = {
     "stablelm-parallel": Case(
         transformers.StableLmConfig, SIZES, {"use_parallel_residual": True, "rope_parameters": HALF}
     ),
+    "stablelm-normed": Case(
+        transformers.StableLmConfig,
+        SIZES,
+        {"qk_layernorm": True, "use_parallel_residual": True, "rope_parameters": HALF},
+        ({"layer_norm_eps": 0.1},),
+    ),
     "phi": Case(
         transformers.PhiConfig,
         SIZES,
         {"rope_parameters": HALF},
         ({"layer_norm_eps": 0.1}, {"hidden_act": "relu"}, {"rope_parameters": {**HALF, "partial_rotary_factor": 1.0}}),
+    ),
+    "phi-normed": Case(
+        transformers.PhiConfig, SIZES, {"qk_layernorm": True, "rope_parameters": HALF}, ({"layer_norm_eps": 0.1},)
     ),
     "gptj": Case(
         transformers.GPTJConfig,
@@ -310,6 +325,15 @@ CASES: dict[str, Case] = {
         OPT,
         {"do_layer_norm_before": False, "enable_bias": False, "tie_word_embeddings": False},
     ),
+    "opt-narrow": Case(
+        transformers.OPTConfig,
+        {**OPT, "word_embed_proj_dim": 20},
+        {"do_layer_norm_before": False},
+        ({"activation_function": "gelu"},),
+    ),
+    "opt-narrow-untied": Case(
+        transformers.OPTConfig, {**OPT, "word_embed_proj_dim": 64}, {"tie_word_embeddings": False}
+    ),
     "opt-plain-norms": Case(
         transformers.OPTConfig, OPT, {"layer_norm_elementwise_affine": False, "_remove_final_layer_norm": True}
     ),
@@ -327,11 +351,21 @@ CASES: dict[str, Case] = {
     "qwen3-moe-window": Case(
         transformers.Qwen3MoeConfig, MOE, {"use_sliding_window": True, "sliding_window": 6, "attention_bias": True}
     ),
+    "qwen3-moe-dense-first": Case(
+        transformers.Qwen3MoeConfig, MOE, {"mlp_only_layers": [0], "norm_topk_prob": True}, ({"rms_norm_eps": 0.1},)
+    ),
+    "qwen3-moe-step": Case(transformers.Qwen3MoeConfig, MOE, {"decoder_sparse_step": 2}),
     "olmoe": Case(
         transformers.OlmoeConfig,
         {**SIZES, "num_experts": 6, "num_experts_per_tok": 3},
         {},
         (*RMS, {"num_experts_per_tok": 1}, {"norm_topk_prob": True}),
+    ),
+    "olmoe-clipped": Case(
+        transformers.OlmoeConfig,
+        {**SIZES, "num_experts": 6, "num_experts_per_tok": 3},
+        {"clip_qkv": 0.25},
+        ({"clip_qkv": 0.5}, {"clip_qkv": None}),
     ),
     "smollm3": Case(
         transformers.SmolLM3Config,
@@ -359,6 +393,10 @@ CASES: dict[str, Case] = {
     "cohere-biased": Case(
         transformers.CohereConfig, SIZES, {"attention_bias": True, "tie_word_embeddings": False, "logit_scale": 0.3}
     ),
+    "cohere-normed": Case(
+        transformers.CohereConfig, SIZES, {"use_qk_norm": True, "num_key_value_heads": 4}, ({"layer_norm_eps": 0.1},)
+    ),
+    "cohere-normed-grouped": Case(transformers.CohereConfig, {**SIZES, "head_dim": 20}, {"use_qk_norm": True}),
     "glm4": Case(
         transformers.Glm4Config,
         {**SIZES, "head_dim": 12},

@@ -45,7 +45,10 @@ UNREAD_IN = {
     "falcon-one-norm": {"multi_query"},
     "falcon-alibi": {"rope_parameters"},
     "opt-after": {"_remove_final_layer_norm"},  # which it has not
+    "opt-narrow": {"_remove_final_layer_norm"},
     "qwen3-moe": {"intermediate_size", "sliding_window"},  # of layers without experts; as in qwen2
+    "qwen3-moe-dense-first": {"sliding_window"},
+    "qwen3-moe-step": {"sliding_window"},
     "qwen3-moe-window": {"intermediate_size"},
     "smollm3": {"no_rope_layer_interval", "sliding_window"},  # beside no_rope_layers; as in qwen2
     "smollm3-biased": {"no_rope_layer_interval", "sliding_window"},
@@ -54,7 +57,8 @@ UNREAD_IN = {
     "qwen3": {"sliding_window"},
 }
 LARGE = ("query_pre_attn_scalar", "logit_scale", "final_logit_softcapping", "attn_logit_softcapping", "rms_norm_eps",
-         "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "router_aux_loss_coef")  # fmt: skip
+         "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "router_aux_loss_coef",
+         "clip_qkv")  # fmt: skip
 ZERO = ("rms_norm_eps", "router_jitter_noise", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon",
         "router_aux_loss_coef")  # fmt: skip
 HOSTILE = (10**9, -1, 0, float("nan"), 1e999, "48", True, [48], {}, 10**400)

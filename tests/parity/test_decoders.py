@@ -7,10 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
 from fledge.batch import Cached, OneDocument, Tokens, one_document, padded
-from fledge.errors import ConfigError
+from fledge.errors import CheckpointError, ConfigError
+from fledge.model.config import ShapeConfig
+from fledge.model.count import count
+from fledge.model.families import family
 from fledge.model.folder import load_model, save_model
+from fledge.model.retask import task_config
 from fledge.model.transformer import build, new_cache
 from fledge.nn.config import Alibi
 from tests.parity.decoder_cases import CASES, changed, sampled
@@ -128,6 +133,71 @@ def test_a_wrong_knob_changes_the_logits_as_it_does_in_transformers(name, change
         expected = other(ids).logits
     assert (before - got).abs().max() > limit(before)
     assert (expected - got).abs().max() <= limit(expected)
+
+
+@pytest.mark.parametrize("name", ["cohere-normed-grouped", "stablelm-normed", "phi-normed"])
+@torch.no_grad()
+def test_norms_of_queries_and_keys_are_counted_and_read_head_by_head(name, tmp_path):
+    model, ids = CASES[name].model(), some_ids()
+    model.save_pretrained(tmp_path)
+    mine = load_model(tmp_path)
+    assert count(mine.config).parameters == sum(p.numel() for p in model.parameters())
+    expected = mine(one_document(ids), OneDocument())
+    norm = mine.decoder.layers[1].attention.q_norm
+    if mine.config.stack.layers[0].mixer.qk_norm == "own":
+        norm.heads[0], norm.heads[1] = norm.heads[1], norm.heads[0]
+    else:
+        norm.bias.zero_()
+    assert (expected - mine(one_document(ids), OneDocument())).abs().max() > limit(expected)  # the control
+    key = "use_qk_norm" if name.startswith("cohere") else "qk_layernorm"
+    changed(tmp_path, {key: False})
+    with pytest.raises(CheckpointError, match="unexpected tensor"):
+        load_model(tmp_path)
+
+
+@torch.no_grad()
+def test_a_narrow_opt_widens_before_its_positions_and_has_no_heads_here(tmp_path):
+    model, ids = CASES["opt-narrow"].model(), some_ids()
+    model.save_pretrained(tmp_path)
+    mine = load_model(tmp_path)
+    assert count(mine.config).parameters == sum(p.numel() for p in model.parameters())
+    expected = mine(one_document(ids), OneDocument())
+    assert (expected - model(ids).logits).abs().max() <= limit(expected)
+    for owner in (mine.transform.dense, mine.decoder.inputs.widen):  # the controls
+        owner.weight.mul_(1.01)
+        assert (expected - mine(one_document(ids), OneDocument())).abs().max() > limit(expected)
+    shape = ShapeConfig("opt", width=48, layers=1, heads=4, context_tokens=64, vocab_size=101, embedding_width=20)
+    assert family("opt").new_config(shape).stack.norm_at == ("residual",)
+    with pytest.raises(ConfigError, match="expected no head 'sequence' .a narrow embedding's heads"):
+        family("opt").new_config(replace(shape, task="sequence"))
+    with pytest.raises(ConfigError, match="a narrow embedding's heads read states of its width"):
+        task_config(mine.config, "sequence")
+    for name in ("OPTForSequenceClassification", "OPTModel"):
+        changed(tmp_path, {"architectures": [name]})
+        with pytest.raises(ConfigError, match="a narrow embedding's heads read states of its width"):
+            load_model(tmp_path)
+
+
+@torch.no_grad()
+def test_dense_layers_among_mixtures_are_counted_and_read_in_both_spellings(tmp_path):
+    model, ids = CASES["qwen3-moe-dense-first"].model(), some_ids()
+    model.save_pretrained(tmp_path)
+    mine = load_model(tmp_path)
+    assert count(mine.config).parameters == sum(p.numel() for p in model.parameters())
+    save_file({name: value.clone() for name, value in model.state_dict().items()}, tmp_path / "model.safetensors")
+    expected, got = model(ids).logits, load_model(tmp_path)(one_document(ids), OneDocument())
+    assert (expected - got).abs().max() <= limit(expected)
+    mine.decoder.layers[0].ffn.down.weight.mul_(1.01)  # the control
+    assert (expected - mine(one_document(ids), OneDocument())).abs().max() > limit(expected)
+    for wrong, match in (
+        ([1], "unexpected tensor"),
+        ([], "unexpected tensor"),
+        ([0, 1, 2], "a layer with experts"),
+        ([3], "layers of 0..2"),
+    ):
+        changed(tmp_path, {"mlp_only_layers": wrong})
+        with pytest.raises((CheckpointError, ConfigError), match=match):
+            load_model(tmp_path)
 
 
 @torch.no_grad()

@@ -1,5 +1,5 @@
 """Cohere's Command R and Aya 23 (2024): attention and a gated feed-forward side by side behind one LayerNorm without
-bias, rotary positions in pairs, scaled logits, tied output."""
+bias, rotary positions in pairs, scaled logits, tied output; in Command R+ a norm of its own for each head."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from fledge.model.families.decoder import (
     faithful,
     from_shape,
     in_pairs,
+    own_norms,
     read_sizes,
     rope_of,
     sizes_json,
     weight_table,
 )
-from fledge.model.families.family import Family, Weight, flag, number, refuse
+from fledge.model.families.family import Family, Weight, flag, number, switched_on
 from fledge.model.families.rotary import longest, read_rope, rope_json
 from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Dense, Heads, LayerConfig, Norm, StackConfig
@@ -29,13 +30,13 @@ DEFAULT = {
 
 
 def read(raw: dict[str, Any]) -> ModelConfig:
-    refuse(raw, "use_qk_norm", (False, None), "a norm of its own for each head, as Command R+ has")
     sizes = read_sizes(raw, DEFAULT)
+    qk_norm: Any = "own" if switched_on(raw, "use_qk_norm") else ""
     bias, scale = flag(raw, "attention_bias", False), number(raw, "logit_scale", 0.0625)
     if scale <= 0:
         raise ConfigError(f"config.json: logit_scale: expected a number above 0, got {scale}")
     rope = read_rope(raw, sizes.channels, sizes.context, 500000.0)
-    heads = Heads(sizes.heads, sizes.kv_heads, sizes.channels, bias, bias)
+    heads = Heads(sizes.heads, sizes.kv_heads, sizes.channels, bias, bias, qk_norm=qk_norm)
     layer = LayerConfig(heads, Dense(sizes.hidden, sizes.activation, True), rope)
     norm = Norm("layer", number(raw, "layer_norm_eps", 1e-5))
     stack = StackConfig(sizes.width, (layer,) * sizes.layers, norm, parallel="one_norm")
@@ -49,14 +50,18 @@ def write(config: ModelConfig) -> dict[str, Any]:
         **sizes_json(config),
         "layer_norm_eps": config.stack.norm.eps,
         "attention_bias": mixer.qkv_bias,
-        "use_qk_norm": False,
+        "use_qk_norm": mixer.qk_norm == "own",
         "logit_scale": config.logit_scale,
         **rope_json(rope, mixer.head_channels),
     }
 
 
 def weights(config: ModelConfig) -> list[Weight]:
-    return in_pairs(weight_table(config, norms={"input_layernorm": "attention_norms.before"}), config)
+    table = weight_table(config, norms={"input_layernorm": "attention_norms.before"})
+    for which, (n_heads, ours) in own_norms(config).items():
+        names = tuple(ours.replace("{e}", str(head)) for head in range(n_heads))
+        table.append(Weight(f"model.layers.{{i}}.self_attn.{which}_norm.weight", names, "stacked", size=n_heads))
+    return in_pairs(table, config)
 
 
 def preset(width: int, hidden: int, layers: int, heads: int, kv_heads: int, context: int, theta: float) -> ShapeConfig:

@@ -13,6 +13,7 @@ from fledge.errors import ConfigError
 from fledge.model.config import InitConfig, ModelConfig, ShapeConfig
 from fledge.model.families.family import (
     ACTIVATIONS,
+    How,
     Weight,
     activation_name,
     choice,
@@ -20,6 +21,7 @@ from fledge.model.families.family import (
     head_channels,
     integer,
     needed,
+    number,
     refuse,
     rounded_up,
     special_ids,
@@ -114,6 +116,16 @@ def rope_of(config: ModelConfig, family: str) -> Rope:
     return position
 
 
+def read_clip(raw: dict[str, Any]) -> float | None:
+    """`clip_qkv`: where queries, keys and values are cut off, or null."""
+    if raw.get("clip_qkv") is None:
+        return None
+    clip = number(raw, "clip_qkv", 0.0)
+    if clip <= 0:
+        raise ConfigError(f"config.json: clip_qkv: expected a number above 0 or null, got {clip}")
+    return clip
+
+
 def read_window(raw: dict[str, Any], default: int | None) -> int | None:
     """`sliding_window`: a number of positions, or null for none."""
     if raw.get("sliding_window", default) is None:
@@ -177,6 +189,7 @@ def weight_table(
     output: str = "lm_head",
     by_head: bool = False,
     transposed: bool = False,
+    qk_norms: dict[str, str] = QK_NORMS,
 ) -> list[Weight]:
     """The name table of a decoder. `linears` names each of theirs with the one or several of ours that it holds side by
     side, or by key/value heads (`by_head`); `transposed`: theirs are [in, out]. Which biases exist, the config says."""
@@ -185,8 +198,8 @@ def weight_table(
     table = [Weight(f"{embedding}.weight", ("embedding.weight",))]
     if stack.has_final_norm:
         table += norm_rows(final, "decoder.norm", stack.norm)
-    if layer.mixer.qk_norm:
-        norms = {**norms, **QK_NORMS}
+    if layer.mixer.qk_norm in ("head", "whole"):
+        norms = {**norms, **qk_norms}
     for theirs, ours in norms.items():
         table += norm_rows(f"{block}{theirs}", f"{BLOCK}{ours}", stack.norm)
     for theirs, parts in linears.items():
@@ -206,12 +219,24 @@ def in_pairs(table: list[Weight], config: ModelConfig) -> list[Weight]:
     """A name table whose queries and keys turn in pairs of neighbouring channels."""
     mixer = config.stack.layers[0].mixer
     channels = rope_of(config, config.family).channels or mixer.head_channels
-    n_heads = {"q_proj": mixer.n_heads, "k_proj": mixer.n_kv_heads}
+    n_heads = {"q": mixer.n_heads, "k": mixer.n_kv_heads}
     rows = []
     for row in table:
-        n = n_heads.get(row.theirs.split(".")[-2])
-        rows.append(replace(row, how="pairs", heads=n, channels=channels) if n else row)
+        which, _, kind = row.theirs.split(".")[-2].partition("_")
+        if which in n_heads and kind in ("proj", "norm"):
+            how: How = row.how if kind == "norm" else "pairs"
+            row = replace(row, how=how, heads=n_heads[which], channels=channels)
+        rows.append(row)
     return rows
+
+
+def own_norms(config: ModelConfig) -> dict[str, tuple[int, str]]:
+    """By "q" and "k": how many heads have a norm of their own, and the name of its weight here, with the head as `{e}`;
+    empty for a model without such."""
+    mixer, n_of = config.stack.layers[0].mixer, {"q": "n_heads", "k": "n_kv_heads"}
+    if mixer.qk_norm != "own":
+        return {}
+    return {q: (getattr(mixer, n), f"{BLOCK}attention.{q}_norm.heads.{{e}}") for q, n in n_of.items()}
 
 
 def norm_rows(theirs: str, ours: str, norm: Norm) -> list[Weight]:

@@ -28,9 +28,9 @@ def read_experts(
 
 
 def experts_of(config: ModelConfig) -> Moe:
-    """The mixture of the first layer. Raises ConfigError for a model without."""
-    ffn = config.stack.layers[0].ffn
-    if not isinstance(ffn, Moe):
+    """The mixture of the first layer that has one. Raises ConfigError for a model without."""
+    ffn = next((layer.ffn for layer in config.stack.layers if isinstance(layer.ffn, Moe)), None)
+    if ffn is None:
         raise ConfigError(f"model: {config.family}'s folder format needs a mixture of experts; set model.experts=…")
     return ffn
 
@@ -47,23 +47,36 @@ def experts_in_shape(shape: ShapeConfig, key: str) -> dict[str, Any]:
     return {name: n for name, n in counts.items() if n}
 
 
+def dense_layers(config: ModelConfig) -> list[int]:
+    """The layers that have one feed-forward instead of a mixture."""
+    return [index for index, layer in enumerate(config.stack.layers) if not isinstance(layer.ffn, Moe)]
+
+
+def around_experts(config: ModelConfig, mlp: str = MLP) -> tuple[list[Weight], tuple[int, ...] | None]:
+    """The name table without the experts themselves, and which layers have them (None: all)."""
+    table, dense = weight_table(config, ATTENTION), dense_layers(config)
+    sparse = tuple(index for index in range(len(config.stack.layers)) if index not in dense) if dense else None
+    table.append(Weight(f"{mlp}gate.weight", (f"{BLOCK}ffn.router.weight",), blocks=sparse))
+    for theirs, ours in PARTS.items() if dense else ():
+        table.append(Weight(f"{mlp}{theirs}.weight", (f"{BLOCK}ffn.{ours}.weight",), blocks=tuple(dense)))
+    return table, sparse
+
+
 def weights_apart(config: ModelConfig, mlp: str = MLP, parts: dict[str, str] = PARTS) -> list[Weight]:
     """The published spelling: each expert's three matrices by themselves."""
-    table = weight_table(config, ATTENTION)
-    table.append(Weight(f"{mlp}gate.weight", (f"{BLOCK}ffn.router.weight",)))
+    table, sparse = around_experts(config, mlp)
     n = experts_of(config).n_experts
     for theirs, ours in parts.items():
         name = f"{BLOCK}ffn.experts.{{e}}.{ours}.weight"
-        table.append(Weight(f"{mlp}experts.{{e}}.{theirs}.weight", (name,), experts=n))
+        table.append(Weight(f"{mlp}experts.{{e}}.{theirs}.weight", (name,), experts=n, blocks=sparse))
     return table
 
 
 def weights_stacked(config: ModelConfig) -> list[Weight]:
     """transformers 5's own: the matrices of all experts in one tensor, gate and up side by side."""
-    table = weight_table(config, ATTENTION)
-    table.append(Weight(f"{MLP}gate.weight", (f"{BLOCK}ffn.router.weight",)))
+    table, sparse = around_experts(config)
     n = experts_of(config).n_experts
     for theirs, ours in (("gate_up_proj", ("inward.gate", "inward.up")), ("down_proj", ("down",))):
         names = tuple(f"{BLOCK}ffn.experts.{e}.{part}.weight" for e in range(n) for part in ours)
-        table.append(Weight(f"{MLP}experts.{theirs}", names, "stacked", size=n))
+        table.append(Weight(f"{MLP}experts.{theirs}", names, "stacked", size=n, blocks=sparse))
     return table

@@ -44,7 +44,7 @@ class Weight:
     group by group (`heads` of them: a key/value head and its queries). "pairs": each of theirs' `heads` turns channel
     pairs (c, c + 1) of its first `channels`, ours (c, c + channels / 2). "zeros": we have no such parameter; `size`
     zeros are written and expected, in one row of a matrix where `row` says so. "stacked": theirs is [size, rows, in],
-    ours in `size` equal groups.
+    ours in `size` equal groups, their rows in pairs as above where there are `channels`.
     `optional`: a file may leave it out.
     """
 
@@ -187,6 +187,11 @@ def flag(raw: dict[str, Any], key: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise ConfigError(f"config.json: {key}: expected true or false, got {str(value)[:40]!r}")
     return value
+
+
+def switched_on(raw: dict[str, Any], key: str) -> bool:
+    """A flag that is off where config.json is silent or says null."""
+    return raw.get(key) is not None and flag(raw, key, False)
 
 
 def choice(raw: dict[str, Any], key: str, table: dict[str, Any], default: str) -> Any:

@@ -161,7 +161,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
     heads = [own for own in config.heads if own.hidden]
     bias = transform.bias if transform else heads[0].hidden_bias if heads else False
     names = {"relu": "relu", "gelu": "gelu", "tanh": "tanh", "gelu_tanh": "gelu_pytorch_tanh", "silu": "silu"}
-    activation = names[transform.activation] if transform else pooled_name(config, "gelu")
+    activation = names[transform.activation or "gelu"] if transform else pooled_name(config, "gelu")
     return {
         **size_in_file(config, KEYS),
         "max_position_embeddings": config.context_tokens,

@@ -1,4 +1,5 @@
-"""OLMo 1 (Groeneveld et al. 2024, arXiv 2402.00838): LLaMA with LayerNorms that have neither weight nor bias."""
+"""OLMo 1 (Groeneveld et al. 2024, arXiv 2402.00838): LLaMA with LayerNorms that have neither weight nor bias; in OLMo
+1.7 queries, keys and values are cut off."""
 
 from __future__ import annotations
 
@@ -10,12 +11,13 @@ from fledge.model.families.decoder import (
     decoder_config,
     faithful,
     from_shape,
+    read_clip,
     read_sizes,
     rope_of,
     sizes_json,
     weight_table,
 )
-from fledge.model.families.family import Family, flag, refuse
+from fledge.model.families.family import Family, flag
 from fledge.model.families.rotary import longest, read_rope, rope_json
 from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Dense, Heads, LayerConfig, Norm, StackConfig
@@ -24,11 +26,10 @@ NORM = Norm("layer", 1e-5, weight=False)
 
 
 def read(raw: dict[str, Any]) -> ModelConfig:
-    refuse(raw, "clip_qkv", (None,), "queries, keys and values are not clipped")
     sizes = read_sizes(raw, olmo2.DEFAULT)
     bias = flag(raw, "attention_bias", False)
     rope = read_rope(raw, sizes.channels, sizes.context)
-    heads = Heads(sizes.heads, sizes.kv_heads, sizes.channels, bias, bias)
+    heads = Heads(sizes.heads, sizes.kv_heads, sizes.channels, bias, bias, clip=read_clip(raw))
     layer = LayerConfig(heads, Dense(sizes.hidden, sizes.activation, True), rope)
     stack = StackConfig(sizes.width, (layer,) * sizes.layers, NORM)
     return decoder_config(raw, "olmo", sizes, stack, longest(rope, sizes.context))
@@ -39,6 +40,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
     return {
         **sizes_json(config),
         "attention_bias": layer.mixer.qkv_bias,
+        "clip_qkv": layer.mixer.clip,
         **rope_json(rope, layer.mixer.head_channels),
     }
 

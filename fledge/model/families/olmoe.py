@@ -7,7 +7,15 @@ from typing import Any
 
 from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
-from fledge.model.families.decoder import decoder_config, faithful, from_shape, read_sizes, rope_of, sizes_json
+from fledge.model.families.decoder import (
+    decoder_config,
+    faithful,
+    from_shape,
+    read_clip,
+    read_sizes,
+    rope_of,
+    sizes_json,
+)
 from fledge.model.families.experts import (
     experts_in_shape,
     experts_json,
@@ -16,7 +24,7 @@ from fledge.model.families.experts import (
     weights_apart,
     weights_stacked,
 )
-from fledge.model.families.family import Family, flag, number, refuse
+from fledge.model.families.family import Family, flag, number
 from fledge.model.families.rotary import longest, read_rope, rope_json
 from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Dense, Heads, LayerConfig, Norm, StackConfig
@@ -29,13 +37,12 @@ DEFAULT = {
 
 
 def read(raw: dict[str, Any]) -> ModelConfig:
-    refuse(raw, "clip_qkv", (None,), "queries, keys and values are not cut off")
     sizes = read_sizes(raw, DEFAULT)
     if sizes.channels * sizes.heads != sizes.width:
         raise ConfigError(f"config.json: head_dim: expected {sizes.width} / {sizes.heads}, got {sizes.channels}")
     dense, bias = Dense(sizes.hidden, sizes.activation, True), flag(raw, "attention_bias", False)
     ffn = read_experts(raw, EXPERTS, DEFAULT, dense, flag(raw, "norm_topk_prob", False), 0.01)
-    heads = Heads(sizes.heads, sizes.kv_heads, sizes.channels, bias, bias, qk_norm="whole")
+    heads = Heads(sizes.heads, sizes.kv_heads, sizes.channels, bias, bias, qk_norm="whole", clip=read_clip(raw))
     rope = read_rope(raw, sizes.channels, sizes.context)
     layer = LayerConfig(heads, ffn, rope)
     stack = StackConfig(sizes.width, (layer,) * sizes.layers, Norm("rms", number(raw, "rms_norm_eps", 1e-5)))
@@ -50,6 +57,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "norm_topk_prob": experts_of(config).renormalise,
         "rms_norm_eps": config.stack.norm.eps,
         "attention_bias": mixer.qkv_bias,
+        "clip_qkv": mixer.clip,
         **rope_json(rope, mixer.head_channels),
     }
 

@@ -15,7 +15,7 @@ from fledge.model.families.decoder import (
     sizes_json,
     weight_table,
 )
-from fledge.model.families.family import Family, Weight, number, refuse
+from fledge.model.families.family import Family, Weight, number, switched_on
 from fledge.model.families.rotary import longest, read_rope, rope_json
 from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Dense, Heads, LayerConfig, Norm, StackConfig
@@ -32,13 +32,14 @@ LINEARS: dict[str, tuple[str, ...]] = {
     "mlp.fc1": ("ffn.inward.up",),
     "mlp.fc2": ("ffn.down",),
 }
+QK_NORMS = {"self_attn.q_layernorm": "attention.q_norm", "self_attn.k_layernorm": "attention.k_norm"}
 
 
 def read(raw: dict[str, Any]) -> ModelConfig:
-    refuse(raw, "qk_layernorm", (False, None), "LayerNorms on queries and keys")
     sizes = read_sizes(raw, DEFAULT)
     rope = read_rope(raw, sizes.channels, sizes.context, share=0.5)
-    heads = Heads(sizes.heads, sizes.kv_heads, sizes.channels, True, True)
+    qk_norm: Any = "head" if switched_on(raw, "qk_layernorm") else ""
+    heads = Heads(sizes.heads, sizes.kv_heads, sizes.channels, True, True, qk_norm=qk_norm)
     layer = LayerConfig(heads, Dense(sizes.hidden, sizes.activation, bias=True), rope)
     norm = Norm("layer", number(raw, "layer_norm_eps", 1e-5), bias=True)
     stack = StackConfig(sizes.width, (layer,) * sizes.layers, norm, parallel="one_norm")
@@ -50,7 +51,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
     return {
         **sizes_json(config),
         "layer_norm_eps": config.stack.norm.eps,
-        "qk_layernorm": False,
+        "qk_layernorm": layer.mixer.qk_norm == "head",
         "embd_pdrop": 0.0,
         "resid_pdrop": 0.0,
         **rope_json(rope, layer.mixer.head_channels, share=True),
@@ -59,7 +60,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
 
 def weights(config: ModelConfig) -> list[Weight]:
     norms = {"input_layernorm": "attention_norms.before"}
-    table = weight_table(config, LINEARS, norms, final="model.final_layernorm")
+    table = weight_table(config, LINEARS, norms, final="model.final_layernorm", qk_norms=QK_NORMS)
     return [*table, Weight("lm_head.bias", ("output_bias",))] if config.output_bias else table
 
 

@@ -1,9 +1,11 @@
-"""Qwen3's mixtures (Yang et al. 2025, arXiv 2505.09388): Qwen3 with many small experts for its feed-forward."""
+"""Qwen3's mixtures (Yang et al. 2025, arXiv 2505.09388): Qwen3 with many small experts for its feed-forward, in
+all layers or in some."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from fledge.errors import ConfigError
 from fledge.model.config import ModelConfig, ShapeConfig
 from fledge.model.families.decoder import (
     decoder_config,
@@ -16,6 +18,7 @@ from fledge.model.families.decoder import (
     window_json,
 )
 from fledge.model.families.experts import (
+    dense_layers,
     experts_in_shape,
     experts_json,
     experts_of,
@@ -23,7 +26,7 @@ from fledge.model.families.experts import (
     weights_apart,
     weights_stacked,
 )
-from fledge.model.families.family import Family, flag, integer, number, refuse
+from fledge.model.families.family import Family, flag, integer, number
 from fledge.model.families.rotary import longest, read_rope, rope_json
 from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Dense, Heads, LayerConfig, Norm, StackConfig
@@ -37,8 +40,6 @@ DEFAULT = {
 
 
 def read(raw: dict[str, Any]) -> ModelConfig:
-    refuse(raw, "decoder_sparse_step", (1, None), "every layer has experts")
-    refuse(raw, "mlp_only_layers", ([], None), "every layer has experts")
     sizes = read_sizes(raw, DEFAULT)
     dense = Dense(integer(raw, "moe_intermediate_size", 768), sizes.activation, True)
     ffn = read_experts(raw, EXPERTS, DEFAULT, dense, flag(raw, "norm_topk_prob", False), 0.001)
@@ -46,17 +47,39 @@ def read(raw: dict[str, Any]) -> ModelConfig:
     heads = Heads(sizes.heads, sizes.kv_heads, sizes.channels, bias, bias, qk_norm="head")
     window = read_window(raw, 4096) if flag(raw, "use_sliding_window", False) else None
     rope = read_rope(raw, sizes.channels, sizes.context)
-    layer = LayerConfig(heads, ffn, rope, window)
-    stack = StackConfig(sizes.width, (layer,) * sizes.layers, Norm("rms", number(raw, "rms_norm_eps", 1e-6)))
+    plain = Dense(sizes.hidden, sizes.activation, True)
+    layers = tuple(
+        LayerConfig(heads, ffn if sparse else plain, rope, window) for sparse in read_sparse(raw, sizes.layers)
+    )
+    stack = StackConfig(sizes.width, layers, Norm("rms", number(raw, "rms_norm_eps", 1e-6)))
     return decoder_config(raw, "qwen3_moe", sizes, stack, longest(rope, sizes.context))
+
+
+def read_sparse(raw: dict[str, Any], n_layers: int) -> list[bool]:
+    """Which layers have experts. Raises ConfigError where none has."""
+    only, step = raw.get("mlp_only_layers"), integer(raw, "decoder_sparse_step", 1)
+    only = [] if only is None else only
+    numbers = isinstance(only, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in only)
+    if not numbers or any(not 0 <= n < n_layers for n in only):
+        raise ConfigError(f"config.json: mlp_only_layers: expected layers of 0..{n_layers - 1}, got {str(only)[:40]!r}")
+    if step < 1:
+        raise ConfigError(f"config.json: decoder_sparse_step: expected a number above 0, got {step}")
+    found = [index not in only and (index + 1) % step == 0 for index in range(n_layers)]
+    if not any(found):
+        raise ConfigError(f"config.json: mlp_only_layers: expected a layer with experts, got none of {n_layers}")
+    return found
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
     layer, rope, window = config.stack.layers[0], rope_of(config, "qwen3_moe"), window_json(config)
+    dense, hidden = dense_layers(config), experts_of(config).expert.hidden
     return {
         **sizes_json(config),
+        "intermediate_size": config.stack.layers[dense[0]].dense.hidden if dense else hidden,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": dense,
         **experts_json(config, EXPERTS),
-        "moe_intermediate_size": layer.dense.hidden,
+        "moe_intermediate_size": hidden,
         "norm_topk_prob": experts_of(config).renormalise,
         "rms_norm_eps": config.stack.norm.eps,
         "attention_bias": layer.mixer.qkv_bias,

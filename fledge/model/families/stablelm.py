@@ -1,5 +1,5 @@
 """StableLM (Bellagente et al. 2024, arXiv 2402.17834): LLaMA with LayerNorms and a quarter of each head's channels
-turned."""
+turned; in StableLM 2 12B a norm of its own for each head."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from fledge.model.families.decoder import (
     decoder_config,
     faithful,
     from_shape,
+    own_norms,
     read_sizes,
     rope_of,
     sizes_json,
     weight_table,
 )
-from fledge.model.families.family import Family, Weight, flag, number, refuse
+from fledge.model.families.family import Family, Weight, flag, number, refuse, switched_on
 from fledge.model.families.rotary import longest, read_rope, rope_json
 from fledge.model.families.task import decoder_tasks
 from fledge.nn.config import Dense, Heads, LayerConfig, Norm, StackConfig
@@ -28,11 +29,11 @@ DEFAULT = {
 
 
 def read(raw: dict[str, Any]) -> ModelConfig:
-    refuse(raw, "qk_layernorm", (False, None), "a norm of its own for each head")
     sizes = read_sizes({**raw, "head_dim": None}, DEFAULT)
     refuse(raw, "head_dim", (sizes.channels, None), "width = heads x channels in this family")
     rope = read_rope(raw, sizes.channels, sizes.context, share=0.25)
-    heads = Heads(sizes.heads, sizes.kv_heads, sizes.channels, flag(raw, "use_qkv_bias", False))
+    qk_norm: Any = "own" if switched_on(raw, "qk_layernorm") else ""
+    heads = Heads(sizes.heads, sizes.kv_heads, sizes.channels, flag(raw, "use_qkv_bias", False), qk_norm=qk_norm)
     layer = LayerConfig(heads, Dense(sizes.hidden, sizes.activation, True), rope)
     norm = Norm("layer", number(raw, "layer_norm_eps", 1e-5), bias=True)
     parallel = "one_norm" if flag(raw, "use_parallel_residual", False) else ""
@@ -47,14 +48,18 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "layer_norm_eps": config.stack.norm.eps,
         "use_qkv_bias": layer.mixer.qkv_bias,
         "use_parallel_residual": config.stack.parallel == "one_norm",
-        "qk_layernorm": False,
+        "qk_layernorm": layer.mixer.qk_norm == "own",
         **rope_json(rope, layer.mixer.head_channels, share=True),
     }
 
 
 def weights(config: ModelConfig) -> list[Weight]:
     one = {"input_layernorm": NORMS["input_layernorm"]}
-    return weight_table(config, norms=one if config.stack.parallel else NORMS)
+    table = weight_table(config, norms=one if config.stack.parallel else NORMS)
+    for which, (n_heads, ours) in own_norms(config).items():
+        theirs = f"model.layers.{{i}}.self_attn.{which}_layernorm.norms.{{e}}.weight"
+        table.append(Weight(theirs, (ours,), experts=n_heads))
+    return table
 
 
 def preset(width: int, hidden: int, layers: int, vocab_size: int) -> ShapeConfig:
@@ -74,6 +79,6 @@ FAMILY = Family(
     weights=weights,
     prefix="model.",
     ignored=(".rotary_emb.inv_freq",),
-    # StableLM 2 1.6B has biases on queries, keys and values alone: open its folder instead
+    # StableLM 2 has biases on queries, keys and values alone (1.6B) or norms of each head's own (12B): open its folder
     presets={"stablelm-3b": preset(2560, 6912, 32, 50304)},
 )

@@ -76,13 +76,14 @@ class Layer(c.Structure):
             for slot in ("before", "after", "residual")
         ),
         *((name, Norm) for name in ("q_norm", "k_norm")),
-        *((name, c.c_int32) for name in ("norm_whole", "turned")),
+        *((name, c.c_int32) for name in ("norm_over", "turned")),
         *((name, c.c_void_p) for name in ("cos", "sin")),
         ("heads", Heads),
         ("cache", Cache),
         *((name, Matrix) for name in ("qkv", "out", "up", "down")),
         ("mixture", Mixture),
-        *((name, c.c_int32) for name in ("activation", "gated", "parallel", "padding")),
+        *((name, c.c_int32) for name in ("activation", "gated", "parallel")),
+        ("clip", c.c_float),
     ]  # fmt: skip
 
 

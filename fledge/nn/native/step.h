@@ -11,6 +11,7 @@ namespace fledge {
 
 enum NormKind : int32_t { NO_NORM = 0, RMS = 1, LAYER = 2 };
 enum Activation : int32_t { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, RELU2 = 4, QUICK_GELU = 5, TANH = 6 };
+enum NormOver : int32_t { EACH_HEAD = 0, ALL_HEADS = 1, OWN_WEIGHTS = 2 };
 enum Parallel : int32_t { ONE_AFTER_THE_OTHER = 0, ONE_NORM = 1, TWO_NORMS = 2 };
 
 struct Norm {
@@ -22,14 +23,15 @@ struct Norm {
 struct Layer {
   Norm attention_before, attention_after, attention_residual, ffn_before, ffn_after, ffn_residual;
   Norm q_norm, k_norm;
-  int32_t norm_whole;  // q and k are normalised over all heads at once
+  int32_t norm_over;   // what q and k are normalised over; OWN_WEIGHTS: each head, by weights [H, C] and [K, C]
   int32_t turned;      // channels that turn, 0: none
   const float *cos, *sin;  // [positions, turned / 2]
   Heads heads;
   Cache cache;
   Matrix qkv, out, up, down;  // up: gate and up side by side if `gated`; of a mixture the router, and no down
   Mixture mixture;
-  int32_t activation, gated, parallel, padding;
+  int32_t activation, gated, parallel;
+  float clip;  // queries, keys and values are cut off at ± this; 0: they are not
 };
 
 // What an adapter makes of outputs begin … begin + size of a product: x is multiplied by `before`, and y becomes
@@ -148,18 +150,24 @@ static inline void turn(const Layer& layer, float* x, int position) {
   }
 }
 
-// Queries, keys and values of a token [(H + 2K) C]: normalised, turned, keys and values into the cache.
+// Queries, keys and values of a token [(H + 2K) C]: normalised, cut off, turned, keys and values into the cache.
 static inline void project(const Layer& layer, float* qkv, int position, const int32_t* table) {
   const Heads& heads = layer.heads;
   const int C = heads.channels, H = heads.n_heads, K = heads.n_kv_heads;
   if (layer.q_norm.kind != NO_NORM) {
-    if (layer.norm_whole) {
+    if (layer.norm_over == ALL_HEADS) {
       normalise(layer.q_norm, qkv, qkv, H * C);
       normalise(layer.k_norm, qkv + H * C, qkv + H * C, K * C);
     } else {
-      for (int h = 0; h < H + K; h++) normalise(h < H ? layer.q_norm : layer.k_norm, qkv + h * C, qkv + h * C, C);
+      for (int h = 0; h < H + K; h++) {
+        Norm norm = h < H ? layer.q_norm : layer.k_norm;
+        if (layer.norm_over == OWN_WEIGHTS && norm.weight) norm.weight += (h < H ? h : h - H) * C;
+        normalise(norm, qkv + h * C, qkv + h * C, C);
+      }
     }
   }
+  if (layer.clip)
+    for (int i = 0; i < (H + 2 * K) * C; i++) qkv[i] = qkv[i] < -layer.clip ? -layer.clip : qkv[i] > layer.clip ? layer.clip : qkv[i];
   if (layer.turned)
     for (int h = 0; h < H + K; h++) turn(layer, qkv + h * C, position);
   write_cache(layer.cache, heads, place(table, position), qkv + H * C, qkv + (H + K) * C);

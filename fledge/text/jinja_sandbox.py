@@ -94,7 +94,6 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
             "strftime_now": strftime_now,
             "namespace": TemplateNamespace,
             "range": short_range,
-            "dict": new_dict,
         }
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -177,10 +176,6 @@ def short_range(*bounds: int) -> range:
     if not -MAX_RANGE <= found.start <= MAX_RANGE or len(found) > MAX_RANGE:
         raise SecurityError(f"range: expected at most {MAX_RANGE} steps")
     return found
-
-
-def new_dict(*pairs: Any, **more: Any) -> dict[Any, Any]:
-    return dict(*pairs, **more)
 
 
 def tojson(

@@ -238,7 +238,6 @@ def test_a_template_that_refuses_is_named_with_its_reason():
         ("{{ bos_token }}{{ tools is none }}{{ enable_thinking is defined }}{{ messages[0].get('name', '-') }}", "<s>TrueFalse-"),  # noqa: E501
         ("  {% if true %}\n  a\n  {% endif %}\nb\n", "  a\nb"),
         ("{{ '%.1f' if false else 'x' * 3 }}{{ 7 % 4 }}{{ 2 ** 3 }}", "xxx38"),
-        ("{{ dict(messages[1], role='x', n=1) | length }}{{ dict([['a', 2]]).a }}", "32"),
         ("{{ messages[0].items() | length }}{{ messages[::-1][0].content }}{{ {'a': 1}.a }}", "2Bye1"),
     ],
 )  # fmt: skip

@@ -160,9 +160,8 @@ def exact_product(x: Tensor, weight: Tensor) -> Tensor:
     """int8 rows [N, I] by an int8 matrix [O, I] -> int32 [N, O], without any rounding.
 
     Where torch's own product of int8 is not there, saturates or has one input (it takes such a column for a row), in
-    float32: products of numbers within ±128 are within
-    2^14, so that every partial sum over 1024 inputs is a whole number within 2^24, which float32 holds exactly in any
-    order of summing.
+    float32: products of numbers within ±128 are within 2^14, so that every partial sum over 1024 inputs is a whole
+    number within 2^24, which float32 holds exactly in any order of summing.
     """
     if x.shape[0] and x.shape[1] > 1 and whole_numbers_multiply(x.device.type):
         return torch._int_mm(x, weight.t())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 
@@ -59,7 +60,9 @@ def test_a_file_whose_name_is_not_utf_8_is_read_and_its_bytes_are_counted(tmp_pa
     path = tmp_path / os.fsdecode(b"a\xff.txt")
     try:
         path.write_text("fine")
-    except OSError:
+    except OSError as error:
+        if error.errno != errno.EILSEQ:
+            raise
         pytest.skip("a file system of Unicode names")
     assert [(d.path, d.text) for d in read_documents(tmp_path)] == [("a\\udcff.txt", "fine")]
     assert total_bytes(tmp_path) == total_bytes(path) == 4 and total_bytes(tmp_path / "none") == 0
